@@ -1,0 +1,13 @@
+//! Who is who: keys, addresses, names and ids.
+//!
+//! Values only. Nothing here draws randomness: a private key is made from 32 bytes the caller supplies.
+
+mod address;
+mod id;
+mod key;
+mod name;
+
+pub use address::{AddressPlan, CGNAT_V4, CHROMEOS_V4, QUAD100_V4, QUAD100_V6, ULA_V6, is_mesh_address};
+pub use id::{NodeId, StableId, UserId, Vmid};
+pub use key::{DiscoPrivate, DiscoPublic, KeyError, MachinePrivate, MachinePublic, NodePrivate, NodePublic, Secret};
+pub use name::{NameError, NodeName};

@@ -1,0 +1,1 @@
+//! One mesh member: what the network map means for this machine.

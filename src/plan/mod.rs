@@ -1,0 +1,1 @@
+//! Provisioning decisions: what is wanted and what is there, turned into ordered steps.

@@ -1,0 +1,1 @@
+//! Proxmox VE as values: property strings, requests, replies, errors, task ids.

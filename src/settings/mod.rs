@@ -1,0 +1,177 @@
+//! The typed configuration a guest is given, one structure per role.
+//!
+//! Templates render it, the provisioner delivers it, the appliance's init reads it. It travels as TOML. Unknown keys are refused, so a
+//! mistyped setting is named instead of ignored.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::ident::{MachinePublic, NodeName, Secret, Vmid};
+
+/// The WireGuard UDP port, the one stock Tailscale nodes use.
+pub const DEFAULT_PORT: u16 = 41641;
+/// The TCP port a coordinator listens on in its container.
+pub const DEFAULT_COORDINATOR_PORT: u16 = 8080;
+
+/// Everything one appliance guest is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guest {
+    /// Which guest this was made for.
+    pub vmid: Vmid,
+    /// The host name, also the node's name in the mesh.
+    pub hostname: NodeName,
+    /// How the guest's own interface is set up.
+    pub network: Network,
+    /// Present when the guest is a mesh node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Node>,
+    /// Present when the guest is a coordinator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinator: Option<Coordinator>,
+}
+
+/// The guest's interface to the LAN.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Interface name inside the guest.
+    #[serde(default = "eth0")]
+    pub interface: String,
+    /// IPv4: `dhcp`, `none`, or an address with its prefix length.
+    pub ipv4: Ipv4Setup,
+    /// The IPv4 default gateway; only with a fixed address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway4: Option<Ipv4Addr>,
+    /// IPv6: `auto` (router advertisements), `none`, or an address with its prefix length.
+    #[serde(default)]
+    pub ipv6: Ipv6Setup,
+    /// The IPv6 default gateway; only with a fixed address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway6: Option<Ipv6Addr>,
+    /// Name servers; with `dhcp` they come before those of the lease.
+    #[serde(default)]
+    pub nameservers: Vec<IpAddr>,
+}
+
+fn eth0() -> String {
+    "eth0".to_owned()
+}
+
+/// How IPv4 is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ipv4Setup {
+    /// Ask a DHCP server.
+    Dhcp,
+    /// This address.
+    Fixed(Ipv4Net),
+    /// No IPv4.
+    None,
+}
+
+/// How IPv6 is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ipv6Setup {
+    /// Router advertisements, as the kernel does them.
+    #[default]
+    Auto,
+    /// This address.
+    Fixed(Ipv6Net),
+    /// No IPv6 beyond link-local.
+    None,
+}
+
+macro_rules! setup_as_text {
+    ($setup:ident, $word:literal => $variant:ident) => {
+        impl Serialize for $setup {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                match self {
+                    Self::$variant => serializer.serialize_str($word),
+                    Self::None => serializer.serialize_str("none"),
+                    Self::Fixed(net) => serializer.collect_str(net),
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $setup {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                match &*String::deserialize(deserializer)? {
+                    $word => Ok(Self::$variant),
+                    "none" => Ok(Self::None),
+                    text => text.parse().map(Self::Fixed).map_err(|_| {
+                        serde::de::Error::custom(concat!("expected `", $word, "`, `none` or an address with its prefix length"))
+                    }),
+                }
+            }
+        }
+    };
+}
+
+setup_as_text!(Ipv4Setup, "dhcp" => Dhcp);
+setup_as_text!(Ipv6Setup, "auto" => Auto);
+
+/// A mesh node's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// The coordinator: ours, Headscale or Tailscale.
+    pub login_server: String,
+    /// The coordinator's Noise key, when the provisioner already knows it; a different one is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_key: Option<MachinePublic>,
+    /// The join key; dropped from the stored settings once the node has registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_key: Option<Secret>,
+    /// The WireGuard UDP port.
+    #[serde(default = "default_port")]
+    pub port: u16,
+    /// Addresses under which this node is reachable from outside, such as a forwarded port of the home router.
+    #[serde(default)]
+    pub endpoints: Vec<SocketAddr>,
+    /// Offer to carry other nodes' internet traffic.
+    #[serde(default)]
+    pub advertise_exit_node: bool,
+    /// Networks behind this node that it offers to carry.
+    #[serde(default)]
+    pub advertise_routes: Vec<IpNet>,
+    /// Use the networks that other nodes offer.
+    #[serde(default)]
+    pub accept_routes: bool,
+}
+
+fn default_port() -> u16 {
+    DEFAULT_PORT
+}
+
+/// A coordinator's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Coordinator {
+    /// The address clients are told, `http(s)://host[:port]`.
+    pub url: String,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Machine keys whose owners may administer the coordinator through its own protocol. Public keys only: nothing secret is delivered.
+    #[serde(default)]
+    pub admin_keys: Vec<MachinePublic>,
+    /// The DNS suffix of node names, without a dot at either end.
+    pub base_domain: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_setups_read_as_words_or_addresses() {
+        let network: Network = serde_json::from_str(r#"{"ipv4":"192.168.1.5/24","gateway4":"192.168.1.1","ipv6":"none"}"#).unwrap();
+        assert_eq!(network.ipv4, Ipv4Setup::Fixed("192.168.1.5/24".parse().unwrap()));
+        assert_eq!(network.interface, "eth0");
+        let dhcp: Network = serde_json::from_str(r#"{"ipv4":"dhcp"}"#).unwrap();
+        assert_eq!((dhcp.ipv4, dhcp.ipv6), (Ipv4Setup::Dhcp, Ipv6Setup::Auto));
+        assert!(serde_json::from_str::<Network>(r#"{"ipv4":"192.168.1.5"}"#).is_err());
+        assert!(serde_json::from_str::<Network>(r#"{"ipv4":"dhcp","gatway4":"192.168.1.1"}"#).is_err());
+    }
+}

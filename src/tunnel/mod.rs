@@ -1,0 +1,1 @@
+//! WireGuard for one peer, and the shaping of packets around it.

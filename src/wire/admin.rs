@@ -1,0 +1,180 @@
+//! The administration messages of our coordinator: JSON, our own, not Tailscale's.
+//!
+//! The same requests are served on the coordinator's local socket and, for the machine keys it was told to trust, inside its control
+//! protocol (`/machine/pvemesh/admin/v1/...`), so that a provisioner elsewhere needs no password and no plain-text token.
+//!
+//! | method, path | request | reply |
+//! |---|---|---|
+//! | `GET users`, `POST users` | -, [`CreateUser`] | `[User]`, [`User`] |
+//! | `DELETE users/{id}` | - | `{}`; refused while the user has nodes |
+//! | `GET keys`, `POST keys` | -, [`CreateKey`] | `[KeyInfo]`, [`CreatedKey`] |
+//! | `DELETE keys/{id}` | - | `{}`; the key is revoked |
+//! | `GET nodes`, `DELETE nodes/{id}` | - | `[NodeInfo]`, `{}` |
+//! | `POST nodes/{id}/routes` | [`ApproveRoutes`] | [`NodeInfo`]; replaces the approved set |
+//! | `POST nodes/{id}/name` | [`Rename`] | [`NodeInfo`] |
+//! | `POST nodes/{id}/expire` | `{}` | [`NodeInfo`] |
+//! | `GET info` | - | [`CoordinatorInfo`] |
+//!
+//! Errors come with a 4xx or 5xx status and an [`AdminFailure`].
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::ident::{MachinePublic, NodeId, NodeName, NodePublic, Secret, UserId};
+use crate::time::Wall;
+
+/// The path prefix inside the control protocol.
+pub const ADMIN_PREFIX: &str = "/machine/pvemesh/admin/v1/";
+
+/// What the coordinator says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoordinatorInfo {
+    /// Program version.
+    pub version: String,
+    /// The address clients are told.
+    pub url: String,
+    /// The DNS suffix of node names.
+    pub base_domain: String,
+    /// The Noise key that clients pin.
+    pub server_key: MachinePublic,
+    /// Nodes known.
+    pub nodes: usize,
+    /// Nodes with an open map stream.
+    pub online: usize,
+}
+
+/// A new user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateUser {
+    /// The login name.
+    pub name: String,
+}
+
+/// A user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// Number.
+    pub id: UserId,
+    /// Login name.
+    pub name: String,
+    /// When it was made.
+    pub created: Wall,
+}
+
+/// A new join key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateKey {
+    /// Whose nodes join with it; made if it does not exist.
+    pub user: String,
+    /// May be used more than once.
+    #[serde(default)]
+    pub reusable: bool,
+    /// Nodes that join with it vanish some time after they disconnect.
+    #[serde(default)]
+    pub ephemeral: bool,
+    /// Seconds until it can no longer be used.
+    pub expires_in_secs: u64,
+    /// Tags given to nodes that join with it; tagged nodes do not expire.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Routes approved beforehand for nodes that join with it and advertise them; both `/0` make an exit node.
+    #[serde(default)]
+    pub approve_routes: Vec<IpNet>,
+    /// Only a node with this host name may use the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_for: Option<NodeName>,
+}
+
+/// A join key just made; the only time its text is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatedKey {
+    /// Number, for listing and revoking.
+    pub id: i64,
+    /// The key itself.
+    pub key: Secret,
+    /// When it stops working.
+    pub expires: Wall,
+}
+
+/// A join key as listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyInfo {
+    /// Number.
+    pub id: i64,
+    /// Its first characters, to recognise it.
+    pub prefix: String,
+    /// Whose nodes join with it.
+    pub user: String,
+    /// May be used more than once.
+    pub reusable: bool,
+    /// Its nodes vanish after they disconnect.
+    pub ephemeral: bool,
+    /// It has been used.
+    pub used: bool,
+    /// It was revoked.
+    pub revoked: bool,
+    /// Tags it gives.
+    pub tags: Vec<String>,
+    /// When it stops working.
+    pub expires: Wall,
+}
+
+/// A node as the coordinator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Number.
+    pub id: NodeId,
+    /// Name within the mesh.
+    pub name: NodeName,
+    /// Name with the DNS suffix, no final dot.
+    pub fqdn: String,
+    /// Owner.
+    pub user: String,
+    /// Public node key.
+    pub key: NodePublic,
+    /// IPv4 and IPv6 address.
+    pub addresses: Vec<IpAddr>,
+    /// Has an open map stream.
+    pub online: bool,
+    /// When it was last connected; absent while online or if it never was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<Wall>,
+    /// When its key expires; absent for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_expiry: Option<Wall>,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// What it offers to carry.
+    pub advertised_routes: Vec<IpNet>,
+    /// What an admin allowed it to carry.
+    pub approved_routes: Vec<IpNet>,
+    /// Operating system it reports.
+    pub os: String,
+}
+
+/// Replaces a node's approved routes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproveRoutes {
+    /// The whole new set.
+    pub routes: Vec<IpNet>,
+}
+
+/// Renames a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rename {
+    /// The new name.
+    pub name: NodeName,
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminFailure {
+    /// What happened and what to do, one sentence.
+    pub error: String,
+}

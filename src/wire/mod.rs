@@ -1,0 +1,3 @@
+//! Every byte exchanged with other mesh programs.
+
+pub mod admin;
