@@ -33,6 +33,30 @@ pub struct Guest {
     pub coordinator: Option<Coordinator>,
 }
 
+/// Why a guest's configuration was refused. Says where and what, but quotes nothing of it: it may hold a join key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the guest configuration, line {line}: {message}")]
+pub struct GuestError {
+    /// The line, counted from 1; 0 when the fault is of the whole text.
+    pub line: usize,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl Guest {
+    /// Reads the TOML form.
+    ///
+    /// # Errors
+    ///
+    /// When it is not TOML, or a key is missing, unknown or of the wrong kind.
+    pub fn from_toml(text: &str) -> Result<Self, GuestError> {
+        toml::from_str(text).map_err(|error| GuestError {
+            line: error.span().and_then(|span| text.get(..span.start)).map_or(0, |before| before.matches('\n').count() + 1),
+            message: error.message().to_owned(),
+        })
+    }
+}
+
 /// The guest's interface to the LAN.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

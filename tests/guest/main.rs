@@ -1,0 +1,6 @@
+//! What happens inside a guest's operating system: its configuration, its routes and firewall, its first process.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "test code")]
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout, clippy::print_stderr, reason = "test code")]
+
+mod render;
