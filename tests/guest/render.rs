@@ -126,8 +126,27 @@ fn a_refused_configuration_is_named_by_line_and_not_quoted() {
 
 fn hostile() -> impl Strategy<Value = String> {
     let nasty = prop::sample::select(vec![
-        "\"", "'", "\n", "\r\n", "\\", "\u{0}", "\u{7f}", "\u{202e}", "\"\"\"", "'''", "{{ auth_key }}", "{% if x %}", "{#", "#}", "]\n[node]", "=",
-        "#", "é", "💣", "\u{feff}", "\t",
+        "\"",
+        "'",
+        "\n",
+        "\r\n",
+        "\\",
+        "\u{0}",
+        "\u{7f}",
+        "\u{202e}",
+        "\"\"\"",
+        "'''",
+        "{{ auth_key }}",
+        "{% if x %}",
+        "{#",
+        "#}",
+        "]\n[node]",
+        "=",
+        "#",
+        "é",
+        "💣",
+        "\u{feff}",
+        "\t",
     ]);
     prop_oneof![any::<String>(), prop::collection::vec(nasty, 0..6).prop_map(|parts| parts.concat())]
 }
