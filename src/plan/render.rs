@@ -197,7 +197,8 @@ fn render(name: &'static str, template: &str, values: &[(&'static str, String)])
         context.insert(*name, value);
     }
     // The engine's own escaping is for HTML; every value is already quoted for where it goes.
-    Tera::one_off(template, &context, false).map_err(|error| {
+    let (_, body) = template.split_once('\n').unwrap_or_default();
+    Tera::one_off(body, &context, false).map_err(|error| {
         let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
         RenderError::Template { template: name, reason: cause }
     })
@@ -210,7 +211,7 @@ fn difference(one: &BTreeSet<&str>, other: &BTreeSet<&str>) -> Option<String> {
 
 fn listed_variables<'t>(name: &'static str, template: &'t str) -> Result<BTreeSet<&'t str>, RenderError> {
     let first = template.lines().next().unwrap_or_default();
-    let list = first.strip_prefix("{# variables:").and_then(|rest| rest.strip_suffix("-#}"));
+    let list = first.strip_prefix("{# variables:").and_then(|rest| rest.strip_suffix("#}"));
     list.map(|list| list.split_whitespace().collect()).ok_or(RenderError::Header(name))
 }
 
@@ -230,7 +231,7 @@ fn used_variables(template: &str) -> BTreeSet<&str> {
 mod tests {
     use super::*;
 
-    const LIST: &str = "{# variables: a b -#}\n";
+    const LIST: &str = "{# variables: a b #}\n";
 
     fn values(names: &[&'static str]) -> Values {
         names.iter().map(|name| (*name, format!("<{name}>"))).collect()

@@ -1,1 +1,7 @@
 //! The shell: everything that touches the operating system. It drives the cores and holds no decisions.
+
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the shell may")]
+
+pub mod nft;
+pub mod router;
+pub mod sysctl;

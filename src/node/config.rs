@@ -1,0 +1,43 @@
+//! What the node's core tells the shell to set up: peers for the packet engine, addresses and routes for the router.
+
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use crate::ident::{DiscoPublic, NodeId, NodePublic};
+
+/// One peer, as the packet engine needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// The peer's number in the coordinator.
+    pub id: NodeId,
+    /// The peer's WireGuard key; the engine keeps a session as long as this stays the same.
+    pub key: NodePublic,
+    /// The key of the peer's path probes, if it has one.
+    pub disco: Option<DiscoPublic>,
+    /// The peer's name, for logs.
+    pub name: String,
+    /// Where packets to the peer may go, and the sources it may send from.
+    pub allowed_ips: Vec<IpNet>,
+    /// Addresses the coordinator knows the peer by, best guess first.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// Addresses, routes and forwarding of this machine while it is a mesh member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouterConfig {
+    /// The TUN interface the mesh goes through.
+    pub interface: String,
+    /// This node's own addresses.
+    pub addresses: Vec<IpNet>,
+    /// Prefixes reached through the mesh (table 52).
+    pub routes: Vec<IpNet>,
+    /// Prefixes that stay on the local network even where a mesh route covers them ("throw" routes, LAN-first).
+    pub local_routes: Vec<IpNet>,
+    /// Whether this node forwards other nodes' packets.
+    pub forward: bool,
+    /// Whether forwarded packets leave with this machine's own address.
+    pub masquerade: bool,
+    /// The interface's MTU in bytes.
+    pub mtu: u16,
+}

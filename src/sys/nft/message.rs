@@ -1,0 +1,148 @@
+//! The table as netlink messages (`linux/netfilter/nf_tables.h`): what `nft` would compile the rules in the module's page to.
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_netfilter::nftables::{
+    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook, InetHookNumber, Meta, MetaKey, NfTablesMessage, Operator,
+    Register, RuleAttribute, RuleMessage, TableAttribute, TableFlags, TableMessage,
+};
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+
+use super::TABLE;
+use crate::sys::router::wanted::{FORWARD_MARK, MARK_MASK};
+
+/// The subsystem number that opens and closes a batch (`NFNL_SUBSYS_NFTABLES`).
+const SUBSYSTEM: u16 = 10;
+/// `NF_ACCEPT`.
+const ACCEPT: u32 = 1;
+/// `NF_IP_PRI_FILTER`: where filtering is.
+const PRIORITY_FILTER: i32 = 0;
+/// `NF_IP_PRI_NAT_SRC`: where source addresses are translated.
+const PRIORITY_SRCNAT: i32 = 100;
+/// `IFNAMSIZ`: the kernel compares whole, zero-padded names.
+const NAME_BYTES: usize = 16;
+
+type Message = NetlinkMessage<NetfilterMessage>;
+
+/// Messages as the bytes of one transaction.
+pub(super) fn batch(messages: &[Message]) -> Vec<u8> {
+    let control = |message: ControlMessage| {
+        let mut message = NetlinkMessage::from(NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM), message));
+        message.header.flags = NLM_F_REQUEST;
+        message
+    };
+    let mut all = vec![control(ControlMessage::BatchBegin)];
+    all.extend_from_slice(messages);
+    all.push(control(ControlMessage::BatchEnd));
+    let mut bytes = Vec::new();
+    for (mut message, number) in all.into_iter().zip(1..) {
+        message.header.sequence_number = number;
+        message.finalize();
+        let start = bytes.len();
+        bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
+        if let Some(place) = bytes.get_mut(start..) {
+            message.serialize(place);
+        }
+    }
+    bytes
+}
+
+/// The table in place of what is there: made if it is missing, so that the removal that follows cannot fail.
+pub(super) fn replace(interface: &str, flags: TableFlags) -> Vec<Message> {
+    vec![
+        table(flags),
+        delete(),
+        table(flags),
+        chain("forward", "filter", InetHookNumber::Forward, PRIORITY_FILTER),
+        chain("postrouting", "nat", InetHookNumber::PostRouting, PRIORITY_SRCNAT),
+        rule("forward", mark_from(interface)),
+        rule("postrouting", masquerade_marked(interface)),
+    ]
+}
+
+/// The removal of the table.
+pub(super) fn delete() -> Message {
+    let attributes = vec![TableAttribute::Name(TABLE.to_owned())];
+    message(NfTablesMessage::DeleteTable(TableMessage { attributes }), 0)
+}
+
+fn message(inner: NfTablesMessage, flags: u16) -> Message {
+    let mut message = NetlinkMessage::from(NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0), inner));
+    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    message
+}
+
+fn table(flags: TableFlags) -> Message {
+    let attributes = vec![TableAttribute::Name(TABLE.to_owned()), TableAttribute::Flags(flags)];
+    message(NfTablesMessage::NewTable(TableMessage { attributes }), NLM_F_CREATE)
+}
+
+fn chain(name: &str, kind: &str, hook: InetHookNumber, priority: i32) -> Message {
+    let attributes = vec![
+        ChainAttribute::Table(TABLE.to_owned()),
+        ChainAttribute::Name(name.to_owned()),
+        ChainAttribute::Hook(vec![Hook::Number(hook.into()), Hook::Priority(priority.cast_unsigned())]),
+        ChainAttribute::Policy(ACCEPT),
+        ChainAttribute::Type(kind.to_owned()),
+    ];
+    message(NfTablesMessage::NewChain(ChainMessage { attributes }), NLM_F_CREATE)
+}
+
+fn rule(chain: &str, expressions: Vec<Expressions>) -> Message {
+    let attributes = vec![
+        RuleAttribute::Table(TABLE.to_owned()),
+        RuleAttribute::Chain(chain.to_owned()),
+        RuleAttribute::Expressions(expressions.into_iter().map(Into::into).collect()),
+    ];
+    message(NfTablesMessage::NewRule(RuleMessage { attributes }), NLM_F_CREATE | NLM_F_APPEND)
+}
+
+/// `iifname "…" meta mark set meta mark & ~mask | mark`: the other bits stay as they are.
+fn mark_from(interface: &str) -> Vec<Expressions> {
+    vec![
+        load(MetaKey::Iifname),
+        compare(Operator::Equal, name_bytes(interface)),
+        load(MetaKey::Mark),
+        bitwise(!MARK_MASK, FORWARD_MARK),
+        Expressions::Meta(vec![Meta::Key(MetaKey::Mark), Meta::SourceRegister(Register::Reg1)]),
+    ]
+}
+
+/// `oifname != "…" meta mark & mask == mark masquerade`: from one mesh node to another nothing is translated.
+fn masquerade_marked(interface: &str) -> Vec<Expressions> {
+    vec![
+        load(MetaKey::Oifname),
+        compare(Operator::NotEqual, name_bytes(interface)),
+        load(MetaKey::Mark),
+        bitwise(MARK_MASK, 0),
+        compare(Operator::Equal, FORWARD_MARK.to_ne_bytes().to_vec()),
+        // The crate has no name for it; it takes no attributes.
+        Expressions::Other { expression_type: "masq".to_owned(), attributes: Vec::new() },
+    ]
+}
+
+fn load(key: MetaKey) -> Expressions {
+    Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(Register::Reg1)])
+}
+
+fn compare(operator: Operator, value: Vec<u8>) -> Expressions {
+    Expressions::Cmp(vec![Cmp::SourceRegister(Register::Reg1), Cmp::Op(operator), Cmp::Data(DataAttribute::Value(value))])
+}
+
+/// `register & mask ^ xor` on 32 bits; marks are in the machine's byte order.
+fn bitwise(mask: u32, xor: u32) -> Expressions {
+    let bytes = |value: u32| DataAttribute::Value(value.to_ne_bytes().to_vec());
+    Expressions::Bitwise(vec![
+        Bitwise::SourceRegister(Register::Reg1),
+        Bitwise::DestinationRegister(Register::Reg1),
+        Bitwise::Length(4),
+        Bitwise::Mask(bytes(mask)),
+        Bitwise::Xor(bytes(xor)),
+    ])
+}
+
+fn name_bytes(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(NAME_BYTES, 0);
+    bytes
+}

@@ -1,0 +1,174 @@
+//! The node's own firewall table, set over netlink without the `nft` program.
+//!
+//! ```text
+//! table inet pvemesh {
+//!     flags owner
+//!     chain forward {
+//!         type filter hook forward priority filter; policy accept;
+//!         iifname "pvemesh0" meta mark set meta mark & 0xff00ffff | 0x00040000
+//!     }
+//!     chain postrouting {
+//!         type nat hook postrouting priority srcnat; policy accept;
+//!         oifname != "pvemesh0" meta mark & 0x00ff0000 == 0x00040000 masquerade
+//!     }
+//! }
+//! ```
+//!
+//! A table of its own, so that nobody's rules are edited and nobody edits ours; owned by its socket (kernel 5.12 on), so that it goes when
+//! the process does and that reloading the machine's firewall does not take it away. It cannot overrule a `drop` in another table.
+//! The choice is explained in docs/decisions/own-firewall-table.md.
+
+mod message;
+
+use std::io;
+
+use netlink_packet_core::{NLM_F_ACK, NetlinkBuffer, NetlinkMessage, NetlinkPayload, Parseable as _};
+use netlink_packet_netfilter::NetfilterMessage;
+use netlink_packet_netfilter::nftables::TableFlags;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+
+/// The table's name; its family is `inet`.
+pub const TABLE: &str = "pvemesh";
+
+/// Replies to one batch are an acknowledgement each; far below this.
+const MAX_REPLY: usize = 64 * 1024;
+
+/// Why the firewall was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// The kernel gives no netfilter socket.
+    #[error("open a netfilter socket: {0}; is nf_tables missing from the kernel?")]
+    Open(io::Error),
+    /// Another process holds the table.
+    #[error("firewall table `{TABLE}` belongs to another process: is another node running in this network?")]
+    Owned,
+    /// The kernel refused the change; nothing of it took effect.
+    #[error("{tried} firewall table `{TABLE}`: {error}")]
+    Refused {
+        /// What was tried.
+        tried: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+/// The table, there as long as this value is.
+pub struct Firewall {
+    socket: Socket,
+}
+
+impl std::fmt::Debug for Firewall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Firewall")
+    }
+}
+
+impl Firewall {
+    /// Makes the table for packets that come in by `interface`, in place of one that is there already.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no nf_tables, refuses, or the table belongs to another process.
+    pub fn install(interface: &str) -> Result<Self, NftError> {
+        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(NftError::Open)?;
+        socket.bind_auto().map_err(NftError::Open)?;
+        // The kernel handles a batch within the send, so the replies are there when it returns.
+        socket.set_non_blocking(true).map_err(NftError::Open)?;
+        let firewall = Self { socket };
+        firewall.apply(interface)?;
+        Ok(firewall)
+    }
+
+    /// Replaces the table's content, in one transaction.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; the old content then stays.
+    pub fn apply(&self, interface: &str) -> Result<(), NftError> {
+        let refused = |error: io::Error| match error.raw_os_error() {
+            Some(libc::EPERM) if rustix::process::geteuid().is_root() => NftError::Owned,
+            _ => NftError::Refused { tried: "set", error },
+        };
+        match self.send(&message::replace(interface, TableFlags::Owner)) {
+            // A kernel before 5.12, or a table there that has no owner: the latter cannot get one.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+                self.send(&message::replace(interface, TableFlags::empty())).map_err(refused)
+            }
+            result => result.map_err(refused),
+        }
+    }
+
+    /// Removes the table.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses. That the table is not there is no error.
+    pub fn remove(self) -> Result<(), NftError> {
+        match self.send(&[message::delete()]) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(NftError::Refused { tried: "remove", error }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends messages as one transaction and reads what the kernel says to each.
+    fn send(&self, messages: &[NetlinkMessage<NetfilterMessage>]) -> io::Result<()> {
+        let bytes = message::batch(messages);
+        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+        let expected = messages.iter().filter(|m| m.header.flags & NLM_F_ACK != 0).count();
+        let mut first = Ok(());
+        let mut seen = 0;
+        let mut reply = Vec::with_capacity(MAX_REPLY);
+        while seen < expected {
+            reply.clear();
+            match self.socket.recv(&mut reply, 0) {
+                Ok(_) => {}
+                // After a refusal the rest may stay unanswered.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && first.is_err() => break,
+                Err(error) => return Err(error),
+            }
+            for answer in answers(&reply) {
+                seen += 1;
+                if first.is_ok() {
+                    first = answer;
+                }
+            }
+        }
+        // Nothing of this batch may be taken for an answer to the next.
+        reply.clear();
+        while self.socket.recv(&mut reply, 0).is_ok() {
+            reply.clear();
+        }
+        first
+    }
+}
+
+/// The answers in one datagram from the kernel.
+fn answers(mut bytes: &[u8]) -> Vec<io::Result<()>> {
+    let mut found = Vec::new();
+    while let Ok(buffer) = NetlinkBuffer::new_checked(&bytes) {
+        let length = (buffer.length() as usize).next_multiple_of(4);
+        if let Ok(NetlinkMessage { payload: NetlinkPayload::Error(error), .. }) = NetlinkMessage::<NetfilterMessage>::parse(&buffer) {
+            found.push(error.code.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(code.get().saturating_neg()))));
+        }
+        match bytes.get(length..) {
+            Some(rest) if length > 0 => bytes = rest,
+            _ => break,
+        }
+    }
+    found
+}
+
+/// Removes a table that nobody owns, as an older kernel keeps after a crash. That there is none, or no nf_tables at all, is no error.
+///
+/// # Errors
+///
+/// When the kernel refuses for another reason.
+pub fn remove_leftover() -> Result<(), NftError> {
+    let Ok(mut socket) = Socket::new(NETLINK_NETFILTER) else { return Ok(()) };
+    socket.bind_auto().and_then(|_| socket.set_non_blocking(true)).map_err(NftError::Open)?;
+    match (Firewall { socket }).remove() {
+        // The kernel refuses so when the table has a living owner, when we are not root, or when it has no nf_tables.
+        Err(NftError::Refused { error, .. }) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::EINVAL)) => Ok(()),
+        result => result,
+    }
+}

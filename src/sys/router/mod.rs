@@ -1,0 +1,168 @@
+//! The machine's routing while it is a mesh member: the TUN's addresses, table 52, the policy rules, forwarding and masquerade.
+//!
+//! [`Router::apply`] compares what is wanted with what the kernel has and changes the difference, so it may be called at any time, also to
+//! repair what another program removed. What is ours is told by its origin ([`wanted::ORIGIN`]), not by memory, so [`Router::clear`] and
+//! [`clean_leftovers`] find it after a crash too.
+//!
+//! It does not make the TUN interface, and does not watch for changes. It works on the network namespace of the thread that made it.
+
+mod link;
+pub mod wanted;
+
+use std::path::PathBuf;
+
+use crate::node::RouterConfig;
+use crate::sys::nft::{self, Firewall, NftError};
+use crate::sys::sysctl::{self, Sysctls};
+use wanted::Family;
+
+/// Why routing was not set up.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// A netlink socket could not be opened.
+    #[error("open a routing socket: {0}")]
+    Open(std::io::Error),
+    /// The kernel refused a change.
+    #[error("{tried}: {reason}")]
+    Netlink {
+        /// What was tried.
+        tried: String,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// The TUN interface does not exist.
+    #[error("interface {0} does not exist; start the packet engine first")]
+    NoInterface(String),
+    /// The name cannot be an interface's.
+    #[error("`{0}` is not an interface name: 1 to 15 characters, no `/`, no blanks")]
+    Name(String),
+    /// A kernel setting could not be changed.
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::SysctlError),
+    /// The firewall table could not be changed.
+    #[error(transparent)]
+    Firewall(#[from] NftError),
+}
+
+/// Holds the machine's routing. Dropping it changes nothing but the firewall table, which the kernel removes with its owner.
+#[derive(Debug)]
+pub struct Router {
+    handle: rtnetlink::Handle,
+    connection: tokio::task::JoinHandle<()>,
+    firewall: Option<Firewall>,
+    sysctls: Sysctls,
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// Whether a text can be the name of an interface (the kernel's `dev_valid_name`).
+pub fn is_interface_name(name: &str) -> bool {
+    (1..16).contains(&name.len()) && !matches!(name, "." | "..") && name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':'))
+}
+
+impl Router {
+    /// Opens the sockets; changes nothing yet. Previous kernel settings are remembered under `/run/pvemesh`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel gives no routing socket.
+    pub async fn new() -> Result<Self, RouterError> {
+        Self::with_memory(sysctl::default_memory()).await
+    }
+
+    /// The same with another file for the previous kernel settings.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel gives no routing socket.
+    #[expect(clippy::unused_async, reason = "it needs a running tokio, which an async signature says best")]
+    pub async fn with_memory(memory: PathBuf) -> Result<Self, RouterError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(RouterError::Open)?;
+        Ok(Self { handle, connection: tokio::spawn(connection), firewall: None, sysctls: Sysctls::new(memory) })
+    }
+
+    /// Makes the machine's routing what `config` says.
+    ///
+    /// # Errors
+    ///
+    /// When the interface is missing or the kernel refuses a change; what was changed before that stays, and the next call goes on from there.
+    pub async fn apply(&mut self, config: &RouterConfig) -> Result<(), RouterError> {
+        let name = config.interface.as_str();
+        if !is_interface_name(name) {
+            return Err(RouterError::Name(name.escape_default().to_string()));
+        }
+        let link = link::find(&self.handle, name).await?.ok_or_else(|| RouterError::NoInterface(name.to_owned()))?;
+        let usable6 = sysctl::enable_ipv6(name);
+        link::bring_up(&self.handle, name, link, u32::from(config.mtu)).await?;
+        let addresses: Vec<_> = config.addresses.iter().copied().filter(|net| net.addr().is_ipv4() || usable6).collect();
+        link::set_addresses(&self.handle, name, link.index, &addresses).await?;
+        for family in families() {
+            let usable = family == Family::V4 || usable6;
+            link::set_routes(&self.handle, family, link.index, &wanted::routes(config, family, usable)).await?;
+            link::set_rules(&self.handle, family, &wanted::rules(family)).await?;
+        }
+        self.sysctls.apply(config.forward, wanted::carries_outside_traffic(config), name)?;
+        if config.forward && config.masquerade {
+            match &mut self.firewall {
+                Some(firewall) => firewall.apply(name)?,
+                none => *none = Some(Firewall::install(name)?),
+            }
+        } else if let Some(firewall) = self.firewall.take() {
+            firewall.remove()?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything [`Router::apply`] set up and gives kernel settings their previous values. The interface may be gone already.
+    ///
+    /// # Errors
+    ///
+    /// The first refusal of the kernel; the rest is cleared nevertheless.
+    pub async fn clear(&mut self) -> Result<(), RouterError> {
+        let mut first = Ok(());
+        let mut note = |result: Result<(), RouterError>| {
+            if first.is_ok() {
+                first = result;
+            }
+        };
+        for family in families() {
+            note(link::set_rules(&self.handle, family, &[]).await);
+            note(link::set_routes(&self.handle, family, 0, &[]).await);
+        }
+        let removed = match self.firewall.take() {
+            Some(firewall) => firewall.remove(),
+            None => nft::remove_leftover(),
+        };
+        note(removed.map_err(Into::into));
+        note(self.sysctls.restore().map_err(Into::into));
+        first
+    }
+
+    async fn clear_addresses(&self, interface: &str) -> Result<(), RouterError> {
+        match link::find(&self.handle, interface).await? {
+            Some(link) => link::set_addresses(&self.handle, interface, link.index, &[]).await,
+            None => Ok(()),
+        }
+    }
+}
+
+fn families() -> impl Iterator<Item = Family> {
+    [Family::V4, Family::V6].into_iter().filter(|family| *family == Family::V4 || sysctl::kernel_has_ipv6())
+}
+
+/// Removes what a node that was killed left behind. The interface itself goes with its process; where one of that name still exists, its
+/// addresses are taken off.
+///
+/// # Errors
+///
+/// The first refusal of the kernel; the rest is cleaned nevertheless.
+pub async fn clean_leftovers(interface: &str) -> Result<(), RouterError> {
+    let mut router = Router::new().await?;
+    let cleared = router.clear().await;
+    router.clear_addresses(interface).await?;
+    cleared
+}
