@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Whether the test can run; says why not otherwise.
 pub(crate) fn root() -> bool {
-    let root = rustix::process::geteuid().is_root() && Command::new("ip").args(["netns", "list"]).output().is_ok_and(|out| out.status.success());
+    let root =
+        rustix::process::geteuid().is_root() && Command::new("ip").args(["netns", "list"]).output().is_ok_and(|out| out.status.success());
     if !root {
         println!("skipped: needs root and iproute2");
     }
@@ -88,9 +89,13 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        for pid in Command::new("ip").args(["netns", "pids", &self.name]).output().map(|out| out.stdout).into_iter().flat_map(|out| {
-            String::from_utf8_lossy(&out).split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
-        }) {
+        for pid in Command::new("ip")
+            .args(["netns", "pids", &self.name])
+            .output()
+            .map(|out| out.stdout)
+            .into_iter()
+            .flat_map(|out| String::from_utf8_lossy(&out).split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>())
+        {
             if let Some(pid) = rustix::process::Pid::from_raw(pid) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }

@@ -42,7 +42,10 @@ fn apply_sets_up_a_node_and_clear_leaves_the_machine_as_it_was() {
     let before = netns.dump();
     netns.enter(async || {
         let mut router = Router::new().await.unwrap();
-        router.apply(&config(&["100.64.0.2/32", "fd7a:115c:a1e0::2/128", "0.0.0.0/0", "::/0", "10.0.0.0/8"], &["10.1.0.0/16"], true)).await.unwrap();
+        router
+            .apply(&config(&["100.64.0.2/32", "fd7a:115c:a1e0::2/128", "0.0.0.0/0", "::/0", "10.0.0.0/8"], &["10.1.0.0/16"], true))
+            .await
+            .unwrap();
 
         let rules = netns.run("ip rule; ip -6 rule");
         for rule in [
@@ -56,7 +59,13 @@ fn apply_sets_up_a_node_and_clear_leaves_the_machine_as_it_was() {
         }
         assert!(rules.contains("to 100.64.0.0/10 lookup 52 suppress_prefixlength 0"), "{rules}");
         let routes = netns.run("ip route show table 52; ip -6 route show table 52");
-        for route in ["default dev pvemesh0", "10.0.0.0/8 dev pvemesh0", "100.64.0.2 dev pvemesh0", "throw 10.1.0.0/16", "fd7a:115c:a1e0::2 dev pvemesh0"] {
+        for route in [
+            "default dev pvemesh0",
+            "10.0.0.0/8 dev pvemesh0",
+            "100.64.0.2 dev pvemesh0",
+            "throw 10.1.0.0/16",
+            "fd7a:115c:a1e0::2 dev pvemesh0",
+        ] {
             assert!(routes.contains(route), "{route}:\n{routes}");
         }
         assert_eq!(routes.matches("default dev pvemesh0").count(), 2, "{routes}");
@@ -87,7 +96,10 @@ fn apply_sets_up_a_node_and_clear_leaves_the_machine_as_it_was() {
 
         // Again: nothing changes. With less: the rest goes.
         let full = netns.dump();
-        router.apply(&config(&["100.64.0.2/32", "fd7a:115c:a1e0::2/128", "0.0.0.0/0", "::/0", "10.0.0.0/8"], &["10.1.0.0/16"], true)).await.unwrap();
+        router
+            .apply(&config(&["100.64.0.2/32", "fd7a:115c:a1e0::2/128", "0.0.0.0/0", "::/0", "10.0.0.0/8"], &["10.1.0.0/16"], true))
+            .await
+            .unwrap();
         assert_same(&full, &netns.dump());
         router.apply(&config(&["100.64.0.3/32"], &[], false)).await.unwrap();
         let routes = netns.run("ip route show table 52; ip -6 route show table 52");
@@ -113,7 +125,9 @@ fn a_changed_kind_of_route_replaces_the_old_one_in_both_families() {
     let netns = machine();
     netns.enter(async || {
         let mut router = Router::new().await.unwrap();
-        for (routes, local, words) in [(vec!["10.0.0.0/8", "fd00::/8"], vec![], "dev pvemesh0"), (vec![], vec!["10.0.0.0/8", "fd00::/8"], "throw")] {
+        for (routes, local, words) in
+            [(vec!["10.0.0.0/8", "fd00::/8"], vec![], "dev pvemesh0"), (vec![], vec!["10.0.0.0/8", "fd00::/8"], "throw")]
+        {
             for _ in 0..2 {
                 router.apply(&config(&routes, &local, false)).await.unwrap();
                 for family in ["-4", "-6"] {

@@ -27,7 +27,8 @@ type Message = NetlinkMessage<NetfilterMessage>;
 /// Messages as the bytes of one transaction.
 pub(super) fn batch(messages: &[Message]) -> Vec<u8> {
     let control = |message: ControlMessage| {
-        let mut message = NetlinkMessage::from(NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM), message));
+        let mut message =
+            NetlinkMessage::from(NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM), message));
         message.header.flags = NLM_F_REQUEST;
         message
     };

@@ -168,7 +168,9 @@ pub fn remove_leftover() -> Result<(), NftError> {
     socket.bind_auto().and_then(|_| socket.set_non_blocking(true)).map_err(NftError::Open)?;
     match (Firewall { socket }).remove() {
         // The kernel refuses so when the table has a living owner, when we are not root, or when it has no nf_tables.
-        Err(NftError::Refused { error, .. }) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::EINVAL)) => Ok(()),
+        Err(NftError::Refused { error, .. }) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::EINVAL)) => {
+            Ok(())
+        }
         result => result,
     }
 }
