@@ -51,8 +51,8 @@ fn write_hex(f: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
 
 macro_rules! key_pair {
     ($public:ident, $private:ident, $prefix:literal, $what:literal) => {
-        #[doc = concat!("The public half of ", $what, ".")]
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[doc = concat!("The public half of ", $what, ". The default is the \"no key\" value.")]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
         pub struct $public([u8; 32]);
 
         impl $public {

@@ -5,3 +5,6 @@
 pub mod nft;
 pub mod router;
 pub mod sysctl;
+pub mod clock;
+pub mod entropy;
+pub mod noise_stream;

@@ -1,3 +1,4 @@
 //! Every byte exchanged with other mesh programs.
 
 pub mod admin;
+pub mod control;
