@@ -2,9 +2,9 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the shell may")]
 
-pub mod nft;
-pub mod router;
-pub mod sysctl;
 pub mod clock;
 pub mod entropy;
+pub mod nft;
 pub mod noise_stream;
+pub mod router;
+pub mod sysctl;
