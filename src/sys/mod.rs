@@ -6,5 +6,6 @@ pub mod clock;
 pub mod entropy;
 pub mod nft;
 pub mod noise_stream;
+pub mod pve;
 pub mod router;
 pub mod sysctl;

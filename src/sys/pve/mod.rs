@@ -1,0 +1,161 @@
+//! Carrying Proxmox requests: over HTTPS, or through `pvesh` on the host itself.
+//!
+//! Everything above talks to an [`Executor`] and does not know which. What is asked for and why is decided in `plan`.
+
+mod https;
+mod pvesh;
+mod task;
+mod ticket;
+mod trust;
+
+use std::path::PathBuf;
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+
+use crate::ident::Secret;
+use crate::pve::reply::ReplyError;
+use crate::pve::{ApiError, BuildError, Fingerprint, HostName, Identity, Request, StorageId, Upid};
+
+pub use https::{Https, HttpsOptions};
+pub use pvesh::Pvesh;
+pub use task::{TaskError, wait_task};
+pub use trust::{Trust, probe_fingerprint};
+
+/// A way to a Proxmox API.
+pub trait Executor: Send + Sync {
+    /// Makes one request and gives the `data` of the reply.
+    fn call<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<Value, CallError>>;
+
+    /// Uploads a container template; gives the task that stores it, which may be on another host than the one named.
+    fn upload<'a>(&'a self, upload: &'a Upload) -> BoxFuture<'a, Result<Upid, CallError>>;
+
+    /// Whom Proxmox takes us for.
+    fn identity(&self) -> Identity;
+
+    /// Where the requests go, for messages.
+    fn place(&self) -> String;
+}
+
+/// A file to be uploaded as a container template.
+#[derive(Debug, Clone)]
+pub struct Upload {
+    /// The host whose API stores it.
+    pub host: HostName,
+    /// The storage, which must hold `vztmpl`.
+    pub storage: StorageId,
+    /// The local file.
+    pub file: PathBuf,
+    /// Its name on the storage; an existing file of that name would be overwritten.
+    pub name: String,
+    /// Its SHA-256 in lower-case hex; Proxmox checks it.
+    pub sha256: String,
+}
+
+/// How we show who we are.
+#[derive(Debug, Clone)]
+pub enum Credentials {
+    /// A login with a password, and a one-time code where a second factor is set up.
+    Password {
+        /// `user@realm`
+        user: String,
+        /// The password.
+        password: Secret,
+        /// The six digits of a TOTP app.
+        otp: Option<Secret>,
+    },
+    /// An API token.
+    Token {
+        /// `user@realm!name`
+        id: String,
+        /// Its secret, a UUID.
+        secret: Secret,
+    },
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// Proxmox answered and refused.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The request could not be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// No connection, or it was lost. After a POST, PUT or DELETE nobody knows whether the request was carried out.
+    #[error("{place} cannot be reached: {why}")]
+    Unreachable {
+        /// Where.
+        place: String,
+        /// The causes, outermost first.
+        why: String,
+    },
+    /// The certificate is not the pinned one.
+    #[error("the certificate of {place} has the fingerprint {seen}, but {expected} was expected")]
+    CertificateChanged {
+        /// Where.
+        place: String,
+        /// The fingerprint shown.
+        seen: Fingerprint,
+        /// The fingerprint pinned.
+        expected: Fingerprint,
+    },
+    /// The certificate is signed by nobody we trust.
+    #[error("the certificate of {place} (fingerprint {seen}) is not trusted: {why}")]
+    CertificateUntrusted {
+        /// Where.
+        place: String,
+        /// The fingerprint shown.
+        seen: Fingerprint,
+        /// What the check says.
+        why: String,
+    },
+    /// Proxmox wants a second factor.
+    #[error("{user} logs in with a second factor ({kinds})")]
+    SecondFactor {
+        /// The user.
+        user: String,
+        /// The factors set up.
+        kinds: String,
+    },
+    /// The credentials or settings cannot be used.
+    #[error("{0}")]
+    Setup(String),
+    /// The reply was not understood.
+    #[error(transparent)]
+    Reply(#[from] ReplyError),
+    /// The reply is no JSON or too long.
+    #[error("{place} sent a reply that is not understood: {why}")]
+    Garbled {
+        /// Where.
+        place: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A local file could not be read.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A request with a secret would have to go through the command line of a program.
+    #[error("a secret cannot be handed to pvesh, since every user of the host could read it in the process list")]
+    SecretInArguments,
+}
+
+impl CallError {
+    /// Whether the request may have been carried out although it failed.
+    pub fn is_ambiguous(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Garbled { .. })
+    }
+
+    /// What Proxmox's refusal means, if it is one.
+    pub fn kind(&self) -> Option<crate::pve::ErrorKind> {
+        match self {
+            Self::Api(error) => Some(error.kind()),
+            _ => None,
+        }
+    }
+}
