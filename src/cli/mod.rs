@@ -1,5 +1,8 @@
 //! The command line: commands, output and exit codes; the only place that prints.
 
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the shell may")]
+
+mod image;
 mod report;
 
 use std::process::ExitCode;
@@ -31,6 +34,9 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The appliance root file system.
+    #[command(subcommand)]
+    Image(image::Image),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -43,6 +49,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(&cli.global);
     let result = match cli.command {
+        Command::Image(command) => image::run(command, &output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut <Cli as clap::CommandFactory>::command(), "pvemesh", &mut std::io::stdout());
             Ok(())

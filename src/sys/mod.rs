@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod entropy;
+pub mod image;
 pub mod nft;
 pub mod noise_stream;
 pub mod pve;
