@@ -31,13 +31,16 @@ pub(super) fn run(command: Image, output: &Output) -> Result<(), Failure> {
     let Image::Build { output: path, guest_config } = command;
     let tried = "build the appliance image";
     if !path.ends_with(".tar.gz") {
-        return Err(Failure::new(tried, format!("`{path}` does not end in .tar.gz"), "choose a name that does: Proxmox goes by it").exit(Exit::Usage));
+        return Err(Failure::new(tried, format!("`{path}` does not end in .tar.gz"), "choose a name that does: Proxmox goes by it")
+            .exit(Exit::Usage));
     }
     let config = guest_config.map(|file| read_config(&file)).transpose()?;
     let binary = image::own_binary().map_err(|error| Failure::new(tried, error, "mount /proc"))?;
     let built = image::build(&binary, config.as_deref(), path.as_ref()).map_err(|error| {
         let next = match error {
-            image::ImageError::NotStatic { .. } | image::ImageError::NotElf(_) => "use the released binary, or build in the repository, which links statically",
+            image::ImageError::NotStatic { .. } | image::ImageError::NotElf(_) => {
+                "use the released binary, or build in the repository, which links statically"
+            }
             image::ImageError::File { .. } => "check the path and the free space",
         };
         Failure::new(tried, error, next)

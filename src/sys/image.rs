@@ -29,7 +29,9 @@ const MAX_BINARY: u64 = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The binary would not run in an empty root.
-    #[error("{path} needs the program loader {loader}, so it cannot run in an empty root; build it statically (`-C target-feature=+crt-static`)")]
+    #[error(
+        "{path} needs the program loader {loader}, so it cannot run in an empty root; build it statically (`-C target-feature=+crt-static`)"
+    )]
     NotStatic {
         /// The binary.
         path: PathBuf,
@@ -166,13 +168,9 @@ fn write_image(path: &Path, program: &[u8], guest_config: Option<&str>) -> io::R
     ] {
         member(&mut archive, name, EntryType::Directory, mode, &[])?;
     }
-    for (name, text) in [
-        ("./etc/group", GROUP),
-        ("./etc/hostname", HOSTNAME),
-        ("./etc/hosts", HOSTS),
-        ("./etc/passwd", PASSWD),
-        ("./etc/resolv.conf", ""),
-    ] {
+    for (name, text) in
+        [("./etc/group", GROUP), ("./etc/hostname", HOSTNAME), ("./etc/hosts", HOSTS), ("./etc/passwd", PASSWD), ("./etc/resolv.conf", "")]
+    {
         member(&mut archive, name, EntryType::Regular, 0o644, text.as_bytes())?;
     }
     if let Some(text) = guest_config {

@@ -64,7 +64,8 @@ fn an_image_is_what_proxmox_asks_for_and_a_second_build_is_identical() {
 fn a_per_container_image_holds_its_configuration_for_its_owner_only() {
     let directory = tempfile::tempdir().unwrap();
     let (config, image) = (directory.path().join("guest.toml"), directory.path().join("ct.tar.gz"));
-    let build = || Command::new(PROGRAM).args(["image", "build", "--output"]).arg(&image).arg("--guest-config").arg(&config).output().unwrap();
+    let build =
+        || Command::new(PROGRAM).args(["image", "build", "--output"]).arg(&image).arg("--guest-config").arg(&config).output().unwrap();
     std::fs::write(&config, "vmid = 5\nauth_key = \"hidden-key\"\n").unwrap();
     let out = build();
     assert_eq!(out.status.code(), Some(2));
@@ -76,7 +77,8 @@ fn a_per_container_image_holds_its_configuration_for_its_owner_only() {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     assert_eq!(std::fs::metadata(&image).unwrap().permissions().mode() & 0o777, 0o600);
     let mut archive = tar::Archive::new(GzDecoder::new(std::fs::File::open(&image).unwrap()));
-    let mut found = archive.entries().unwrap().map(Result::unwrap).find(|entry| &*entry.path_bytes() == b"./etc/pvemesh/guest.toml").unwrap();
+    let mut found =
+        archive.entries().unwrap().map(Result::unwrap).find(|entry| &*entry.path_bytes() == b"./etc/pvemesh/guest.toml").unwrap();
     assert_eq!(found.header().mode().unwrap(), 0o600);
     let mut content = String::new();
     found.read_to_string(&mut content).unwrap();
