@@ -204,6 +204,7 @@ fn member(archive: &mut tar::Builder<impl Write>, name: &str, kind: EntryType, m
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "test code")]
 mod tests {
     use super::*;
 
