@@ -11,3 +11,5 @@ pub mod noise_stream;
 pub mod pve;
 pub mod router;
 pub mod sysctl;
+pub mod engine;
+mod offload;

@@ -1,1 +1,23 @@
 //! WireGuard for one peer, and the shaping of packets around it.
+//!
+//! * [`Tunnel`] is one peer's WireGuard state (boringtun), [`Gate`] what is shared by all peers in front of it: cookies against
+//!   floods, and finding the peer a handshake initiation belongs to.
+//! * [`demux`] tells apart what arrives on the one UDP socket; [`Routes`] finds the peer of an address.
+//!
+//! It does no I/O. It is the one core that may read a clock, through boringtun, which keeps its timers itself: whoever
+//! drives a [`Tunnel`] calls [`Tunnel::tick`] about four times a second and gets WireGuard's timers to that precision.
+//! Bytes from the wire never panic here and never grow anything; what is bad is a [`Refusal`], for counting.
+
+pub mod demux;
+mod gate;
+mod routes;
+mod wireguard;
+
+pub use gate::{Admission, Gate};
+pub use routes::Routes;
+pub use wireguard::{MAX_TUNNELS, Opened, Refusal, Sealed, Tick, Tunnel};
+
+/// What a data packet adds to the IP packet in it: type 4, index 4, counter 8, tag 16 bytes (WireGuard paper, section 5.4.6).
+pub const OVERHEAD: usize = 32;
+/// The room any sealed packet or handshake message needs at least (an initiation is the largest).
+pub const MIN_ROOM: usize = 148;

@@ -1,0 +1,208 @@
+//! The packet engine: TUN and UDP socket, three threads, no tokio.
+//!
+//! * *outbound* reads the TUN, seals and sends: one read may bring a super-packet, one send carries all its segments;
+//! * *inbound* receives, opens and writes to the TUN, joined again into super-packets;
+//! * *timers* wakes four times a second for WireGuard's timers.
+//!
+//! What is decided is decided in `tunnel` and `path`; here it is put to work. The threads share a table of peers that is
+//! replaced whole, and lock a peer for a batch of its packets. No packet allocates (but those that wait for a session).
+//! Nothing that arrives can stop the engine: what is bad is counted in [`Counters`] and dropped.
+
+mod counters;
+mod inbound;
+mod outbound;
+mod socket;
+mod table;
+mod timers;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
+
+pub use counters::Counters;
+use socket::Socket;
+use table::{Registry, Table};
+
+use super::offload::Tun;
+use crate::ident::{NodePrivate, NodePublic};
+use crate::node::PeerConfig;
+use crate::time::{Time, Wall};
+use crate::tunnel::Gate;
+
+/// What an engine is started with.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// The name of the TUN interface.
+    pub interface: String,
+    /// The MTU inside the tunnel, in bytes (1280 in the mesh).
+    pub mtu: u16,
+    /// The UDP port to listen on; 0, or a port already in use, takes a free one.
+    pub port: u16,
+    /// The node's WireGuard key.
+    pub key: NodePrivate,
+    /// The firewall mark of the engine's own datagrams, which keeps them out of the mesh's routes.
+    pub mark: Option<u32>,
+}
+
+/// How one peer is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// The peer's WireGuard key.
+    pub key: NodePublic,
+    /// The address data goes to, once one has answered.
+    pub endpoint: Option<SocketAddr>,
+    /// When the keys in use, or the last ones, were agreed on.
+    pub last_handshake: Option<Wall>,
+    /// Bytes of IP packets received from the peer.
+    pub rx_bytes: u64,
+    /// Bytes of IP packets sent to the peer.
+    pub tx_bytes: u64,
+}
+
+/// What the threads share.
+struct Shared {
+    tun: Tun,
+    socket: Socket,
+    gate: Gate,
+    table: RwLock<Arc<Table>>,
+    counters: counters::Shared,
+    started: Instant,
+    stopping: AtomicBool,
+    wake: OwnedFd,
+}
+
+impl Shared {
+    fn now(&self) -> Time {
+        Time::from_start(self.started.elapsed())
+    }
+
+    fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the descriptor is ready, the time is up or the engine stops. Whoever calls tries again either way.
+    fn wait(&self, fd: Option<(BorrowedFd<'_>, PollFlags)>, limit: Option<Timespec>) {
+        let stop = PollFd::new(&self.wake, PollFlags::IN);
+        let result = match fd {
+            Some((fd, flags)) => rustix::event::poll(&mut [stop, PollFd::from_borrowed_fd(fd, flags)], limit.as_ref()),
+            None => rustix::event::poll(&mut [stop], limit.as_ref()),
+        };
+        if let Err(error) = result
+            && error != rustix::io::Errno::INTR
+        {
+            tracing::error!(%error, "cannot wait for the TUN or the socket");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// A running packet engine. Dropping it stops its threads and removes the TUN.
+pub struct Engine {
+    shared: Arc<Shared>,
+    registry: Mutex<Registry>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("port", &self.port()).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Makes the TUN and the socket and starts the threads; no peers yet.
+    ///
+    /// # Errors
+    ///
+    /// If the TUN cannot be made (no /dev/net/tun, no rights, name in use) or no UDP socket can be opened.
+    pub fn start(options: EngineOptions) -> io::Result<Self> {
+        Self::start_with(options, true)
+    }
+
+    /// The same; `offload` says whether the kernel's offloads are used where it has them.
+    ///
+    /// # Errors
+    ///
+    /// See [`Engine::start`].
+    pub fn start_with(options: EngineOptions, offload: bool) -> io::Result<Self> {
+        let socket = Socket::open(options.port, options.mark, offload)?;
+        let tun = Tun::open(&options.interface, options.mtu, false).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot make the TUN interface {} through /dev/net/tun: {error}", options.interface))
+        })?;
+        tracing::info!(interface = options.interface, port = socket.port(), offload = ?tun.offload, "packet engine started");
+        let shared = Arc::new(Shared {
+            tun,
+            socket,
+            gate: Gate::new(&options.key),
+            table: RwLock::default(),
+            counters: counters::Shared::default(),
+            started: Instant::now(),
+            stopping: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        });
+        let mut first_index = [0; 4];
+        getrandom::fill(&mut first_index).map_err(|error| io::Error::other(error.to_string()))?;
+        let registry = Mutex::new(Registry::new(options.key, u32::from_le_bytes(first_index)));
+        let mut engine = Self { shared, registry, threads: Vec::new() };
+        engine.spawn("mesh-out", outbound::run)?;
+        engine.spawn("mesh-in", inbound::run)?;
+        engine.spawn("mesh-timers", timers::run)?;
+        Ok(engine)
+    }
+
+    fn spawn(&mut self, name: &str, run: fn(&Shared)) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        self.threads.push(std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&shared))?);
+        Ok(())
+    }
+
+    /// Replaces the peers. Those whose key stays keep their session and what was learned about them.
+    pub fn set_peers(&self, peers: &[PeerConfig]) {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = Arc::new(registry.update(peers));
+        *self.shared.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+
+    /// How each peer is doing.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        let now = Wall::now();
+        self.shared.table().peers().map(|peer| peer.status(now)).collect()
+    }
+
+    /// The UDP port in use.
+    pub fn port(&self) -> u16 {
+        self.shared.socket.port()
+    }
+
+    /// What has passed and what was dropped since the start.
+    pub fn counters(&self) -> Counters {
+        self.shared.counters.read()
+    }
+
+    /// Stops the threads and removes the TUN; the same as dropping the engine.
+    pub fn stop(self) {}
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        if let Err(error) = rustix::io::write(self.shared.wake.as_fd(), &1_u64.to_ne_bytes()) {
+            tracing::error!(%error, "cannot wake the packet engine's threads");
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the packet engine had panicked");
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The engine's one UDP socket, for both address families, with segmentation offload where the kernel has it.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use rustix::event::{PollFlags, Timespec};
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+use socket2::{Domain, Protocol, Type};
+
+use super::Shared;
+use super::counters::add;
+use crate::sys::offload;
+
+/// Enough for a quarter of a second at 200 Mbit/s, as stock clients ask for. The kernel gives less without CAP_NET_ADMIN.
+const BUFFER: usize = 7 << 20;
+/// How long a full send buffer is waited for before the batch is dropped.
+const FULL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// The most bytes one send may carry: the largest IPv4 datagram (65,535) less IP and UDP headers.
+pub(super) const MAX_SEND: usize = 65_507;
+/// The most datagrams one send may carry (UDP_MAX_SEGMENTS of the oldest kernels with segmentation).
+pub(super) const MAX_SEGMENTS: usize = 64;
+
+/// The socket. All threads use it at once.
+pub(super) struct Socket {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    both_families: bool,
+    segmentation: AtomicBool,
+    port: u16,
+}
+
+fn open(family: Domain, port: u16, mark: Option<u32>) -> io::Result<UdpSocket> {
+    let socket = socket2::Socket::new(family, Type::DGRAM, Some(Protocol::UDP))?;
+    let any: IpAddr = if family == Domain::IPV6 {
+        socket.set_only_v6(false)?;
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
+    };
+    if let Some(mark) = mark
+        && let Err(error) = socket.set_mark(mark)
+    {
+        tracing::debug!(%error, "the socket goes without a firewall mark");
+    }
+    if sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER).is_err() {
+        socket.set_recv_buffer_size(BUFFER)?;
+    }
+    if sockopt::set_socket_send_buffer_size_force(&socket, BUFFER).is_err() {
+        socket.set_send_buffer_size(BUFFER)?;
+    }
+    let address = SocketAddr::new(any, port);
+    match socket.bind(&address.into()) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && port != 0 => {
+            tracing::warn!(port, "the UDP port is in use, taking a free one");
+            socket.bind(&SocketAddr::new(any, 0).into())?;
+        }
+        other => other?,
+    }
+    Ok(socket.into())
+}
+
+impl Socket {
+    pub(super) fn open(port: u16, mark: Option<u32>, offload: bool) -> io::Result<Self> {
+        let (socket, both_families) = match open(Domain::IPV6, port, mark) {
+            Ok(socket) => (socket, true),
+            // IPv6 switched off in the kernel.
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) || error.kind() == io::ErrorKind::AddrNotAvailable => {
+                (open(Domain::IPV4, port, mark)?, false)
+            }
+            Err(error) => return Err(error),
+        };
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        // A path with a small MTU must carry the mesh too, if in fragments; quinn-udp has just forbidden that.
+        sockopt::set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DONT)?;
+        if both_families {
+            sockopt::set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DONT)?;
+            offload::allow_fragments_v6(&socket)?;
+        }
+        let segmentation = AtomicBool::new(offload && state.max_gso_segments() > 1);
+        let port = socket.local_addr()?.port();
+        Ok(Self { socket, state, both_families, segmentation, port })
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether one send may carry several datagrams.
+    pub(super) fn segmentation(&self) -> bool {
+        self.segmentation.load(Ordering::Relaxed)
+    }
+
+    /// Receives up to as many messages as there are buffers. Does not block.
+    pub(super) fn receive(&self, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> io::Result<usize> {
+        self.state.recv(UdpSockRef::from(&self.socket), buffers, meta)
+    }
+
+    fn try_send(&self, to: SocketAddr, contents: &[u8], segment: Option<usize>) -> io::Result<()> {
+        let destination = match to.ip() {
+            IpAddr::V4(v4) if self.both_families => SocketAddr::new(v4.to_ipv6_mapped().into(), to.port()),
+            _ => to,
+        };
+        let transmit = Transmit { destination, ecn: None, contents, segment_size: segment, src_ip: None };
+        self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
+    }
+
+    fn send_waiting(&self, shared: &Shared, to: SocketAddr, contents: &[u8], segment: Option<usize>) -> io::Result<()> {
+        match self.try_send(to, contents, segment) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                shared.wait(Some((self.as_fd(), PollFlags::OUT)), Some(FULL));
+                self.try_send(to, contents, segment)
+            }
+            other => other,
+        }
+    }
+
+    /// Sends datagrams of `segment` bytes each, the last may be shorter. What the kernel refuses is counted.
+    ///
+    /// If it refuses several at once, they go one by one: for good after EIO (a network card without checksums), this time only
+    /// after other errors, such as a path too narrow for them.
+    pub(super) fn send(&self, shared: &Shared, to: SocketAddr, contents: &[u8], segment: usize) {
+        let count = contents.len().div_ceil(segment.max(1));
+        let mut sends = 1;
+        let mut failed = 0;
+        if count > 1 {
+            if let Err(error) = self.send_waiting(shared, to, contents, Some(segment)) {
+                if error.raw_os_error() == Some(libc::EIO) && self.segmentation.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the network card cannot segment, sending datagrams one by one");
+                }
+                sends += count;
+                failed = contents.chunks(segment).filter(|one| self.send_waiting(shared, to, one, None).is_err()).count();
+            }
+        } else if let Err(error) = self.send_waiting(shared, to, contents, None) {
+            tracing::trace!(%error, %to, "a datagram was refused");
+            failed = 1;
+        }
+        let counters = &shared.counters;
+        add(&counters.udp_sends, sends as u64);
+        add(&counters.udp_out, (count - failed) as u64);
+        add(&counters.send_failed, failed as u64);
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
