@@ -4,12 +4,12 @@
 
 pub mod clock;
 pub mod dial;
+pub mod engine;
 pub mod entropy;
 pub mod image;
 pub mod nft;
 pub mod noise_stream;
+mod offload;
 pub mod pve;
 pub mod router;
 pub mod sysctl;
-pub mod engine;
-mod offload;
