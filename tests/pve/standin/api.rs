@@ -1,0 +1,160 @@
+//! From a request to the endpoint that answers it, with PVE's order of refusals.
+
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+use super::access::Caller;
+use super::http::{Param, Reply, Request, percent_decode};
+use super::schema::{self, Params};
+use super::{Context, Version, guests, inventory, lifecycle, storage, tasks};
+
+/// The path templates known, split at slashes.
+static TEMPLATES: LazyLock<Vec<(String, Vec<String>)>> = LazyLock::new(|| {
+    let schema: Value = serde_json::from_str(include_str!("../../fixtures/pve/schema-9.1.json")).expect("the schema excerpt is JSON");
+    let methods = schema["methods"].as_object().expect("methods by path").keys();
+    methods.map(|path| (path.clone(), path.split('/').skip(1).map(str::to_owned).collect())).collect()
+});
+
+/// Matches a path with a template; the last variable takes the rest, since volume names hold slashes.
+fn bind(template: &[String], path: &[&str]) -> Option<Vec<(String, String)>> {
+    let mut bound = Vec::new();
+    for (at, part) in template.iter().enumerate() {
+        let given = path.get(at)?;
+        match part.strip_prefix('{').and_then(|p| p.strip_suffix('}')) {
+            Some("volume") => {
+                bound.push(("volume".to_owned(), percent_decode(&path.get(at..)?.join("/"))));
+                return Some(bound);
+            }
+            Some(name) => bound.push((name.to_owned(), percent_decode(given))),
+            None if part == given => {}
+            None => return None,
+        }
+    }
+    (template.len() == path.len()).then_some(bound)
+}
+
+/// Answers one request; `caller` is set where no credentials are asked for.
+pub fn answer(context: &mut Context, request: &Request, caller: Option<Caller>) -> Reply {
+    carry_out(context, request, caller).unwrap_or_else(|refusal| refusal)
+}
+
+fn carry_out(context: &mut Context, request: &Request, caller: Option<Caller>) -> Result<Reply, Reply> {
+    let Some(path) = request.path.strip_prefix("/api2/json") else {
+        return Err(Reply::text(501, &format!("no such file '{}'", request.path)));
+    };
+    if request.method == "POST" && path == "/access/ticket" {
+        let properties = schema::method(path, "POST").expect("in the schema");
+        let params = schema::check(properties, &request.parameters()?, context.core.options.version)?;
+        let get = |name: &str| params.get(name).map_or("", String::as_str);
+        let user = if get("realm").is_empty() { get("username").to_owned() } else { format!("{}@{}", get("username"), get("realm")) };
+        return Ok(context.core.inner.lock().unwrap().access.log_in(&user, get("password")));
+    }
+    context.caller = match caller {
+        Some(caller) => caller,
+        None => context.core.inner.lock().unwrap().access.authenticate(request)?,
+    };
+    let parts: Vec<_> = path.split('/').skip(1).collect();
+    let method = request.method.as_str();
+    let known = TEMPLATES.iter().find_map(|(template, pattern)| {
+        let bound = bind(pattern, &parts)?;
+        let properties = schema::method(template, method)?;
+        Some((template.as_str(), bound, properties))
+    });
+    let known = known.filter(|(t, ..)| !(t.ends_with("/interfaces") && context.core.options.version < Version::V8_1));
+    let Some((template, bound, properties)) = known else {
+        let message = format!("Method '{method} {path}' not implemented");
+        let mut reply = Reply::error(501, &message);
+        reply.json = Some(serde_json::json!({ "data": null, "message": message }));
+        return Err(reply);
+    };
+    let mut given = request.parameters()?;
+    for (name, value) in &bound {
+        if given.insert(name.clone(), Param::Text(value.clone())).is_some_and(|other| other != Param::Text(value.clone())) {
+            return Err(Reply::parameter(name, "duplicate parameter (already defined in URI)"));
+        }
+    }
+    let bound: Params = bound.into_iter().collect();
+    declared_privileges(context, method, template, &bound)?;
+    let of = |name: &str| bound.get(name).map_or("", String::as_str);
+    let node = of("node");
+    if !node.is_empty() && node != context.core.options.node && node != "localhost" {
+        let why = format!("failed to get address info for: {node}: Name or service not known");
+        return Err(Reply::died(&format!("hostname lookup '{node}' failed - {why}")));
+    }
+    if template.ends_with("/upload") {
+        return storage::upload(context, of("storage"), request);
+    }
+    let params = schema::check(properties, &given, context.core.options.version)?;
+    dispatch(context, method, template, &params)
+}
+
+/// The privileges the schema declares for an endpoint; others are checked by the endpoint itself.
+fn declared_privileges(context: &Context, method: &str, template: &str, bound: &Params) -> Result<(), Reply> {
+    let of = |name: &str| bound.get(name).map_or("", String::as_str);
+    let guest = format!("/vms/{}", of("vmid"));
+    let inner = context.core.inner.lock().unwrap();
+    let need = |path: &str, any_of: &str| inner.access.need(&context.caller, path, any_of);
+    let tail = template.strip_prefix("/nodes/{node}").unwrap_or(template);
+    match (method, tail) {
+        ("GET", "/lxc/{vmid}/config" | "/lxc/{vmid}/pending" | "/lxc/{vmid}/status/current" | "/lxc/{vmid}/interfaces") => {
+            need(&guest, "VM.Audit")
+        }
+        ("POST", t) if t.starts_with("/lxc/{vmid}/status/") => need(&guest, "VM.PowerMgmt"),
+        ("PUT", "/lxc/{vmid}/config") => {
+            let any = "VM.Config.Disk|VM.Config.CPU|VM.Config.Memory|VM.Config.Network|VM.Config.Options";
+            need(&guest, any)
+        }
+        ("DELETE", "/lxc/{vmid}") => need(&guest, "VM.Allocate"),
+        ("POST", "/lxc/{vmid}/clone") => need(&guest, "VM.Clone"),
+        ("GET", t) if t.starts_with("/storage/{storage}") => {
+            need(&format!("/storage/{}", of("storage")), "Datastore.Audit|Datastore.AllocateSpace")
+        }
+        ("POST", "/storage/{storage}/upload") => {
+            need(&format!("/storage/{}", of("storage")), "Datastore.AllocateTemplate").map_err(|refusal| Reply::empty(403, &refusal.reason))
+        }
+        ("GET", "/status") => need(&format!("/nodes/{}", of("node")), "Sys.Audit"),
+        ("GET", "/cluster/status") => need("/", "Sys.Audit"),
+        _ => Ok(()),
+    }
+}
+
+fn dispatch(context: &Context, method: &str, template: &str, params: &Params) -> Result<Reply, Reply> {
+    let tail = template.strip_prefix("/nodes/{node}").filter(|t| !t.is_empty());
+    match (method, tail.unwrap_or(template)) {
+        ("GET", "/access/permissions") => {
+            let inner = context.core.inner.lock().unwrap();
+            Ok(Reply::data(inner.access.permissions(&context.caller, params.get("path").map(String::as_str))))
+        }
+        ("GET", "/version") => Ok(inventory::version(context)),
+        ("GET", "/nodes") => Ok(inventory::nodes(context)),
+        ("GET", "/status") => Ok(inventory::node_status(context)),
+        ("GET", "/network") => Ok(inventory::network(context, params)),
+        ("GET", "/certificates/info") => Ok(inventory::certificates(context)),
+        ("GET", "/cluster/nextid") => inventory::next_id(context, params),
+        ("GET", "/cluster/resources") => Ok(inventory::resources(context, params)),
+        ("GET", "/cluster/status") => Ok(inventory::cluster_status(context)),
+        ("GET", "/tasks") => Ok(tasks::list(context, params)),
+        ("DELETE", "/tasks/{upid}") => Ok(tasks::abort(context, params)),
+        ("GET", "/tasks/{upid}/status") => tasks::status(context, params),
+        ("GET", "/tasks/{upid}/log") => Ok(tasks::log(context, params)),
+        ("GET", "/storage") => Ok(storage::list(context, params)),
+        ("GET", "/storage/{storage}/status") => storage::status(context, params),
+        ("GET", "/storage/{storage}/content") => storage::content(context, params),
+        ("DELETE", "/storage/{storage}/content/{volume}") => storage::delete(context, params),
+        ("GET", "/lxc") => Ok(guests::list(context)),
+        ("POST", "/lxc") => guests::create(context, params),
+        ("DELETE", "/lxc/{vmid}") => lifecycle::destroy(context, params),
+        ("GET", "/lxc/{vmid}/config") => guests::config(context, params),
+        ("GET", "/lxc/{vmid}/pending") => guests::pending(context, params),
+        ("PUT", "/lxc/{vmid}/config") => guests::set_config(context, params),
+        ("POST", "/lxc/{vmid}/clone") => guests::clone(context, params),
+        ("GET", "/lxc/{vmid}/status/current") => guests::status(context, params),
+        ("GET", "/lxc/{vmid}/interfaces") => guests::interfaces(context, params),
+        ("POST", "/lxc/{vmid}/status/start") => lifecycle::start(context, params),
+        ("POST", "/lxc/{vmid}/status/stop") => lifecycle::stop(context, params),
+        ("POST", "/lxc/{vmid}/status/shutdown") => lifecycle::shutdown(context, params),
+        ("POST", "/lxc/{vmid}/status/reboot") => lifecycle::reboot(context, params),
+        _ => Err(Reply::error(501, &format!("Method '{method} {template}' is not played by the stand-in"))),
+    }
+}

@@ -1,0 +1,113 @@
+//! The listeners: HTTPS for everybody, and a Unix socket for the `pvesh` stand-in, where everybody is root.
+
+use std::io::{BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use sha2::{Digest as _, Sha256};
+
+use super::access::Caller;
+use super::faults::{Fault, Faults};
+use super::http::{self, MAX_REQUESTS, Reply};
+use super::{Context, Core, Inner, Options, Standin, Version, api};
+
+/// Idle time after which a connection is closed.
+const IDLE: Duration = Duration::from_secs(5);
+
+pub fn start(options: Options) -> std::io::Result<Standin> {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned(), options.node.clone()]);
+    let made = made.map_err(std::io::Error::other)?;
+    let der = CertificateDer::from(made.cert.der().to_vec());
+    let digest = Sha256::digest(&der);
+    let fingerprint = digest.iter().map(|b| format!("{b:02X}")).collect::<Vec<_>>().join(":");
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).map_err(std::io::Error::other)?;
+    let tls = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(vec![der], key))
+        .map_err(std::io::Error::other)?;
+    let tls = Arc::new(tls);
+
+    let socket = options.dir.join("pvesh.sock");
+    let _ = std::fs::remove_file(&socket);
+    let local = UnixListener::bind(&socket)?;
+    let listener = TcpListener::bind(options.listen)?;
+    let address = listener.local_addr()?;
+    let mut inner = Inner { next_pid: 15_000, ..Inner::default() };
+    inner.access.add_user("root@pam", &options.password);
+    let (faults, certificate) = (Faults::default(), made.cert.pem());
+    let core = Arc::new(Core { options, inner: Mutex::new(inner), changed: Condvar::new(), faults, fingerprint, certificate });
+    let stopping = Arc::new(AtomicBool::new(false));
+
+    let (shared, ended) = (core.clone(), stopping.clone());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().take_while(|_| !ended.load(Ordering::SeqCst)).flatten() {
+            let (core, tls) = (shared.clone(), tls.clone());
+            std::thread::spawn(move || secure(&core, tls, stream));
+        }
+    });
+    let (shared, ended) = (core.clone(), stopping.clone());
+    std::thread::spawn(move || {
+        for stream in local.incoming().take_while(|_| !ended.load(Ordering::SeqCst)).flatten() {
+            let core = shared.clone();
+            std::thread::spawn(move || local_root(&core, stream));
+        }
+    });
+    Ok(Standin { core, address, socket, stopping })
+}
+
+fn secure(core: &Arc<Core>, tls: Arc<ServerConfig>, stream: TcpStream) {
+    let _ = stream.set_read_timeout(Some(IDLE));
+    let _ = stream.set_nodelay(true);
+    if let Ok(connection) = ServerConnection::new(tls) {
+        serve(core, StreamOwned::new(connection, stream), None);
+    }
+}
+
+fn local_root(core: &Arc<Core>, stream: UnixStream) {
+    let _ = stream.set_read_timeout(Some(IDLE));
+    serve(core, stream, Some(Caller("root@pam".to_owned())));
+}
+
+fn serve(core: &Arc<Core>, stream: impl Read + Write, caller: Option<Caller>) {
+    let mut stream = BufReader::new(stream);
+    let with_message = core.options.version >= Version::V8_4;
+    for served in 1.. {
+        let (reply, drop_it) = match http::read(&mut stream) {
+            Ok(Some(request)) => {
+                let path = http::percent_decode(&request.path);
+                let mut context = Context { core: core.clone(), caller: Caller(String::new()), task_fault: None };
+                match core.faults.take(&request.method, &path) {
+                    Some(Fault::DropBefore) => return,
+                    Some(Fault::DropAfter) => (api::answer(&mut context, &request, caller.clone()), true),
+                    Some(Fault::Answer(status, reason)) => (Reply::empty(status, &reason), false),
+                    Some(Fault::TaskFails(text)) => {
+                        context.task_fault = Some(text);
+                        (api::answer(&mut context, &request, caller.clone()), false)
+                    }
+                    Some(Fault::Slow(time)) => {
+                        std::thread::sleep(time);
+                        (api::answer(&mut context, &request, caller.clone()), false)
+                    }
+                    None => (api::answer(&mut context, &request, caller.clone()), false),
+                }
+            }
+            Ok(None) | Err(Err(_)) => return,
+            Err(Ok(refusal)) => (refusal, false),
+        };
+        if drop_it {
+            return;
+        }
+        if reply.held_back {
+            std::thread::sleep(core.options.hold_back);
+        }
+        let keep_alive = reply.status < 400 && served < MAX_REQUESTS;
+        if reply.write(stream.get_mut(), keep_alive, with_message).is_err() || !keep_alive {
+            return;
+        }
+    }
+}
