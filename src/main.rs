@@ -3,5 +3,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if pvemesh::sys::init::is_init() {
+        return pvemesh::sys::init::main();
+    }
     pvemesh::cli::main()
 }

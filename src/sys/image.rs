@@ -151,7 +151,7 @@ fn write_image(path: &Path, program: &[u8], guest_config: Option<&str>) -> io::R
     let _ = std::fs::remove_file(path);
     let file = File::options().write(true).create_new(true).mode(mode).open(path)?;
     let measured = Measured { inner: BufWriter::new(file), size: 0, hash: Sha256::new() };
-    let gzip = GzBuilder::new().mtime(0).write(measured, Compression::best());
+    let gzip = GzBuilder::new().mtime(0).write(measured, Compression::default());
     let mut archive = tar::Builder::new(gzip);
     for (name, mode) in [
         ("./", 0o755),

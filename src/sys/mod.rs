@@ -5,8 +5,10 @@
 pub mod clock;
 pub mod dial;
 pub mod engine;
+pub mod dhcp;
 pub mod entropy;
 pub mod image;
+pub mod init;
 pub mod nft;
 pub mod noise_stream;
 mod offload;

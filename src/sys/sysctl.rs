@@ -79,6 +79,17 @@ pub fn accept_advertisements(interface: &str, accept: bool) -> Result<(), Sysctl
     Ok(())
 }
 
+/// Turns off the reverse-path check on an interface that has no address yet: with it, the kernel drops every answer to a broadcast question,
+/// since nothing says where their sender lives. A kernel that refuses has DHCP fail with its own words, so this says nothing.
+pub fn hear_before_address(interface: &str) {
+    for name in ["all", interface] {
+        let path = Path::new(ROOT).join("ipv4/conf").join(name).join("rp_filter");
+        if let Err(error) = std::fs::write(&path, "0") {
+            tracing::debug!(%error, "write {}", path.display());
+        }
+    }
+}
+
 impl Sysctls {
     /// Settings whose previous values are kept in this file. Changes nothing.
     pub fn new(memory: PathBuf) -> Self {

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "test code")]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout, clippy::print_stderr, reason = "test code")]
 
+mod dhcp;
 mod image;
+mod init;
+mod masquerade;
 mod netns;
 mod render;
 mod router;

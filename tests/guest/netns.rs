@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Whether the test can run; says why not otherwise.
 pub(crate) fn root() -> bool {
@@ -20,6 +21,18 @@ pub(crate) fn has(program: &str) -> bool {
         println!("skipped: needs `{program}`");
     }
     found
+}
+
+/// Polls until the condition holds, for at most the given seconds.
+pub(crate) fn wait_for<T>(what: &str, seconds: u64, mut condition: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < end, "waited {seconds} s for: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Compares two dumps line by line and shows what differs.

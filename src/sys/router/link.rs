@@ -15,12 +15,14 @@ use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 use super::RouterError;
 use super::wanted::{Family, ORIGIN, Rule, TABLE, Target, Via};
 
-/// A link's number and MTU.
+/// What is known of a link.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Link {
-    pub(super) index: u32,
-    pub(super) mtu: Option<u32>,
-    pub(super) up: bool,
+pub(in crate::sys) struct Link {
+    pub(in crate::sys) index: u32,
+    pub(in crate::sys) mtu: Option<u32>,
+    pub(in crate::sys) up: bool,
+    /// Its Ethernet address, if it has one.
+    pub(in crate::sys) hardware: Option<[u8; 6]>,
 }
 
 /// The kernel's error number of a netlink failure, positive; zero when it is none of the kernel's.
@@ -50,7 +52,7 @@ fn unless(codes: &[i32], result: Result<(), rtnetlink::Error>) -> Result<(), rtn
     }
 }
 
-pub(super) async fn find(handle: &Handle, name: &str) -> Result<Option<Link>, RouterError> {
+pub(in crate::sys) async fn find(handle: &Handle, name: &str) -> Result<Option<Link>, RouterError> {
     let found = handle.link().get().match_name(name.to_owned()).execute().try_next().await;
     let message = match found {
         Ok(Some(message)) => message,
@@ -63,15 +65,24 @@ pub(super) async fn find(handle: &Handle, name: &str) -> Result<Option<Link>, Ro
         _ => None,
     });
     let up = message.header.flags.contains(netlink_packet_route::link::LinkFlags::Up);
-    Ok(Some(Link { index: message.header.index, mtu, up }))
+    let hardware = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+        _ => None,
+    });
+    Ok(Some(Link { index: message.header.index, mtu, up, hardware }))
 }
 
-pub(super) async fn bring_up(handle: &Handle, name: &str, link: Link, mtu: u32) -> Result<(), RouterError> {
-    if link.up && link.mtu == Some(mtu) {
+/// Sets the link up, and its MTU if one is wanted.
+pub(in crate::sys) async fn bring_up(handle: &Handle, name: &str, link: Link, mtu: Option<u32>) -> Result<(), RouterError> {
+    if link.up && (mtu.is_none() || link.mtu == mtu) {
         return Ok(());
     }
-    let message = LinkUnspec::new_with_index(link.index).mtu(mtu).up().build();
-    handle.link().set(message).execute().await.map_err(failed(format!("bring up interface {name} with MTU {mtu}")))
+    let builder = LinkUnspec::new_with_index(link.index);
+    let message = match mtu {
+        Some(mtu) => builder.mtu(mtu),
+        None => builder,
+    };
+    handle.link().set(message.up().build()).execute().await.map_err(failed(format!("bring up interface {name}")))
 }
 
 fn address_of(message: &AddressMessage) -> Option<IpNet> {
@@ -87,14 +98,21 @@ fn address_of(message: &AddressMessage) -> Option<IpNet> {
     IpNet::new(local.or(any)?, message.header.prefix_len).ok()
 }
 
-/// Gives the interface exactly these addresses. Link-local ones, which the kernel makes, stay.
-pub(super) async fn set_addresses(handle: &Handle, name: &str, index: u32, wanted: &[IpNet]) -> Result<(), RouterError> {
+/// Gives the interface exactly these addresses, as far as these families go. Link-local ones, which the kernel makes, stay.
+pub(in crate::sys) async fn set_addresses(
+    handle: &Handle,
+    name: &str,
+    index: u32,
+    families: &[Family],
+    wanted: &[IpNet],
+) -> Result<(), RouterError> {
     let list = handle.address().get().set_link_index_filter(index).execute();
     let present: Vec<AddressMessage> = list.try_collect().await.map_err(failed(format!("list the addresses of {name}")))?;
     let present: Vec<(IpNet, AddressMessage)> = present
         .into_iter()
         .filter(|message| message.header.index == index && message.header.scope != AddressScope::Link)
         .filter_map(|message| Some((address_of(&message)?, message)))
+        .filter(|(net, _)| families.contains(&Family::of(net.addr())))
         .collect();
     for net in wanted.iter().filter(|net| present.iter().all(|(other, _)| other != *net)) {
         let added = handle.address().add(index, net.addr(), net.prefix_len()).execute().await;
@@ -107,6 +125,25 @@ pub(super) async fn set_addresses(handle: &Handle, name: &str, index: u32, wante
     Ok(())
 }
 
+/// Sets the default route of one family in the main table, or takes it away. The gateway need not be in the interface's own network.
+pub(in crate::sys) async fn set_default_route(handle: &Handle, index: u32, family: Family, gateway: Option<IpAddr>) -> Result<(), RouterError> {
+    let mut message = RouteMessageBuilder::<IpAddr>::new().output_interface(index).protocol(RouteProtocol::Boot).onlink().build();
+    message.header.address_family = address_family(family);
+    let Some(gateway) = gateway else {
+        let removed = handle.route().del(message).execute().await;
+        return unless(&[libc::ESRCH, libc::ENODEV], removed).map_err(failed("remove the default route"));
+    };
+    message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+    handle.route().add(message).replace().execute().await.map_err(failed(format!("set the default route via {gateway}")))
+}
+
+fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
 fn version(family: Family) -> IpVersion {
     match family {
         Family::V4 => IpVersion::V4,
@@ -116,10 +153,7 @@ fn version(family: Family) -> IpVersion {
 
 fn rule_message(family: Family, rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
-    message.header.family = match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    };
+    message.header.family = address_family(family);
     let attributes = &mut message.attributes;
     attributes.push(RuleAttribute::Priority(rule.priority));
     attributes.push(RuleAttribute::Protocol(RouteProtocol::Other(ORIGIN)));
@@ -167,7 +201,7 @@ fn rule_of(message: &RuleMessage) -> Option<Rule> {
 }
 
 /// Makes our rules of one family exactly these; added from the first to the last, removed from the last to the first.
-pub(super) async fn set_rules(handle: &Handle, family: Family, wanted: &[Rule]) -> Result<(), RouterError> {
+pub(in crate::sys) async fn set_rules(handle: &Handle, family: Family, wanted: &[Rule]) -> Result<(), RouterError> {
     let list = handle.rule().get(version(family)).execute();
     let listed: Vec<RuleMessage> = list.try_collect().await.map_err(failed(format!("list the {family:?} policy rules")))?;
     let mut present: Vec<(Rule, RuleMessage)> = listed.into_iter().filter_map(|message| Some((rule_of(&message)?, message))).collect();
@@ -205,7 +239,7 @@ fn route_message(net: IpNet, via: Via, index: u32) -> RouteMessage {
         // The prefix length comes from an `IpNet`, so it fits.
         Err(_) => RouteMessage::default(),
     };
-    message.header.address_family = if net.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.address_family = address_family(Family::of(net.addr()));
     message
 }
 
@@ -238,12 +272,9 @@ fn route_of(message: &RouteMessage, family: Family) -> Option<(IpNet, Via, Optio
 }
 
 /// Makes our routes of one family exactly these: new ones go in before old ones go out.
-pub(super) async fn set_routes(handle: &Handle, family: Family, index: u32, wanted: &[(IpNet, Via)]) -> Result<(), RouterError> {
+pub(in crate::sys) async fn set_routes(handle: &Handle, family: Family, index: u32, wanted: &[(IpNet, Via)]) -> Result<(), RouterError> {
     let mut query = RouteMessage::default();
-    query.header.address_family = match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    };
+    query.header.address_family = address_family(family);
     query.header.table = RouteHeader::RT_TABLE_UNSPEC;
     let list = handle.route().get(query).execute();
     let listed: Vec<RouteMessage> = list.try_collect().await.map_err(failed(format!("list the {family:?} routes")))?;

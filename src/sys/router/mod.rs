@@ -6,7 +6,7 @@
 //!
 //! It does not make the TUN interface, and does not watch for changes. It works on the network namespace of the thread that made it.
 
-mod link;
+pub(in crate::sys) mod link;
 pub mod wanted;
 
 use std::path::PathBuf;
@@ -97,9 +97,9 @@ impl Router {
         }
         let link = link::find(&self.handle, name).await?.ok_or_else(|| RouterError::NoInterface(name.to_owned()))?;
         let usable6 = sysctl::enable_ipv6(name);
-        link::bring_up(&self.handle, name, link, u32::from(config.mtu)).await?;
+        link::bring_up(&self.handle, name, link, Some(u32::from(config.mtu))).await?;
         let addresses: Vec<_> = config.addresses.iter().copied().filter(|net| net.addr().is_ipv4() || usable6).collect();
-        link::set_addresses(&self.handle, name, link.index, &addresses).await?;
+        link::set_addresses(&self.handle, name, link.index, &[Family::V4, Family::V6], &addresses).await?;
         for family in families() {
             let usable = family == Family::V4 || usable6;
             link::set_routes(&self.handle, family, link.index, &wanted::routes(config, family, usable)).await?;
@@ -144,7 +144,7 @@ impl Router {
 
     async fn clear_addresses(&self, interface: &str) -> Result<(), RouterError> {
         match link::find(&self.handle, interface).await? {
-            Some(link) => link::set_addresses(&self.handle, interface, link.index, &[]).await,
+            Some(link) => link::set_addresses(&self.handle, interface, link.index, &[Family::V4, Family::V6], &[]).await,
             None => Ok(()),
         }
     }
