@@ -3,9 +3,9 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the shell may")]
 
 pub mod clock;
+pub mod dhcp;
 pub mod dial;
 pub mod engine;
-pub mod dhcp;
 pub mod entropy;
 pub mod image;
 pub mod init;

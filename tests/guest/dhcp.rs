@@ -18,7 +18,10 @@ pub(crate) struct Lan {
 impl Lan {
     pub(crate) fn new() -> Self {
         let (host, guest) = (Netns::new("dhcpd"), Netns::new("dhcpc"));
-        host.run(&format!("ip link add lan0 type veth peer name eth0 netns {} && ip link set lan0 up && ip addr add 192.168.77.1/24 dev lan0", guest.name));
+        host.run(&format!(
+            "ip link add lan0 type veth peer name eth0 netns {} && ip link set lan0 up && ip addr add 192.168.77.1/24 dev lan0",
+            guest.name
+        ));
         Self { guest, host, directory: tempfile::tempdir().unwrap(), server: None }
     }
 
@@ -26,8 +29,19 @@ impl Lan {
     pub(crate) fn serve(&mut self, range: &str, options: &[&str]) {
         let file = |name: &str| self.directory.path().join(name).display().to_string();
         let mut command = self.host.command("dnsmasq");
-        command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=lan0", "--bind-interfaces", "--no-ping", "--user=root"]);
-        command.arg(format!("--dhcp-leasefile={}", file("leases"))).arg(format!("--pid-file={}", file("pid"))).arg(format!("--dhcp-range={range}"));
+        command.args([
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--port=0",
+            "--interface=lan0",
+            "--bind-interfaces",
+            "--no-ping",
+            "--user=root",
+        ]);
+        command
+            .arg(format!("--dhcp-leasefile={}", file("leases")))
+            .arg(format!("--pid-file={}", file("pid")))
+            .arg(format!("--dhcp-range={range}"));
         self.server = Some(command.args(options).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         wait_for("dnsmasq to listen", 5, || self.host.run("ss -lnu").contains(":67").then_some(()));
     }

@@ -45,7 +45,9 @@ impl Appliance {
     /// Starts init in a network namespace; `variable` is what `PVEMESH_CONFIG` holds.
     fn start(netns: &Netns, root: tempfile::TempDir, variable: Option<&str>) -> Self {
         let path = root.path().display();
-        let line = format!("mount --bind {path} {path} && mount -t proc proc {path}/proc && mount --bind /dev {path}/dev && exec chroot {path} /sbin/init");
+        let line = format!(
+            "mount --bind {path} {path} && mount -t proc proc {path}/proc && mount --bind /dev {path}/dev && exec chroot {path} /sbin/init"
+        );
         let mut command = netns.command("unshare");
         command.args(["--pid", "--fork", "--mount", "--kill-child", "sh", "-c", &line]);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
@@ -130,7 +132,10 @@ fn a_fixed_address_comes_up_and_it_stops_within_a_second() {
     }
     let netns = Netns::new("init");
     netns.run("ip link set lo down; ip link add eth0 type veth peer name lan0 && ip link set lan0 up");
-    let config = guest("ipv4 = \"192.168.5.9/24\"\ngateway4 = \"192.168.5.1\"\nipv6 = \"2001:db8:5::9/64\"\ngateway6 = \"fe80::1\"\nnameservers = [\"192.168.5.1\"]", NODE);
+    let config = guest(
+        "ipv4 = \"192.168.5.9/24\"\ngateway4 = \"192.168.5.1\"\nipv6 = \"2001:db8:5::9/64\"\ngateway6 = \"fe80::1\"\nnameservers = [\"192.168.5.1\"]",
+        NODE,
+    );
     let appliance = Appliance::start(&netns, unpack(), Some(&encode(&config)));
     appliance.wait_console("eth0 has 192.168.5.9/24");
     assert!(netns.run("ip addr show lo").contains("127.0.0.1/8"));
@@ -185,7 +190,10 @@ fn orphans_are_reaped() {
     appliance.wait_console("as guest 101");
     // In init's PID namespace: a process whose parent ends at once becomes init's, and ends later.
     let pid = appliance.pid.as_raw_nonzero().to_string();
-    let status = Command::new("nsenter").args(["--target", &pid, "--pid", "sh", "-c", "(sleep 0.3 & sleep 0.3 & sleep 0.3 &) ; true"]).status().unwrap();
+    let status = Command::new("nsenter")
+        .args(["--target", &pid, "--pid", "sh", "-c", "(sleep 0.3 & sleep 0.3 & sleep 0.3 &) ; true"])
+        .status()
+        .unwrap();
     assert!(status.success());
     wait_for("the orphans", 5, || (appliance.children().len() == 3).then_some(()));
     wait_for("their end", 5, || appliance.children().is_empty().then_some(()));

@@ -27,7 +27,9 @@ fn world() -> (Netns, Netns, Netns) {
     let mac = |netns: &Netns, device: &str| netns.run(&format!("cat /sys/class/net/{device}/address")).trim().to_owned();
     let (of_client, of_node) = (mac(&client, "c0"), mac(&node, "pvemesh0"));
     client.run(&format!("ip neigh add 203.0.113.1 lladdr {of_node} dev c0; ip -6 neigh add 2001:db8:1::1 lladdr {of_node} dev c0"));
-    node.run(&format!("ip neigh add 100.64.0.2 lladdr {of_client} dev pvemesh0; ip -6 neigh add fd7a:115c:a1e0::2 lladdr {of_client} dev pvemesh0"));
+    node.run(&format!(
+        "ip neigh add 100.64.0.2 lladdr {of_client} dev pvemesh0; ip -6 neigh add fd7a:115c:a1e0::2 lladdr {of_client} dev pvemesh0"
+    ));
     (client, node, server)
 }
 

@@ -180,7 +180,8 @@ impl Machine {
     /// Takes what arrived on port 68. Anything that is no answer to us is ignored.
     pub fn handle_datagram(&mut self, now: Time, bytes: &[u8]) {
         let Ok(message) = Message::from_bytes(bytes) else { return };
-        let ours = message.opcode() == Opcode::BootReply && message.xid() == self.exchange && message.chaddr().get(..6) == Some(&self.hardware);
+        let ours =
+            message.opcode() == Opcode::BootReply && message.xid() == self.exchange && message.chaddr().get(..6) == Some(&self.hardware);
         if !ours {
             return;
         }
@@ -233,8 +234,11 @@ impl Machine {
 
     fn request(&mut self, now: Time) {
         let State::Requesting { offer, server } = self.state else { return };
-        let options =
-            vec![DhcpOption::MessageType(MessageType::Request), DhcpOption::RequestedIpAddress(offer), DhcpOption::ServerIdentifier(server)];
+        let options = vec![
+            DhcpOption::MessageType(MessageType::Request),
+            DhcpOption::RequestedIpAddress(offer),
+            DhcpOption::ServerIdentifier(server),
+        ];
         self.send(now, Ipv4Addr::BROADCAST, Ipv4Addr::UNSPECIFIED, options);
         self.wait(now, "ask for the offered address again");
     }
@@ -290,7 +294,14 @@ impl Machine {
     }
 
     fn send(&mut self, now: Time, to: Ipv4Addr, current: Ipv4Addr, options: Vec<DhcpOption>) {
-        let mut message = Message::new_with_id(self.exchange, current, Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED, &self.hardware);
+        let mut message = Message::new_with_id(
+            self.exchange,
+            current,
+            Ipv4Addr::UNSPECIFIED,
+            Ipv4Addr::UNSPECIFIED,
+            Ipv4Addr::UNSPECIFIED,
+            &self.hardware,
+        );
         message.set_secs(u16::try_from(now.since(self.began).as_secs()).unwrap_or(u16::MAX));
         if current.is_unspecified() {
             // We take no unicast before we have the address.

@@ -25,7 +25,8 @@ fn sent(machine: &mut Machine) -> (Ipv4Addr, Message) {
 }
 
 fn reply(to: &Message, kind: MessageType, length: u32) -> Message {
-    let mut message = Message::new_with_id(to.xid(), Ipv4Addr::UNSPECIFIED, ADDRESS, Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED, &HARDWARE);
+    let mut message =
+        Message::new_with_id(to.xid(), Ipv4Addr::UNSPECIFIED, ADDRESS, Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED, &HARDWARE);
     message.set_opcode(Opcode::BootReply);
     for option in [
         DhcpOption::MessageType(kind),

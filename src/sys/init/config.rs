@@ -150,7 +150,8 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), ConfigError> {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "vmid = 101\nhostname = \"exit-1\"\n[network]\nipv4 = \"dhcp\"\n[node]\nlogin_server = \"http://c\"\nauth_key = \"hidden-key\"\n";
+    const TEXT: &str =
+        "vmid = 101\nhostname = \"exit-1\"\n[network]\nipv4 = \"dhcp\"\n[node]\nlogin_server = \"http://c\"\nauth_key = \"hidden-key\"\n";
 
     #[test]
     fn a_variable_is_stored_once_and_a_dropped_key_does_not_come_back() {

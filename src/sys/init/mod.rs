@@ -66,7 +66,8 @@ pub fn main() -> ExitCode {
 /// The console is standard error: whatever the container's host gave to its first process.
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).without_time().with_env_filter(filter);
+    let log =
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).without_time().with_env_filter(filter);
     let _ = log.try_init();
 }
 
@@ -168,7 +169,9 @@ fn prepare(variable: Option<&str>) -> Option<Guest> {
         }
         Err(error) => {
             tracing::error!("{error}");
-            tracing::error!("nothing is started: correct the configuration (pvemesh apply, or the container's env in Proxmox) and start the container again");
+            tracing::error!(
+                "nothing is started: correct the configuration (pvemesh apply, or the container's env in Proxmox) and start the container again"
+            );
             None
         }
     }

@@ -126,7 +126,12 @@ pub(in crate::sys) async fn set_addresses(
 }
 
 /// Sets the default route of one family in the main table, or takes it away. The gateway need not be in the interface's own network.
-pub(in crate::sys) async fn set_default_route(handle: &Handle, index: u32, family: Family, gateway: Option<IpAddr>) -> Result<(), RouterError> {
+pub(in crate::sys) async fn set_default_route(
+    handle: &Handle,
+    index: u32,
+    family: Family,
+    gateway: Option<IpAddr>,
+) -> Result<(), RouterError> {
     let mut message = RouteMessageBuilder::<IpAddr>::new().output_interface(index).protocol(RouteProtocol::Boot).onlink().build();
     message.header.address_family = address_family(family);
     let Some(gateway) = gateway else {
