@@ -1,3 +1,37 @@
 //! Provisioning decisions: what is wanted and what is there, turned into ordered steps.
+//!
+//! ```text
+//!   GuestTexts --check--> GuestOptions + Role --.
+//!                                                >-- create --> Outcome: already there | Plan { choices, steps } | Refusal
+//!   reads of the API -------------> Observed ---'
+//! ```
+//!
+//! Nothing here talks to anything. `sys::pve` carries the steps out, keeps the [`journal`] while it does, and takes them back on failure.
 
+mod choose;
+pub mod create;
+pub mod destroy;
+pub mod journal;
+pub mod mark;
+pub mod observed;
+pub mod options;
+mod refusal;
 pub mod render;
+mod step;
+
+pub use choose::Choice;
+pub use refusal::{Fault, Refusal};
+pub use step::{Action, Step, Undo};
+
+use base64::Engine as _;
+
+use crate::ident::Secret;
+use crate::settings::Guest;
+
+/// The text that carries a guest's configuration in an environment variable: base64 of its TOML, since an environment holds no line breaks.
+///
+/// # Errors
+/// If the configuration cannot be rendered.
+pub fn environment(guest: &Guest) -> Result<Secret, render::RenderError> {
+    Ok(Secret::new(base64::engine::general_purpose::STANDARD.encode(render::guest(guest)?)))
+}

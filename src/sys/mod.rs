@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the shell may")]
 
 pub mod clock;
+pub mod config;
 pub mod dhcp;
 pub mod dial;
 pub mod engine;

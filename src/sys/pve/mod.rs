@@ -3,10 +3,14 @@
 //! Everything above talks to an [`Executor`] and does not know which. What is asked for and why is decided in `plan`.
 
 mod https;
+mod mesh;
+pub mod observe;
+mod provision;
 mod pvesh;
 mod task;
 mod ticket;
 mod trust;
+mod undo;
 
 use std::path::PathBuf;
 
@@ -18,9 +22,15 @@ use crate::pve::reply::ReplyError;
 use crate::pve::{ApiError, BuildError, Fingerprint, HostName, Identity, Request, StorageId, Upid};
 
 pub use https::{Https, HttpsOptions};
+pub use mesh::{Door, Mesh, MeshError};
+pub use provision::{Findings, Images, Provisioner, RunError, StepError, Watch};
 pub use pvesh::Pvesh;
 pub use task::{TaskError, wait_task};
 pub use trust::{Trust, probe_fingerprint};
+pub use undo::Undoer;
+
+/// How long the task that stores an upload may take.
+const UPLOAD_TASK_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
 
 /// A way to a Proxmox API.
 pub trait Executor: Send + Sync {

@@ -1,0 +1,62 @@
+//! What is there, as gathered by `sys::pve` with reads only.
+
+use crate::ident::{NodeId, NodeName, Vmid};
+use crate::pve::reply::{Bridge, ContainerConfig, GuestSummary, Storage};
+use crate::pve::{HostName, Identity, Version, VolumeId};
+
+/// Everything a plan looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// Whom Proxmox takes us for.
+    pub identity: Identity,
+    /// The host we run on, when we run on one.
+    pub local: Option<HostName>,
+    /// The hosts of the cluster.
+    pub hosts: Vec<HostView>,
+    /// Every guest of the cluster.
+    pub guests: Vec<GuestSummary>,
+    /// The nodes our coordinator knows; empty without one.
+    pub mesh: Vec<(NodeId, NodeName)>,
+    /// The container with the number asked about, if there is one.
+    pub target: Option<Target>,
+}
+
+/// A host and what it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostView {
+    /// Its name.
+    pub name: HostName,
+    /// The cluster sees it, and it answered.
+    pub online: bool,
+    /// Its version; absent when it did not answer or was not asked.
+    pub version: Option<Version>,
+    /// Its storages.
+    pub storages: Vec<Storage>,
+    /// Its bridges.
+    pub bridges: Vec<Bridge>,
+    /// The container templates on its storages.
+    pub templates: Vec<VolumeId>,
+}
+
+/// The container that already has the number asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Where it is.
+    pub host: HostName,
+    /// Its configuration; without notes and tags while it is being created.
+    pub config: ContainerConfig,
+    /// Running.
+    pub running: bool,
+}
+
+impl Observed {
+    /// The guest with this number.
+    pub fn guest(&self, vmid: Vmid) -> Option<&GuestSummary> {
+        self.guests.iter().find(|guest| guest.vmid == vmid)
+    }
+
+    /// The host of this name.
+    pub fn host(&self, name: &HostName) -> Option<&HostView> {
+        self.hosts.iter().find(|host| host.name == *name)
+    }
+}

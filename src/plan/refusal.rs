@@ -1,0 +1,243 @@
+//! Why nothing was begun: every reason is found before the first write.
+
+use crate::ident::Vmid;
+use crate::pve::{BridgeName, BuildError, HostName, Identity, StorageId, Version};
+
+use super::options::OptionError;
+use super::render::RenderError;
+
+/// Whose turn it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The command line is wrong.
+    Usage,
+    /// The credentials are not enough.
+    Denied,
+    /// What is there is in the way.
+    Conflict,
+    /// A defect of ours.
+    Internal,
+}
+
+/// Why a plan was not made. The text says what is; [`Refusal::next`] says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// An option cannot be used.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// A container or virtual machine of somebody else has the number.
+    #[error("VMID {vmid} is in use by `{name}` on {host}, which pvemesh did not make")]
+    VmidInUse {
+        /// The number.
+        vmid: Vmid,
+        /// Its guest.
+        name: String,
+        /// Where.
+        host: HostName,
+    },
+    /// A guest of ours has the number, but it is something else.
+    #[error("container {vmid} is a pvemesh {is}, not a {wanted}")]
+    OtherRole {
+        /// The number.
+        vmid: Vmid,
+        /// What it is.
+        is: String,
+        /// What was asked for.
+        wanted: &'static str,
+    },
+    /// A guest of ours has the number and role, but another name.
+    #[error("container {vmid} is there already with the name {is}, not {wanted}")]
+    OtherName {
+        /// The number.
+        vmid: Vmid,
+        /// Its name.
+        is: String,
+        /// The name asked for.
+        wanted: String,
+    },
+    /// A guest of ours whose making did not come to its end, begun elsewhere.
+    #[error("container {vmid} was begun by another run of pvemesh that did not come to its end")]
+    Unfinished {
+        /// The number.
+        vmid: Vmid,
+    },
+    /// The guest carries a lock.
+    #[error("container {vmid} is locked ({lock})")]
+    Locked {
+        /// The number.
+        vmid: Vmid,
+        /// The lock.
+        lock: String,
+    },
+    /// Another guest has the name.
+    #[error("the name {name} is taken by {by}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// By whom.
+        by: String,
+    },
+    /// The credentials cannot pass a device through.
+    #[error(
+        "as {identity}, Proxmox would refuse dev0 (/dev/net/tun) of POST /nodes/{host}/lxc: passing devices through is for the literal \
+         root@pam only, and no API token and no role changes that"
+    )]
+    NeedsRoot {
+        /// Who we are.
+        identity: Identity,
+        /// Where the container would be.
+        host: String,
+    },
+    /// The Proxmox VE is too old.
+    #[error("{host} has Proxmox VE {version}; passing /dev/net/tun through (dev0) came with {needed}")]
+    TooOld {
+        /// Where.
+        host: HostName,
+        /// Its version.
+        version: Version,
+        /// The first version that will do.
+        needed: Version,
+    },
+    /// No such host.
+    #[error("there is no node {wanted}; there is {known}")]
+    UnknownHost {
+        /// The name asked for.
+        wanted: HostName,
+        /// The names there are.
+        known: String,
+    },
+    /// The host is down.
+    #[error("node {0} is offline or does not answer")]
+    HostOffline(HostName),
+    /// No such storage.
+    #[error("there is no storage {wanted} on {host}; there is {known}")]
+    UnknownStorage {
+        /// The name asked for.
+        wanted: StorageId,
+        /// Where.
+        host: HostName,
+        /// The names there are.
+        known: String,
+    },
+    /// The storage cannot hold this.
+    #[error("storage {storage} on {host} does not hold {what} ({content}); its content is {has}")]
+    WrongContent {
+        /// Which.
+        storage: StorageId,
+        /// Where.
+        host: HostName,
+        /// What it should hold, in words.
+        what: &'static str,
+        /// Proxmox's word for it.
+        content: &'static str,
+        /// What it holds.
+        has: String,
+    },
+    /// The storage is not active.
+    #[error("storage {storage} on {host} is not active")]
+    StorageDown {
+        /// Which.
+        storage: StorageId,
+        /// Where.
+        host: HostName,
+    },
+    /// The storage is full.
+    #[error("storage {storage} on {host} has {free} MiB free, {needed} MiB are needed")]
+    StorageFull {
+        /// Which.
+        storage: StorageId,
+        /// Where.
+        host: HostName,
+        /// Free, MiB.
+        free: u64,
+        /// Needed, MiB.
+        needed: u64,
+    },
+    /// No storage will do.
+    #[error("no storage on {host} holds {what} ({content}), is active and has {needed} MiB free")]
+    NoStorage {
+        /// Where.
+        host: HostName,
+        /// What it should hold, in words.
+        what: &'static str,
+        /// Proxmox's word for it.
+        content: &'static str,
+        /// Needed, MiB.
+        needed: u64,
+    },
+    /// No such bridge.
+    #[error("there is no bridge {wanted} on {host}; there is {known}")]
+    UnknownBridge {
+        /// The name asked for.
+        wanted: BridgeName,
+        /// Where.
+        host: HostName,
+        /// The names there are.
+        known: String,
+    },
+    /// No bridge at all.
+    #[error("{0} has no active bridge")]
+    NoBridge(HostName),
+    /// No host will do; the reason of each.
+    #[error("no node can take the container: {0}")]
+    NoHost(String),
+    /// The guest is not ours.
+    #[error("container {vmid} (`{name}`) was not made by pvemesh: it lacks the tag `pvemesh` or the mark in its notes")]
+    NotOurs {
+        /// The number.
+        vmid: Vmid,
+        /// Its name.
+        name: String,
+    },
+    /// No such guest.
+    #[error("there is no guest {0}")]
+    NoSuchGuest(Vmid),
+    /// A request could not be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// A template could not be rendered.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+}
+
+impl Refusal {
+    /// What to do next.
+    pub fn next(&self) -> String {
+        match self {
+            Self::Option(error) => format!("give {} another value", error.option),
+            Self::VmidInUse { .. } | Self::OtherRole { .. } | Self::NameTaken { .. } => {
+                "choose another number or name; `pvemesh list` shows the guests of pvemesh".to_owned()
+            }
+            Self::OtherName { vmid, .. } => format!("leave --name out, or remove it first: pvemesh destroy {vmid}"),
+            Self::Unfinished { vmid } => format!("if no other pvemesh is at work, remove it and try again: pvemesh destroy {vmid}"),
+            Self::Locked { vmid, .. } => format!("wait for the operation that holds the lock; if none does any more: pct unlock {vmid}"),
+            Self::NeedsRoot { .. } => "three ways round: (1) log in as root@pam with a password: pvemesh init --user root@pam; (2) run pvemesh \
+                                       as root on the Proxmox host itself, where no credentials are needed; (3) let root make a golden container \
+                                       with dev0 once, which a token may clone"
+                .to_owned(),
+            Self::TooOld { .. } => "upgrade the host, or choose another one with --node".to_owned(),
+            Self::UnknownHost { .. } | Self::HostOffline(_) | Self::NoHost(_) => "choose a node with --node".to_owned(),
+            Self::UnknownStorage { .. } | Self::StorageFull { .. } | Self::StorageDown { .. } => {
+                "choose another one with --storage or --template-storage".to_owned()
+            }
+            Self::WrongContent { content, .. } | Self::NoStorage { content, .. } => {
+                format!("choose another storage, or allow this content: Datacenter > Storage > Edit > Content ({content})")
+            }
+            Self::UnknownBridge { .. } => "choose one of them with --bridge".to_owned(),
+            Self::NoBridge(host) => format!("make a bridge on {host}: Node > System > Network > Create > Linux Bridge"),
+            Self::NotOurs { .. } => "remove it with Proxmox's own tools if you mean it".to_owned(),
+            Self::NoSuchGuest(_) => "pvemesh list shows what is there".to_owned(),
+            Self::Build(_) | Self::Render(_) => "this is a defect of pvemesh; please report it".to_owned(),
+        }
+    }
+
+    /// Whose turn it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Option(_) => Fault::Usage,
+            Self::NeedsRoot { .. } => Fault::Denied,
+            Self::Build(_) | Self::Render(_) => Fault::Internal,
+            _ => Fault::Conflict,
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! A plan's steps as values: what is done, what would undo it, and how it reads.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::mark::{Mark, RunId};
+use super::render::Notes;
+use crate::ident::{NodeId, NodeName, Vmid};
+use crate::pve::{HostName, Request, VolumeId};
+use crate::settings::Guest;
+use crate::wire::admin::CreateKey;
+
+/// One step.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// What it does, for progress: `create container 101`.
+    pub title: String,
+    /// How.
+    pub action: Action,
+    /// What takes it back; written to the journal before the action begins.
+    pub undo: Option<Undo>,
+}
+
+/// What a step does.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// Uploads the appliance image.
+    Upload {
+        /// The host whose API stores it.
+        host: HostName,
+        /// The volume it becomes.
+        volume: VolumeId,
+    },
+    /// Builds an image that holds this guest's configuration, and uploads it.
+    UploadPersonal {
+        /// The host whose API stores it.
+        host: HostName,
+        /// The volume it becomes.
+        volume: VolumeId,
+        /// The configuration; the join key is added when it is known.
+        guest: Box<Guest>,
+    },
+    /// Has the coordinator make a join key, which the later steps use.
+    MintKey(CreateKey),
+    /// Makes a request, and waits for its task if it starts one.
+    Call {
+        /// The request.
+        request: Request,
+        /// How long its task may take; `None` if the request is done when it returns.
+        task: Option<Duration>,
+    },
+    /// Puts the guest's configuration into its environment.
+    Deliver {
+        /// Where the guest is.
+        host: HostName,
+        /// The configuration; the join key is added when it is known.
+        guest: Box<Guest>,
+    },
+    /// Waits until the guest has an address on the LAN.
+    AwaitAddress {
+        /// Where the guest is.
+        host: HostName,
+        /// The guest.
+        vmid: Vmid,
+        /// The interface inside it.
+        interface: String,
+        /// The address it was given, if fixed.
+        expected: Option<IpAddr>,
+        /// How long to wait.
+        limit: Duration,
+    },
+    /// Waits until the coordinator in the guest answers, learns its key and keeps both as the known coordinator.
+    MeetCoordinator {
+        /// The guest.
+        vmid: Vmid,
+        /// Its port on the LAN.
+        port: u16,
+        /// The address other clients are told, if it is not the one on the LAN.
+        url: Option<String>,
+        /// How long to wait.
+        limit: Duration,
+    },
+    /// Waits until the coordinator sees the node online.
+    AwaitNode {
+        /// The node.
+        name: NodeName,
+        /// How long to wait.
+        limit: Duration,
+    },
+    /// Waits until the guest has an address of the mesh; for coordinators that we cannot ask.
+    AwaitMeshAddress {
+        /// Where the guest is.
+        host: HostName,
+        /// The guest.
+        vmid: Vmid,
+        /// How long to wait.
+        limit: Duration,
+    },
+    /// Writes the final notes, with the address in the mesh.
+    Finish {
+        /// Where the guest is.
+        host: HostName,
+        /// What people read.
+        notes: Box<Notes>,
+        /// What we read.
+        mark: Mark,
+    },
+    /// Removes the node of this name from the coordinator.
+    RemoveNode(NodeName),
+    /// Forgets the known coordinator.
+    ForgetCoordinator(Vmid),
+}
+
+/// What takes a step back.
+///
+/// Each names what it removes so exactly that nothing else can be hit, also when it runs days later from the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "undo", rename_all = "kebab-case")]
+pub enum Undo {
+    /// Remove a volume that was not there before.
+    RemoveVolume {
+        /// The host to ask.
+        host: HostName,
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// Remove the container, if its mark names this run.
+    RemoveContainer {
+        /// Where it is.
+        host: HostName,
+        /// Its number.
+        vmid: Vmid,
+        /// The run that made it.
+        run: RunId,
+    },
+    /// Revoke the join key; without a number until the coordinator gave it one.
+    RevokeKey {
+        /// Its number.
+        id: Option<i64>,
+    },
+    /// Remove the node of this name, unless it is one of these, which were there before.
+    RemoveNode {
+        /// Its name.
+        name: NodeName,
+        /// Nodes there before.
+        before: Vec<NodeId>,
+    },
+    /// Forget the coordinator in this guest.
+    ForgetCoordinator {
+        /// The guest.
+        vmid: Vmid,
+    },
+}
+
+impl fmt::Display for Undo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RemoveVolume { volume, .. } => write!(f, "remove {volume}"),
+            Self::RemoveContainer { host, vmid, .. } => write!(f, "remove container {vmid} from {host}"),
+            Self::RevokeKey { id: Some(id) } => write!(f, "revoke join key {id}"),
+            Self::RevokeKey { id: None } => f.write_str("let the join key expire"),
+            Self::RemoveNode { name, .. } => write!(f, "remove node {name} from the coordinator"),
+            Self::ForgetCoordinator { vmid } => write!(f, "forget the coordinator in container {vmid}"),
+        }
+    }
+}
+
+impl Step {
+    /// A step that needs no undoing.
+    pub(super) fn plain(title: impl Into<String>, action: Action) -> Self {
+        Self { title: title.into(), action, undo: None }
+    }
+
+    /// A step with what takes it back.
+    pub(super) fn undone_by(title: impl Into<String>, action: Action, undo: Undo) -> Self {
+        Self { title: title.into(), action, undo: Some(undo) }
+    }
+}
+
+impl fmt::Display for Action {
+    /// The calls it makes, as `--dry-run` prints them. Secrets are not among them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let upload = |f: &mut fmt::Formatter<'_>, host: &HostName, volume: &VolumeId| {
+            write!(f, "POST /nodes/{host}/storage/{}/upload content=vztmpl filename={}", volume.storage(), volume.file_name())
+        };
+        match self {
+            Self::Upload { host, volume } => upload(f, host, volume),
+            Self::UploadPersonal { host, volume, .. } => {
+                upload(f, host, volume)?;
+                f.write_str(" (with the guest's configuration inside)")
+            }
+            Self::MintKey(key) => {
+                write!(f, "coordinator: POST keys user={} expires_in_secs={} tags={}", key.user, key.expires_in_secs, key.tags.join(","))?;
+                if let Some(name) = &key.only_for {
+                    write!(f, " only_for={name}")?;
+                }
+                if !key.approve_routes.is_empty() {
+                    write!(f, " approve_routes={}", key.approve_routes.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))?;
+                }
+                Ok(())
+            }
+            Self::Call { request, task: None } => write!(f, "{request}"),
+            Self::Call { request, task: Some(limit) } => write!(f, "{request} (task, at most {} s)", limit.as_secs()),
+            Self::Deliver { host, guest } => write!(f, "PUT /nodes/{host}/lxc/{}/config env=(secret)", guest.vmid),
+            Self::AwaitAddress { host, vmid, interface, limit, .. } => {
+                write!(f, "GET /nodes/{host}/lxc/{vmid}/interfaces (until {interface} has an address, at most {} s)", limit.as_secs())
+            }
+            Self::MeetCoordinator { limit, .. } => write!(f, "coordinator: GET info (until it answers, at most {} s)", limit.as_secs()),
+            Self::AwaitNode { name, limit } => write!(f, "coordinator: GET nodes (until {name} is online, at most {} s)", limit.as_secs()),
+            Self::AwaitMeshAddress { host, vmid, limit } => {
+                write!(f, "GET /nodes/{host}/lxc/{vmid}/interfaces (until it has an address of the mesh, at most {} s)", limit.as_secs())
+            }
+            Self::Finish { host, mark, .. } => {
+                write!(f, "PUT /nodes/{host}/lxc/{}/config description=(notes with the address in the mesh)", mark.vmid)
+            }
+            Self::RemoveNode(name) => write!(f, "coordinator: DELETE node {name}"),
+            Self::ForgetCoordinator(vmid) => write!(f, "this machine: forget the coordinator in container {vmid}"),
+        }
+    }
+}

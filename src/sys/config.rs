@@ -1,0 +1,400 @@
+//! The admin's own files on the machine that runs the provisioner: configuration, credentials, the admin key, journals.
+//!
+//! They live in `$PVEMESH_CONFIG_DIR`, else `/etc/pvemesh` for root and `~/.config/pvemesh` for others. Everything written here has mode
+//! 0600 and replaces its predecessor in one rename.
+
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ident::{MachinePrivate, MachinePublic, Secret, Vmid};
+use crate::plan::journal::Journal;
+use crate::plan::options::KnownCoordinator;
+use crate::pve::Fingerprint;
+
+/// Names the directory, before the usual places.
+pub const DIRECTORY_VARIABLE: &str = "PVEMESH_CONFIG_DIR";
+/// Larger files than this are none of ours.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Why a file of ours could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not what it should be.
+    #[error("{}: {why}", path.display())]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// It holds a secret that others can read.
+    #[error("{path} holds a secret and others may read or change it (mode {mode:03o}); chmod 600 {path}", path = path.display())]
+    Exposed {
+        /// Which.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// There is no home directory to keep them in.
+    #[error("no directory for the configuration: set {DIRECTORY_VARIABLE} or HOME")]
+    NoDirectory,
+    /// Another run works on the same guest.
+    #[error("another pvemesh is at work on guest {0}")]
+    Busy(Vmid),
+}
+
+/// The configuration file, `config.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// How Proxmox is reached; absent on a Proxmox host, where `pvesh` needs nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pve: Option<Pve>,
+    /// The coordinator new guests join.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinator: Option<Coordinator>,
+}
+
+/// How Proxmox is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pve {
+    /// `https://HOST[:PORT]`
+    pub url: String,
+    /// `user@realm`, for a login with a password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The file with the password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// The file with an API token, `user@realm!name=secret`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// The certificate believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
+    /// The authorities believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+}
+
+/// The known coordinator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Coordinator {
+    /// Its guest, if we made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmid: Option<Vmid>,
+    /// The address on the LAN.
+    pub lan_url: String,
+    /// The address other clients are told.
+    pub url: String,
+    /// Its key; another one is refused.
+    pub server_key: MachinePublic,
+}
+
+impl From<KnownCoordinator> for Coordinator {
+    fn from(known: KnownCoordinator) -> Self {
+        Self { vmid: known.vmid, lan_url: known.lan_url, url: known.url, server_key: known.server_key }
+    }
+}
+
+impl From<Coordinator> for KnownCoordinator {
+    fn from(kept: Coordinator) -> Self {
+        Self { vmid: kept.vmid, lan_url: kept.lan_url, url: kept.url, server_key: kept.server_key }
+    }
+}
+
+/// The directory of these files.
+#[derive(Debug, Clone)]
+pub struct Store {
+    directory: PathBuf,
+}
+
+impl Store {
+    /// The directory as the environment and the user say; nothing is made yet.
+    ///
+    /// # Errors
+    /// If there is no home directory.
+    pub fn open() -> Result<Self, ConfigError> {
+        let named = std::env::var_os(DIRECTORY_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let usual = || {
+            if rustix::process::geteuid().is_root() {
+                return Some(PathBuf::from("/etc/pvemesh"));
+            }
+            let config = std::env::var_os("XDG_CONFIG_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
+            config.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config"))).map(|dir| dir.join("pvemesh"))
+        };
+        named.or_else(usual).map(Self::at).ok_or(ConfigError::NoDirectory)
+    }
+
+    /// This directory.
+    pub fn at(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Where the directory is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Reads the configuration; without a file, an empty one.
+    ///
+    /// # Errors
+    /// If the file cannot be read or has something else in it.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        let path = self.path("config.toml");
+        match read_text(&path)? {
+            None => Ok(Config::default()),
+            Some(text) => toml::from_str(&text).map_err(|e| ConfigError::Content { path, why: e.to_string().trim().replace('\n', " ") }),
+        }
+    }
+
+    /// Writes the configuration.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save(&self, config: &Config) -> Result<(), ConfigError> {
+        let path = self.path("config.toml");
+        let text = toml::to_string(config).map_err(|e| ConfigError::Content { path: path.clone(), why: e.to_string() })?;
+        self.write(&path, text.as_bytes())
+    }
+
+    /// Keeps a coordinator as the known one.
+    ///
+    /// # Errors
+    /// If the configuration cannot be read or written.
+    pub fn remember(&self, coordinator: KnownCoordinator) -> Result<(), ConfigError> {
+        let mut config = self.load()?;
+        config.coordinator = Some(coordinator.into());
+        self.save(&config)
+    }
+
+    /// Forgets the known coordinator if it is the one in this guest.
+    ///
+    /// # Errors
+    /// If the configuration cannot be read or written.
+    pub fn forget(&self, vmid: Vmid) -> Result<(), ConfigError> {
+        let mut config = self.load()?;
+        if config.coordinator.as_ref().is_some_and(|c| c.vmid == Some(vmid)) {
+            config.coordinator = None;
+            self.save(&config)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a secret of the admin's into a file of its own.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save_secret(&self, name: &str, secret: &Secret) -> Result<PathBuf, ConfigError> {
+        let path = self.path(name);
+        self.write(&path, format!("{}\n", secret.expose()).as_bytes())?;
+        Ok(path)
+    }
+
+    /// The key with which this machine administers the coordinator; made from `seed` if there is none yet.
+    ///
+    /// # Errors
+    /// If its file cannot be read or written, or others may read it.
+    pub fn admin_key(&self, seed: [u8; 32]) -> Result<MachinePrivate, ConfigError> {
+        let path = self.path("admin.key");
+        if path.exists() {
+            let text = read_secret(&path)?;
+            return text.expose().parse().map_err(|e| ConfigError::Content { path, why: format!("{e}") });
+        }
+        let key = MachinePrivate::from_seed(seed);
+        self.write(&path, key.to_secret_text().as_bytes())?;
+        Ok(key)
+    }
+
+    /// Takes the right to work on a guest; held until the returned value is dropped.
+    ///
+    /// # Errors
+    /// If another process holds it, or its file cannot be made.
+    pub fn lock(&self, vmid: Vmid) -> Result<WorkLock, ConfigError> {
+        let path = self.path(&format!("{vmid}.lock"));
+        self.make_directory()?;
+        let io_error = |source| ConfigError::Io { path: path.clone(), source };
+        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(io_error)?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(WorkLock { _file: file, path }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(ConfigError::Busy(vmid)),
+            Err(e) => Err(io_error(e.into())),
+        }
+    }
+
+    fn journal_path(&self, vmid: Vmid) -> PathBuf {
+        self.path(&format!("{vmid}.journal"))
+    }
+
+    /// The journal that an earlier run left for this guest.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn journal(&self, vmid: Vmid) -> Result<Option<Journal>, ConfigError> {
+        let path = self.journal_path(vmid);
+        read_text(&path)?.map(|text| serde_json::from_str(&text).map_err(|e| ConfigError::Content { path, why: e.to_string() })).transpose()
+    }
+
+    /// Writes the journal; it is on the disk when this returns.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save_journal(&self, journal: &Journal) -> Result<(), ConfigError> {
+        let path = self.journal_path(journal.vmid);
+        let text = serde_json::to_string(journal).map_err(|e| ConfigError::Content { path: path.clone(), why: e.to_string() })?;
+        self.write(&path, text.as_bytes())
+    }
+
+    /// Removes the journal.
+    ///
+    /// # Errors
+    /// If it is there and cannot be removed.
+    pub fn drop_journal(&self, vmid: Vmid) -> Result<(), ConfigError> {
+        let path = self.journal_path(vmid);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ConfigError::Io { path, source }),
+            _ => Ok(()),
+        }
+    }
+
+    fn make_directory(&self) -> Result<(), ConfigError> {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
+        made.map_err(|source| ConfigError::Io { path: self.directory.clone(), source })
+    }
+
+    fn write(&self, path: &Path, content: &[u8]) -> Result<(), ConfigError> {
+        self.make_directory()?;
+        let io_error = |source| ConfigError::Io { path: path.to_owned(), source };
+        let fresh = path.with_extension(format!("new{}", std::process::id()));
+        let written = (|| {
+            let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+            file.write_all(content)?;
+            file.sync_all()?;
+            std::fs::rename(&fresh, path)?;
+            std::fs::File::open(&self.directory)?.sync_all()
+        })();
+        if written.is_err() {
+            let _ = std::fs::remove_file(&fresh);
+        }
+        written.map_err(io_error)
+    }
+}
+
+/// The right to work on a guest.
+#[derive(Debug)]
+pub struct WorkLock {
+    _file: std::fs::File,
+    path: PathBuf,
+}
+
+impl Drop for WorkLock {
+    fn drop(&mut self) {
+        // Removed while still locked; whoever opened it meanwhile holds a lock on a file that nobody finds any more, which at worst
+        // lets two runs meet at Proxmox's own lock of the VMID.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Reads a secret from a file that only its owner may read; the last line break is not part of it.
+///
+/// # Errors
+/// If it cannot be read, is empty, or others may read or change it.
+pub fn read_secret(path: &Path) -> Result<Secret, ConfigError> {
+    let io_error = |source| ConfigError::Io { path: path.to_owned(), source };
+    let metadata = std::fs::metadata(path).map_err(io_error)?;
+    let mode = metadata.permissions().mode() & 0o777;
+    // A pipe (`--password-file /dev/stdin`, process substitution) has no readers to be wary of.
+    if metadata.is_file() && mode & 0o027 != 0 {
+        return Err(ConfigError::Exposed { path: path.to_owned(), mode });
+    }
+    let text = read_text(path)?.unwrap_or_default();
+    let secret = text.trim_end_matches(['\n', '\r']);
+    if secret.is_empty() || secret.contains('\n') {
+        return Err(ConfigError::Content { path: path.to_owned(), why: "it should hold one line, the secret".to_owned() });
+    }
+    Ok(Secret::new(secret))
+}
+
+/// A file's text; `None` if there is no such file.
+fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
+    let io_error = |source| ConfigError::Io { path: path.to_owned(), source };
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(io_error(e)),
+    };
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(file, MAX_FILE), &mut text).map_err(io_error)?;
+    Ok(Some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path().join("deep/pvemesh"));
+        (dir, store)
+    }
+
+    #[test]
+    fn files_are_private_and_read_back() {
+        let (_dir, store) = store();
+        assert_eq!(store.load().unwrap(), Config::default());
+        let pve =
+            Pve { url: "https://pve:8006".to_owned(), user: None, password_file: None, token_file: None, fingerprint: None, ca_file: None };
+        let config = Config { pve: Some(pve), coordinator: None };
+        store.save(&config).unwrap();
+        assert_eq!(store.load().unwrap(), config);
+        let mode = std::fs::metadata(store.path("config.toml")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(std::fs::metadata(store.directory()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn the_admin_key_is_made_once() {
+        let (_dir, store) = store();
+        let first = store.admin_key([1; 32]).unwrap().public();
+        assert_eq!(store.admin_key([2; 32]).unwrap().public(), first);
+        std::fs::set_permissions(store.path("admin.key"), std::fs::Permissions::from_mode(0o644)).unwrap();
+        let error = store.admin_key([3; 32]).unwrap_err().to_string();
+        assert!(error.contains("mode 644") && error.contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_setting_is_named() {
+        let (_dir, store) = store();
+        store.save(&Config::default()).unwrap();
+        std::fs::write(store.path("config.toml"), "[pve]\nurl = \"https://pve\"\npasword_file = \"x\"\n").unwrap();
+        assert!(store.load().unwrap_err().to_string().contains("pasword_file"));
+    }
+
+    #[test]
+    fn one_run_at_a_time_works_on_a_guest() {
+        let (_dir, store) = store();
+        let vmid = "101".parse().unwrap();
+        let held = store.lock(vmid).unwrap();
+        assert!(matches!(store.lock(vmid), Err(ConfigError::Busy(_))));
+        assert!(store.lock("102".parse().unwrap()).is_ok());
+        drop(held);
+        assert!(store.lock(vmid).is_ok());
+    }
+}

@@ -1,0 +1,40 @@
+//! What provisioning needs of a coordinator, as a trait, so that the order of steps and undoing can be tested without one.
+
+use futures_util::future::BoxFuture;
+
+use crate::ident::{MachinePublic, NodeId};
+use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
+
+/// Why a coordinator did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct MeshError(pub String);
+
+type Answer<'a, T> = BoxFuture<'a, Result<T, MeshError>>;
+
+/// A coordinator we may administer.
+pub trait Mesh: Send + Sync {
+    /// Its key.
+    fn server_key(&self) -> MachinePublic;
+
+    /// What it says of itself.
+    fn info(&self) -> Answer<'_, CoordinatorInfo>;
+
+    /// Makes a join key.
+    fn create_key<'a>(&'a self, key: &'a CreateKey) -> Answer<'a, CreatedKey>;
+
+    /// Revokes a join key.
+    fn revoke_key(&self, id: i64) -> Answer<'_, ()>;
+
+    /// The nodes it knows.
+    fn nodes(&self) -> Answer<'_, Vec<NodeInfo>>;
+
+    /// Removes a node.
+    fn delete_node(&self, id: NodeId) -> Answer<'_, ()>;
+}
+
+/// A way to coordinators.
+pub trait Door: Send + Sync {
+    /// Connects to the coordinator at `url`; without `pinned`, whatever key it shows is believed.
+    fn open<'a>(&'a self, url: &'a str, pinned: Option<MachinePublic>) -> Answer<'a, Box<dyn Mesh>>;
+}

@@ -1,0 +1,452 @@
+//! Carries a plan out: step by step, with a journal on disk before each step that leaves something, and takes everything back if one
+//! fails or the admin interrupts.
+//!
+//! The journal names what would take a step back *before* the step begins, so that a run killed at any moment leaves either nothing or a
+//! journal that covers it. Each [`Undo`] checks what it is about to remove: a step that never happened is not an error.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::mesh::{Door, Mesh, MeshError};
+use super::undo::Undoer;
+use super::{CallError, Executor, TaskError, Upload, observe, wait_task};
+use crate::ident::{Secret, Vmid, is_mesh_address};
+use crate::plan::create::{CONFIG_VARIABLE, Plan};
+use crate::plan::journal::Journal;
+use crate::plan::mark::Mark;
+use crate::plan::options::KnownCoordinator;
+use crate::plan::render::{self, Notes, RenderError};
+use crate::plan::{Action, Step, Undo, environment};
+use crate::pve::{HostName, Request, VolumeId, call, reply};
+use crate::settings::Guest;
+use crate::sys::config::{ConfigError, Store};
+use crate::sys::image::{Image, ImageError};
+
+/// Pause between two looks at something that is about to happen.
+const LOOK_PAUSE: Duration = Duration::from_millis(150);
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// Proxmox.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// A task of Proxmox.
+    #[error(transparent)]
+    Task(Box<TaskError>),
+    /// The coordinator.
+    #[error("the coordinator: {0}")]
+    Mesh(#[from] MeshError),
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A file of ours.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A template.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+    /// It did not happen in time.
+    #[error("it did not happen within {limit:?}{last}", last = last.as_ref().map(|l| format!(": {l}")).unwrap_or_default())]
+    TooLong {
+        /// The limit.
+        limit: Duration,
+        /// What the last look showed.
+        last: Option<String>,
+    },
+    /// The admin pressed Ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
+    /// An earlier step should have left something that is missing; a defect of ours.
+    #[error("{0}")]
+    Missing(&'static str),
+}
+
+impl From<reply::ReplyError> for StepError {
+    fn from(error: reply::ReplyError) -> Self {
+        Self::Call(error.into())
+    }
+}
+
+impl From<TaskError> for StepError {
+    fn from(error: TaskError) -> Self {
+        Self::Task(Box::new(error))
+    }
+}
+
+impl From<crate::pve::BuildError> for StepError {
+    fn from(error: crate::pve::BuildError) -> Self {
+        Self::Call(error.into())
+    }
+}
+
+/// A run that failed.
+#[derive(Debug)]
+pub struct RunError {
+    /// The step.
+    pub step: String,
+    /// Why.
+    pub error: StepError,
+    /// What was taken back.
+    pub undone: Vec<String>,
+    /// What could not be taken back, and why; the journal still has it.
+    pub left: Vec<String>,
+}
+
+/// Somebody who watches the steps.
+pub trait Watch: Send {
+    /// A step begins.
+    fn begin(&mut self, title: &str);
+    /// A task says something.
+    fn line(&mut self, text: &str);
+    /// The step ended.
+    fn end(&mut self, took: Duration, ok: bool);
+}
+
+/// Where images come from.
+pub trait Images: Send + Sync {
+    /// The image that serves every guest.
+    fn shared(&self) -> &Image;
+
+    /// An image with this configuration inside, in a private file that the caller removes.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    fn personal(&self, guest_toml: &str) -> Result<Image, ImageError>;
+}
+
+/// What a run has found out.
+#[derive(Debug, Clone, Default)]
+pub struct Findings {
+    /// The guest's address on the LAN.
+    pub lan_address: Option<IpAddr>,
+    /// Its addresses in the mesh.
+    pub mesh_addresses: Vec<IpAddr>,
+    /// The coordinator it is, or joined.
+    pub coordinator: Option<KnownCoordinator>,
+    /// The steps and how long each took.
+    pub timings: Vec<(String, Duration)>,
+}
+
+/// Everything a run needs.
+pub struct Provisioner<'a> {
+    /// Proxmox.
+    pub executor: &'a dyn Executor,
+    /// The way to coordinators.
+    pub door: &'a dyn Door,
+    /// The known coordinator, already open.
+    pub mesh: Option<&'a dyn Mesh>,
+    /// Where images come from.
+    pub images: &'a dyn Images,
+    /// The files of this machine.
+    pub store: &'a Store,
+    /// Who watches.
+    pub watch: &'a mut dyn Watch,
+    /// Becomes ready when the admin wants to stop.
+    pub interrupted: &'a mut (dyn Future<Output = ()> + Unpin + Send),
+}
+
+/// What one step leaves for the next.
+#[derive(Default)]
+struct Carried {
+    join_key: Option<Secret>,
+    /// The number of a join key just made, until the journal has it.
+    minted: Option<i64>,
+    findings: Findings,
+}
+
+impl<'a> Provisioner<'a> {
+    /// Carries the plan out.
+    ///
+    /// # Errors
+    /// With the failed step, what was taken back and what is left.
+    pub async fn run(mut self, plan: &Plan) -> Result<Findings, RunError> {
+        let mut journal = Journal::new(plan);
+        let mut carried = Carried::default();
+        for step in &plan.steps {
+            let begun = Instant::now();
+            self.watch.begin(&step.title);
+            let outcome = self.step(step, &mut journal, &mut carried).await;
+            self.watch.end(begun.elapsed(), outcome.is_ok());
+            carried.findings.timings.push((step.title.clone(), begun.elapsed()));
+            if let Err(error) = outcome {
+                tracing::debug!(step = %step.title, %error, "taking back what was done");
+                let (undone, left) = self.take_back(&journal).await;
+                return Err(RunError { step: step.title.clone(), error, undone, left });
+            }
+        }
+        // The guest is complete and says so; a journal that stays behind is recognised by that on the next run.
+        if let Err(error) = self.store.drop_journal(plan.vmid) {
+            tracing::warn!(%error, "the journal of a finished run stays behind");
+        }
+        Ok(carried.findings)
+    }
+
+    /// Carries out the steps of a removal. What cannot be done is collected and the rest is still done, unless the container itself stays.
+    ///
+    /// # Errors
+    /// If the container could not be removed.
+    pub async fn remove(self, steps: &[Step]) -> Result<Vec<String>, RunError> {
+        let mut left = Vec::new();
+        for step in steps {
+            let begun = Instant::now();
+            self.watch.begin(&step.title);
+            let outcome = self.actor().act(&step.action, &mut Carried::default(), self.watch).await;
+            self.watch.end(begun.elapsed(), outcome.is_ok());
+            let essential = matches!(&step.action, Action::Call { request, .. } if request.path.contains("/lxc/"));
+            match outcome {
+                Ok(()) => {}
+                Err(error) if essential => return Err(RunError { step: step.title.clone(), error, undone: Vec::new(), left }),
+                Err(error) => left.push(format!("{}: {error}", step.title)),
+            }
+        }
+        Ok(left)
+    }
+
+    fn actor(&self) -> Actor<'a> {
+        Actor { executor: self.executor, door: self.door, mesh: self.mesh, images: self.images, store: self.store }
+    }
+
+    async fn step(&mut self, step: &Step, journal: &mut Journal, carried: &mut Carried) -> Result<(), StepError> {
+        if let Some(undo) = &step.undo {
+            journal.undo.push(undo.clone());
+            self.store.save_journal(journal)?;
+        }
+        let acting = self.actor();
+        tokio::select! {
+            biased;
+            () = &mut *self.interrupted => Err(StepError::Interrupted),
+            done = acting.act(&step.action, carried, self.watch) => done,
+        }?;
+        if let Some(number) = carried.minted.take() {
+            for undo in &mut journal.undo {
+                if let Undo::RevokeKey { id } = undo {
+                    *id = Some(number);
+                }
+            }
+            self.store.save_journal(journal)?;
+        }
+        Ok(())
+    }
+
+    async fn take_back(&mut self, journal: &Journal) -> (Vec<String>, Vec<String>) {
+        let undoer = Undoer { executor: self.executor, mesh: self.mesh, store: self.store };
+        let wanted: Vec<Undo> = journal.undo.iter().rev().cloned().collect();
+        undoer.take_back(journal, &wanted, self.watch).await
+    }
+}
+
+struct Actor<'a> {
+    executor: &'a dyn Executor,
+    door: &'a dyn Door,
+    mesh: Option<&'a dyn Mesh>,
+    images: &'a dyn Images,
+    store: &'a Store,
+}
+
+impl Actor<'_> {
+    async fn act(&self, action: &Action, carried: &mut Carried, watch: &mut dyn Watch) -> Result<(), StepError> {
+        match action {
+            Action::Upload { host, volume } => self.upload(host, volume, self.images.shared(), watch).await,
+            Action::UploadPersonal { host, volume, guest } => {
+                let toml = render::guest(&with_key(guest, carried))?;
+                let image = self.images.personal(&toml)?;
+                let private = Removed(image.path.clone());
+                let outcome = self.upload(host, volume, &image, watch).await;
+                drop(private);
+                outcome
+            }
+            Action::MintKey(wanted) => {
+                let made = self.mesh()?.create_key(wanted).await?;
+                carried.minted = Some(made.id);
+                carried.join_key = Some(made.key);
+                Ok(())
+            }
+            Action::Call { request, task } => self.call(request, *task, watch).await,
+            Action::Deliver { host, guest } => {
+                let content = environment(&with_key(guest, carried))?;
+                let request = call::set_environment(host, guest.vmid, CONFIG_VARIABLE, &content)?;
+                self.call(&request, None, watch).await
+            }
+            Action::AwaitAddress { host, vmid, interface, expected, limit } => {
+                carried.findings.lan_address = Some(self.lan_address(host, *vmid, interface, *expected, *limit).await?);
+                Ok(())
+            }
+            Action::MeetCoordinator { vmid, port, url, limit } => {
+                let address = carried.findings.lan_address.ok_or(StepError::Missing("the coordinator's address is not known"))?;
+                let lan_url = format!("http://{}", std::net::SocketAddr::new(address, *port));
+                let known = self.meet(*vmid, lan_url, url.as_ref(), *limit).await?;
+                self.store.remember(known.clone())?;
+                carried.findings.coordinator = Some(known);
+                Ok(())
+            }
+            Action::AwaitNode { name, limit } => {
+                let mesh = self.mesh()?;
+                carried.findings.mesh_addresses = until(*limit, || async {
+                    let nodes = mesh.nodes().await?;
+                    match nodes.into_iter().find(|node| node.name == *name) {
+                        Some(node) if node.online => Ok(Ok(node.addresses)),
+                        Some(_) => Ok(Err("it has joined but is not connected".to_owned())),
+                        None => Ok(Err("the coordinator has not heard of it; its console in Proxmox shows why".to_owned())),
+                    }
+                })
+                .await?;
+                Ok(())
+            }
+            Action::AwaitMeshAddress { host, vmid, limit } => {
+                carried.findings.mesh_addresses = until(*limit, || async {
+                    let all = observe::interfaces(self.executor, host, *vmid).await?;
+                    let mesh: Vec<IpAddr> =
+                        all.iter().flat_map(|i| &i.addresses).map(ipnet::IpNet::addr).filter(|a| is_mesh_address(*a)).collect();
+                    Ok(if mesh.is_empty() {
+                        Err("it has no address of the mesh yet; its console in Proxmox shows why".to_owned())
+                    } else {
+                        Ok(mesh)
+                    })
+                })
+                .await?;
+                Ok(())
+            }
+            Action::Finish { host, notes, mark } => self.finish(host, notes, mark, carried, watch).await,
+            Action::RemoveNode(name) => {
+                let mesh = self.mesh()?;
+                for node in mesh.nodes().await?.into_iter().filter(|node| node.name == *name) {
+                    mesh.delete_node(node.id).await?;
+                }
+                Ok(())
+            }
+            Action::ForgetCoordinator(vmid) => Ok(self.store.forget(*vmid)?),
+        }
+    }
+
+    fn mesh(&self) -> Result<&dyn Mesh, StepError> {
+        self.mesh.ok_or(StepError::Missing("the coordinator is not known"))
+    }
+
+    async fn upload(&self, host: &HostName, volume: &VolumeId, image: &Image, watch: &mut dyn Watch) -> Result<(), StepError> {
+        let upload = Upload {
+            host: host.clone(),
+            storage: volume.storage().clone(),
+            file: image.path.clone(),
+            name: volume.file_name().to_owned(),
+            sha256: image.sha256.clone(),
+        };
+        let task = self.executor.upload(&upload).await?;
+        wait_task(self.executor, &task, super::UPLOAD_TASK_LIMIT, &mut |line| watch.line(line)).await?;
+        Ok(())
+    }
+
+    async fn call(&self, request: &Request, task: Option<Duration>, watch: &mut dyn Watch) -> Result<(), StepError> {
+        run_call(self.executor, request, task, watch).await
+    }
+
+    async fn lan_address(
+        &self,
+        host: &HostName,
+        vmid: Vmid,
+        interface: &str,
+        expected: Option<IpAddr>,
+        limit: Duration,
+    ) -> Result<IpAddr, StepError> {
+        until(limit, || async {
+            let all = observe::interfaces(self.executor, host, vmid).await?;
+            let Some(there) = all.iter().find(|i| i.name == interface) else { return Ok(Err(format!("{interface} is not there yet"))) };
+            let usable = |address: &IpAddr| match address {
+                IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback(),
+                IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback(),
+            };
+            let mut addresses: Vec<IpAddr> = there.addresses.iter().map(ipnet::IpNet::addr).filter(usable).collect();
+            // IPv4 first: every home LAN has it.
+            addresses.sort_by_key(|address| address.is_ipv6());
+            Ok(match expected {
+                Some(wanted) if addresses.contains(&wanted) => Ok(wanted),
+                Some(wanted) => Err(format!("{interface} does not have {wanted} yet")),
+                None => addresses
+                    .first()
+                    .copied()
+                    .ok_or_else(|| format!("{interface} got no address; is there a DHCP server on this bridge? --ip sets a fixed one")),
+            })
+        })
+        .await
+    }
+
+    async fn meet(&self, vmid: Vmid, lan_url: String, url: Option<&String>, limit: Duration) -> Result<KnownCoordinator, StepError> {
+        let server_key = until(limit, || async {
+            Ok(match self.door.open(&lan_url, None).await {
+                Ok(mesh) => mesh.info().await.map(|info| info.server_key).map_err(|e| e.to_string()),
+                Err(error) => Err(error.to_string()),
+            })
+        })
+        .await?;
+        let url = url.cloned().unwrap_or_else(|| lan_url.clone());
+        Ok(KnownCoordinator { vmid: Some(vmid), lan_url, url, server_key })
+    }
+
+    async fn finish(&self, host: &HostName, notes: &Notes, mark: &Mark, carried: &Carried, watch: &mut dyn Watch) -> Result<(), StepError> {
+        let mut text = render::notes(notes)?;
+        for address in carried.findings.lan_address.iter().chain(&carried.findings.mesh_addresses) {
+            let place = if is_mesh_address(*address) { "in the mesh" } else { "on the LAN" };
+            text.push_str(&format!("\n- address {place}: `{address}`"));
+        }
+        let request = call::set_notes(host, mark.vmid, &mark.attach(&text))?;
+        self.call(&request, None, watch).await
+    }
+}
+
+/// Makes a request and waits for its task, if it started one.
+pub(super) async fn run_call(
+    executor: &dyn Executor,
+    request: &Request,
+    task: Option<Duration>,
+    watch: &mut dyn Watch,
+) -> Result<(), StepError> {
+    let value = executor.call(request).await?;
+    // Some calls reply with a task only when they take longer (removing a volume).
+    if let Some(limit) = task.filter(|_| !value.is_null()) {
+        let task = reply::upid(&value)?;
+        let warned = wait_task(executor, &task, limit, &mut |line| watch.line(line)).await?;
+        if warned {
+            tracing::warn!(%task, "the task ended with warnings");
+        }
+    }
+    Ok(())
+}
+
+fn with_key(guest: &Guest, carried: &Carried) -> Guest {
+    let mut guest = guest.clone();
+    if let (Some(node), Some(key)) = (guest.node.as_mut(), carried.join_key.clone()) {
+        node.auth_key = Some(key);
+    }
+    guest
+}
+
+/// Looks again and again until `look` gives a value, at most for `limit`. Losing the connection meanwhile counts as "not yet".
+async fn until<T, F>(limit: Duration, look: impl Fn() -> F) -> Result<T, StepError>
+where
+    F: Future<Output = Result<Result<T, String>, StepError>>,
+{
+    let begun = Instant::now();
+    loop {
+        let last = match look().await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(why)) => why,
+            Err(StepError::Call(error)) if error.is_ambiguous() => error.to_string(),
+            Err(StepError::Mesh(error)) => error.to_string(),
+            Err(error) => return Err(error),
+        };
+        if begun.elapsed() > limit {
+            return Err(StepError::TooLong { limit, last: Some(last) });
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+}
+
+/// Removes a file when dropped.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
