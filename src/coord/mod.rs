@@ -1,1 +1,3 @@
 //! The control plane: the client's view of the mesh, and the server that keeps it.
+
+pub mod server;

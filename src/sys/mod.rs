@@ -2,9 +2,11 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the shell may")]
 
+pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod dhcp;
+pub mod coordinator;
 pub mod dial;
 pub mod engine;
 pub mod entropy;
@@ -15,4 +17,5 @@ pub mod noise_stream;
 mod offload;
 pub mod pve;
 pub mod router;
+pub mod store;
 pub mod sysctl;

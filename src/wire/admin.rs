@@ -13,6 +13,8 @@
 //! | `POST nodes/{id}/routes` | [`ApproveRoutes`] | [`NodeInfo`]; replaces the approved set |
 //! | `POST nodes/{id}/name` | [`Rename`] | [`NodeInfo`] |
 //! | `POST nodes/{id}/expire` | `{}` | [`NodeInfo`] |
+//! | `GET registrations` | - | `[Registration]`: nodes that wait for approval |
+//! | `POST registrations/{id}` | [`Approve`] | [`NodeInfo`] |
 //! | `GET info` | - | [`CoordinatorInfo`] |
 //!
 //! Errors come with a 4xx or 5xx status and an [`AdminFailure`].
@@ -119,6 +121,12 @@ pub struct KeyInfo {
     pub revoked: bool,
     /// Tags it gives.
     pub tags: Vec<String>,
+    /// Routes approved for the nodes that join with it.
+    #[serde(default)]
+    pub approve_routes: Vec<IpNet>,
+    /// The one host name it works for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_for: Option<NodeName>,
     /// When it stops working.
     pub expires: Wall,
 }
@@ -170,6 +178,29 @@ pub struct ApproveRoutes {
 pub struct Rename {
     /// The new name.
     pub name: NodeName,
+}
+
+/// A node that asked to join without a join key and waits for someone's approval.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// What its login page and `pvemesh coordinator nodes register` call it.
+    pub id: String,
+    /// The host name it reports.
+    pub hostname: String,
+    /// The operating system it reports.
+    pub os: String,
+    /// Its machine key.
+    pub machine_key: MachinePublic,
+    /// When it asked.
+    pub asked: Wall,
+}
+
+/// Approves a waiting registration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Approve {
+    /// Whose node it becomes; made if it does not exist.
+    pub user: String,
 }
 
 /// Why a request was refused.

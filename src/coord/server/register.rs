@@ -1,0 +1,297 @@
+//! Registration: who is let in, as which node.
+//!
+//! The order matters, each step guarding the next: a past expiry is a logout even if a join key comes with it; a node that is known and
+//! valid succeeds whatever has become of its join key since (containers restart with a used key all the time); then whoever waits for
+//! approval; then join keys; and whoever has none is told where to ask.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::message::shown_user;
+use super::record::{JoinKeyRecord, NodeRecord};
+use super::session::Ending;
+use super::update::kept_hostinfo;
+use super::waiting::Waiting;
+use super::{EPHEMERAL_AFTER, Event, KEY_LIFE, Moment, Server, join_key};
+use crate::ident::{DiscoPublic, MachinePublic, NodeId, NodeName, NodePublic, StableId, UserId};
+use crate::time::Wall;
+use crate::wire::control::{Hostinfo, Login, MINIMUM_CAPABILITY_VERSION, RegisterRequest, RegisterResponse, RegisterUser};
+
+/// The path under which a waiting registration's page stands, its id behind it.
+const LOGIN_PATH: &str = "/register/";
+
+/// The answer to a registration.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Registered {
+    /// Send this.
+    Answer(Box<RegisterResponse>),
+    /// Hold the request and ask again after [`super::Event::Decided`].
+    Hold,
+}
+
+/// What a registration brings with it: from a join key or from someone's approval.
+pub(super) struct Grant {
+    pub(super) user: UserId,
+    pub(super) tags: Vec<String>,
+    pub(super) approve: Vec<IpNet>,
+    pub(super) ephemeral: bool,
+}
+
+/// Who asks.
+pub(super) struct Applicant<'a> {
+    pub(super) machine: MachinePublic,
+    pub(super) key: NodePublic,
+    pub(super) version: u32,
+    pub(super) hostinfo: &'a Hostinfo,
+}
+
+impl Server {
+    /// A registration by a machine whose key the connection has proven. Refusals are answers, too: clients show their text.
+    pub fn register(&mut self, at: Moment, machine: &MachinePublic, request: &RegisterRequest) -> Registered {
+        match self.decide(at, machine, request) {
+            Ok(registered) => registered,
+            Err(error) => {
+                tracing::debug!(%error, "registration refused");
+                Registered::Answer(Box::new(RegisterResponse { error, ..RegisterResponse::default() }))
+            }
+        }
+    }
+
+    fn decide(&mut self, at: Moment, machine: &MachinePublic, request: &RegisterRequest) -> Result<Registered, String> {
+        if request.version < u32::from(MINIMUM_CAPABILITY_VERSION) {
+            return Err(format!("this client is too old (capability version {}): Tailscale 1.80 or newer is needed", request.version));
+        }
+        if request.node_key.is_zero() {
+            return Err("the request names no node key".to_owned());
+        }
+        let known = self.registry.node_with_key(&request.node_key).cloned();
+        if let Some(node) = &known
+            && node.machine != *machine
+        {
+            return Err("this node key is already in use by another machine: make a new one by logging out and in again".to_owned());
+        }
+        if request.expiry.is_some_and(|expiry| expiry <= at.wall) {
+            return Ok(self.log_out(at, known.as_ref()));
+        }
+        let text = request.auth.as_ref().map(|auth| auth.auth_key.expose()).filter(|text| !text.is_empty());
+        match known {
+            Some(node) if !node.expired(at.wall) => return self.renew(at, node, request),
+            // Clients make a new key when told so, and stop asking if that one is refused the same way: only a known key is.
+            Some(node) if text.is_none() => {
+                return Ok(answer(RegisterResponse { node_key_expired: true, machine_authorized: true, ..self.accepted(&node) }));
+            }
+            _ => {}
+        }
+        if let Some(text) = text {
+            let grant = self.grant_of_key(at.wall, text, request)?;
+            let default = Hostinfo::default();
+            let hostinfo = request.hostinfo.as_ref().unwrap_or(&default);
+            let id = self.enrol(at, Applicant { machine: *machine, key: request.node_key, version: request.version, hostinfo }, &grant)?;
+            // Marked only now: a refused registration does not use the key up.
+            self.mark_used(text);
+            return Ok(self.success(id));
+        }
+        if let Some(id) = request.followup.rsplit_once(LOGIN_PATH).map(|(_, id)| id)
+            && self.waiting.get(id).is_some_and(|waiting| waiting.machine == *machine && waiting.key == request.node_key)
+        {
+            return Ok(Registered::Hold);
+        }
+        Ok(self.ask_for_approval(at, machine, request))
+    }
+
+    fn ask_for_approval(&mut self, at: Moment, machine: &MachinePublic, request: &RegisterRequest) -> Registered {
+        let hostinfo = request.hostinfo.as_ref().map(kept_hostinfo).unwrap_or_default();
+        let mut waiting = Waiting::new(*machine, request.node_key, request.version, hostinfo, at.wall);
+        waiting.ephemeral = request.ephemeral;
+        let id = self.waiting.enter(&mut self.rng, at.now, waiting);
+        let auth_url = format!("{}{LOGIN_PATH}{id}", self.settings.url);
+        answer(RegisterResponse { auth_url, machine_authorized: true, ..RegisterResponse::default() })
+    }
+
+    fn log_out(&mut self, at: Moment, known: Option<&NodeRecord>) -> Registered {
+        if let Some(node) = known {
+            if node.ephemeral {
+                self.remove(node.id, at);
+            } else {
+                self.expire(node.id, at);
+            }
+        }
+        answer(RegisterResponse { node_key_expired: true, machine_authorized: true, ..RegisterResponse::default() })
+    }
+
+    /// Ends the validity of a node's key now: it stays, and its user has to log in again.
+    pub(super) fn expire(&mut self, id: NodeId, at: Moment) {
+        self.presence.entry(id).or_default().told_expired = true;
+        if self.registry.change_node(id, |node| node.key_expiry = Some(at.wall)) {
+            self.tell_all(id);
+            self.elect(at.wall);
+        }
+    }
+
+    /// A known, valid node: a restart. A nearer expiry may be asked for.
+    fn renew(&mut self, at: Moment, node: NodeRecord, request: &RegisterRequest) -> Result<Registered, String> {
+        let mut after = node;
+        if let Some(wanted) = request.expiry {
+            if after.key_expiry.is_some_and(|expiry| wanted > expiry) {
+                return Err("a key's life cannot be extended by the node itself: log in again instead".to_owned());
+            }
+            after.key_expiry = Some(wanted);
+        }
+        after.version = request.version;
+        self.report(&mut after, request.hostinfo.as_ref());
+        let id = after.id;
+        self.replace(at, after);
+        Ok(self.success(id))
+    }
+
+    /// What a join key allows, if it may be used now by this node.
+    fn grant_of_key(&self, wall: Wall, text: &str, request: &RegisterRequest) -> Result<Grant, String> {
+        const UNKNOWN: &str =
+            "this join key is not known here: check that it is complete, or make one with `pvemesh coordinator keys create`";
+        let (prefix, digest) = join_key::split(text).ok_or(UNKNOWN)?;
+        let key = self.registry.key_named(prefix).filter(|key| key.digest == digest).ok_or(UNKNOWN)?;
+        self.check_usable(wall, key, request)?;
+        Ok(Grant {
+            user: key.user,
+            tags: key.tags.clone(),
+            approve: key.approve_routes.iter().copied().collect(),
+            ephemeral: key.ephemeral || request.ephemeral,
+        })
+    }
+
+    fn check_usable(&self, wall: Wall, key: &JoinKeyRecord, request: &RegisterRequest) -> Result<(), String> {
+        let name = join_key::listed(&key.prefix);
+        if key.revoked {
+            return Err(format!("the join key {name} was revoked: make a new one"));
+        }
+        if key.expires <= wall {
+            return Err(format!("the join key {name} expired at {:.0}: make a new one", key.expires));
+        }
+        if key.used && !key.reusable {
+            return Err(format!("the join key {name} has already been used, and works only once: make a new one"));
+        }
+        let reported = request.hostinfo.as_ref();
+        let hostname = NodeName::sanitised(reported.map_or("", |hostinfo| &hostinfo.hostname));
+        if let Some(only) = &key.only_for
+            && *only != hostname
+        {
+            return Err(format!("the join key {name} works only for a node named {only}, not {hostname}"));
+        }
+        let claimed = reported.map_or(&[][..], |hostinfo| &hostinfo.request_tags);
+        if let Some(tag) = claimed.iter().find(|tag| !key.tags.contains(tag)) {
+            let tag: String = tag.escape_default().take(80).collect();
+            return Err(format!("the join key {name} does not give the tag {tag}: make one that does"));
+        }
+        Ok(())
+    }
+
+    fn mark_used(&mut self, text: &str) {
+        let used = join_key::split(text).and_then(|(prefix, _)| self.registry.key_named(prefix)).filter(|key| !key.used).map(|key| key.id);
+        if let Some(id) = used {
+            self.registry.change_key(id, |key| key.used = true);
+        }
+    }
+
+    /// Lets a node in: as itself if this machine already is a node of that owner, with its number, name and addresses; else as a new one.
+    pub(super) fn enrol(&mut self, at: Moment, applicant: Applicant<'_>, grant: &Grant) -> Result<NodeId, String> {
+        let existing = self.registry.node_of(&applicant.machine, grant.user).cloned();
+        let holder = self.registry.node_with_key(&applicant.key).map(|node| node.id);
+        if holder.is_some() && holder != existing.as_ref().map(|node| node.id) {
+            // A key that moved from one node to another would confuse every peer that still knows the old one.
+            return Err("this node key belongs to a node of another user: log out first, then join with a new key".to_owned());
+        }
+        let key_expiry = grant.tags.is_empty().then(|| at.wall.checked_add(KEY_LIFE).unwrap_or(Wall::MAX));
+        let mut node = match existing {
+            Some(node) => node,
+            None => self.new_node(at, &applicant, grant)?,
+        };
+        let rotated = node.key != applicant.key;
+        let was_expired = node.expired(at.wall);
+        node.key = applicant.key;
+        node.version = applicant.version;
+        node.tags.clone_from(&grant.tags);
+        node.approved.extend(&grant.approve);
+        node.ephemeral = grant.ephemeral;
+        node.key_expiry = key_expiry;
+        self.report(&mut node, Some(applicant.hostinfo));
+        let id = node.id;
+        let presence = self.presence.entry(id).or_default();
+        presence.told_expired = false;
+        if let Some(session) = presence.session {
+            if rotated {
+                // The stream belongs to the old key; the client opens a new one.
+                self.end_session(session, Ending::Now);
+            } else if was_expired && let Some(open) = self.sessions.get_mut(&session) {
+                open.full = true;
+                self.events.push_back(Event::Wake(session));
+            }
+        }
+        self.replace(at, node);
+        if rotated || was_expired {
+            self.elect(at.wall);
+        }
+        Ok(id)
+    }
+
+    fn new_node(&mut self, at: Moment, applicant: &Applicant<'_>, grant: &Grant) -> Result<NodeRecord, String> {
+        use rand_core::RngCore as _;
+        let (v4, v6) = self.registry.next_addresses().ok_or("all addresses are in use: delete nodes that are gone")?;
+        let id = self.registry.next_node_id();
+        let node = NodeRecord {
+            id,
+            stable_id: StableId(format!("n{:016x}", self.rng.next_u64())),
+            machine: applicant.machine,
+            key: applicant.key,
+            disco: DiscoPublic::ZERO,
+            user: grant.user,
+            name: self.registry.free_name(&NodeName::sanitised(&applicant.hostinfo.hostname), None),
+            renamed: false,
+            v4,
+            v6,
+            endpoints: Vec::new(),
+            version: applicant.version,
+            home_derp: 0,
+            hostinfo: Hostinfo { hostname: kept_hostinfo(applicant.hostinfo).hostname, ..Hostinfo::default() },
+            advertised: std::collections::BTreeSet::new(),
+            approved: std::collections::BTreeSet::new(),
+            tags: Vec::new(),
+            ephemeral: grant.ephemeral,
+            created: at.wall,
+            last_seen: None,
+            key_expiry: None,
+            connected: false,
+        };
+        tracing::info!(node = %id, name = %node.name, address = %v4, "node joined");
+        self.registry.add_node(node.clone());
+        if grant.ephemeral {
+            self.schedule_removal(id, at.now + EPHEMERAL_AFTER);
+        }
+        self.tell_peers(id, super::session::Change::Whole);
+        Ok(node)
+    }
+
+    fn success(&self, id: NodeId) -> Registered {
+        answer(self.registry.node(id).map(|node| self.accepted(node)).unwrap_or_default())
+    }
+
+    fn accepted(&self, node: &NodeRecord) -> RegisterResponse {
+        let profile = self.profile(shown_user(node));
+        let created = self.registry.user(node.user).map(|user| user.created);
+        RegisterResponse {
+            user: RegisterUser { id: profile.id, display_name: profile.display_name.clone(), created, ..RegisterUser::default() },
+            login: Login { id: profile.id, login_name: profile.login_name, display_name: profile.display_name, ..Login::default() },
+            machine_authorized: true,
+            ..RegisterResponse::default()
+        }
+    }
+}
+
+fn answer(response: RegisterResponse) -> Registered {
+    Registered::Answer(Box::new(response))
+}
+
+/// Whether a duration given in seconds is one a key may live.
+pub(super) fn key_expires(wall: Wall, seconds: u64) -> Option<Wall> {
+    wall.checked_add(Duration::from_secs(seconds)).ok()
+}

@@ -1,0 +1,112 @@
+//! Which router carries a prefix: at most one per prefix at any time, because WireGuard gives a prefix to one peer only.
+//!
+//! Exit routes (both `/0`) are not elected: a client chooses its exit node itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::ident::NodeId;
+
+/// Most routes one node may advertise; more are ignored.
+pub(super) const MAX_ROUTES: usize = 256;
+
+/// Whether a prefix is one of the two that make an exit node.
+pub fn is_exit(net: &IpNet) -> bool {
+    net.prefix_len() == 0
+}
+
+/// Routes as advertised: host bits cleared (clients drop entries that have some), no duplicates, no more than [`MAX_ROUTES`].
+pub(super) fn advertised(routes: &[IpNet]) -> BTreeSet<IpNet> {
+    routes.iter().map(IpNet::trunc).take(MAX_ROUTES).collect()
+}
+
+/// Routes as approved: like advertised ones, and one half of the exit pair is completed by the other.
+pub fn approval(routes: impl IntoIterator<Item = IpNet>) -> BTreeSet<IpNet> {
+    let mut set: BTreeSet<IpNet> = routes.into_iter().map(|net| net.trunc()).collect();
+    if set.iter().any(is_exit) {
+        set.insert(IpNet::V4(Ipv4Net::default()));
+        set.insert(IpNet::V6(Ipv6Net::default()));
+    }
+    set
+}
+
+/// Who carries each prefix.
+#[derive(Debug, Default)]
+pub(super) struct Primaries {
+    carriers: BTreeMap<IpNet, NodeId>,
+}
+
+impl Primaries {
+    /// Elects again. `candidates` are the online routers with their effective routes, by ascending number.
+    ///
+    /// A carrier stays while it is a candidate; else the lowest number takes over; a prefix without candidates has no carrier.
+    /// Returns the nodes whose share changed.
+    pub(super) fn elect(&mut self, candidates: impl IntoIterator<Item = (NodeId, IpNet)>) -> BTreeSet<NodeId> {
+        let mut elected: BTreeMap<IpNet, NodeId> = BTreeMap::new();
+        for (node, net) in candidates {
+            if is_exit(&net) {
+                continue;
+            }
+            let current = self.carriers.get(&net) == Some(&node);
+            elected
+                .entry(net)
+                .and_modify(|carrier| {
+                    if current || (node < *carrier && self.carriers.get(&net) != Some(carrier)) {
+                        *carrier = node;
+                    }
+                })
+                .or_insert(node);
+        }
+        let before = std::mem::replace(&mut self.carriers, elected);
+        let lost = before.iter().filter(|(net, node)| self.carriers.get(*net) != Some(node)).map(|(_, node)| *node);
+        let won = self.carriers.iter().filter(|(net, node)| before.get(*net) != Some(node)).map(|(_, node)| *node);
+        lost.chain(won).collect()
+    }
+
+    /// The prefixes a node carries.
+    pub(super) fn of(&self, node: NodeId) -> impl Iterator<Item = IpNet> + '_ {
+        self.carriers.iter().filter(move |(_, carrier)| **carrier == node).map(|(net, _)| *net)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_lowest_number_is_elected_and_the_carrier_of_now_stays() {
+        let lan = net("192.168.1.0/24");
+        let mut primaries = Primaries::default();
+        assert_eq!(primaries.elect([(NodeId(3), lan)]), [NodeId(3)].into());
+        assert!(primaries.elect([(NodeId(2), lan), (NodeId(3), lan)]).is_empty());
+        assert!(primaries.elect([(NodeId(2), lan), (NodeId(3), lan), (NodeId(5), lan)]).is_empty());
+        assert_eq!(primaries.elect([(NodeId(2), lan), (NodeId(5), lan)]), [NodeId(2), NodeId(3)].into());
+        assert_eq!(primaries.of(NodeId(2)).collect::<Vec<_>>(), [lan]);
+        assert_eq!(primaries.elect([]), [NodeId(2)].into());
+    }
+
+    #[test]
+    fn prefixes_of_different_length_are_independent_and_exit_routes_are_not_elected() {
+        let mut primaries = Primaries::default();
+        let changed = primaries.elect([(NodeId(1), net("10.0.0.0/8")), (NodeId(2), net("10.1.0.0/16")), (NodeId(2), net("0.0.0.0/0"))]);
+        assert_eq!(changed, [NodeId(1), NodeId(2)].into());
+        assert_eq!(primaries.of(NodeId(2)).collect::<Vec<_>>(), [net("10.1.0.0/16")]);
+    }
+
+    #[test]
+    fn approving_one_exit_route_means_both() {
+        assert_eq!(approval([net("::/0")]), [net("0.0.0.0/0"), net("::/0")].into());
+        assert_eq!(advertised(&[net("::/0")]), [net("::/0")].into());
+    }
+
+    #[test]
+    fn trap_24_host_bits_of_a_route_are_cleared() {
+        assert_eq!(advertised(&[net("10.1.2.3/16")]), [net("10.1.0.0/16")].into());
+        assert_eq!(approval([net("10.1.2.3/16")]), [net("10.1.0.0/16")].into());
+    }
+}

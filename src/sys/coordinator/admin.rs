@@ -1,0 +1,103 @@
+//! The administration requests, whichever way they came in.
+
+use bytes::Bytes;
+use hyper::{Method, Response, StatusCode};
+use serde::de::DeserializeOwned;
+
+use super::body::{Body, json};
+use super::hub::Hub;
+use crate::coord::server::{CommandError, Moment, Server};
+use crate::ident::{NodeId, UserId};
+use crate::wire::admin::{AdminFailure, Approve, ApproveRoutes, CreateKey, CreateUser, Rename};
+
+/// The answer to a request; `path` is what follows the prefix.
+pub(super) async fn answer(hub: &Hub, method: &Method, path: &str, body: &Bytes) -> Response<Body> {
+    match route(hub, method, path, body).await {
+        Ok(response) => response,
+        Err((status, error)) => json(status, &AdminFailure { error }),
+    }
+}
+
+type Refused = (StatusCode, String);
+
+async fn route(hub: &Hub, method: &Method, path: &str, body: &Bytes) -> Result<Response<Body>, Refused> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    match (method.as_str(), parts.as_slice()) {
+        ("GET", ["info"]) => {
+            let key = hub.server_key();
+            run(hub, |server, _| Ok(server.info(env!("CARGO_PKG_VERSION"), key))).await
+        }
+        ("GET", ["users"]) => run(hub, |server, _| Ok(server.users())).await,
+        ("POST", ["users"]) => {
+            let wanted: CreateUser = parse(body)?;
+            run(hub, |server, at| server.create_user(at, &wanted.name)).await
+        }
+        ("DELETE", ["users", id]) => {
+            let id = UserId(number(id)?);
+            run(hub, |server, _| server.delete_user(id).map(nothing)).await
+        }
+        ("GET", ["keys"]) => run(hub, |server, _| Ok(server.keys())).await,
+        ("POST", ["keys"]) => {
+            let wanted: CreateKey = parse(body)?;
+            run(hub, |server, at| server.create_key(at, &wanted)).await
+        }
+        ("DELETE", ["keys", id]) => {
+            let id = number(id)?;
+            run(hub, |server, _| server.revoke_key(id).map(nothing)).await
+        }
+        ("GET", ["nodes"]) => run(hub, |server, _| Ok(server.nodes())).await,
+        ("DELETE", ["nodes", id]) => {
+            let id = NodeId(number(id)?);
+            run(hub, |server, at| server.delete_node(at, id).map(nothing)).await
+        }
+        ("POST", ["nodes", id, "routes"]) => {
+            let (id, wanted) = (NodeId(number(id)?), parse::<ApproveRoutes>(body)?);
+            run(hub, |server, at| server.approve_routes(at, id, &wanted.routes)).await
+        }
+        ("POST", ["nodes", id, "name"]) => {
+            let (id, wanted) = (NodeId(number(id)?), parse::<Rename>(body)?);
+            run(hub, |server, at| server.rename(at, id, &wanted.name)).await
+        }
+        ("POST", ["nodes", id, "expire"]) => {
+            let id = NodeId(number(id)?);
+            run(hub, |server, at| server.expire_node(at, id)).await
+        }
+        ("GET", ["registrations"]) => run(hub, |server, _| Ok(server.registrations())).await,
+        ("POST", ["registrations", id]) => {
+            let wanted: Approve = parse(body)?;
+            run(hub, |server, at| server.approve(at, id, &wanted.user)).await
+        }
+        _ => {
+            Err((StatusCode::NOT_FOUND, "this coordinator has no such administration request: use the same version of pvemesh".to_owned()))
+        }
+    }
+}
+
+/// One command, answered when its changes are stored.
+async fn run<T: serde::Serialize>(
+    hub: &Hub,
+    act: impl FnOnce(&mut Server, Moment) -> Result<T, CommandError>,
+) -> Result<Response<Body>, Refused> {
+    let result = hub.call_stored(act).await.map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    result.map(|value| json(StatusCode::OK, &value)).map_err(|error| {
+        let status = match error {
+            CommandError::Conflict(_) => StatusCode::CONFLICT,
+            CommandError::Invalid(_) => StatusCode::BAD_REQUEST,
+            CommandError::Missing(..) => StatusCode::NOT_FOUND,
+        };
+        (status, error.to_string())
+    })
+}
+
+fn nothing((): ()) -> serde_json::Value {
+    serde_json::json!({})
+}
+
+fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refused> {
+    serde_json::from_slice(body).map_err(|e| (StatusCode::BAD_REQUEST, format!("the request does not read: {e}")))
+}
+
+fn number(text: &str) -> Result<i64, Refused> {
+    let shown: String = text.escape_default().take(40).collect();
+    text.parse().map_err(|_| (StatusCode::BAD_REQUEST, format!("{shown} is not a number")))
+}

@@ -1,0 +1,95 @@
+//! Bodies of answers, and the bounded reading of those of requests.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper::{Response, StatusCode, header};
+use tokio::sync::mpsc;
+
+/// The longest request body: what stock coordinators take.
+const MAX_BODY: usize = 1024 * 1024;
+/// How long a request's body may take, waiting for its turn included.
+const BODY_TIME: Duration = Duration::from_secs(10);
+
+/// The body of an answer.
+#[derive(Debug)]
+pub(super) enum Body {
+    /// All of it.
+    Whole(Option<Bytes>),
+    /// Piece by piece, until the sender is dropped.
+    Stream(mpsc::Receiver<Bytes>),
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream(pieces) => pieces.poll_recv(cx).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Whole(None))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// An answer with a status and a body.
+pub(super) fn answer(status: StatusCode, kind: &'static str, bytes: impl Into<Bytes>) -> Response<Body> {
+    let bytes = bytes.into();
+    let mut response = Response::new(Body::Whole((!bytes.is_empty()).then_some(bytes)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}
+
+/// An answer in plain text.
+pub(super) fn text(status: StatusCode, text: impl Into<String>) -> Response<Body> {
+    answer(status, "text/plain; charset=utf-8", text.into())
+}
+
+/// An answer in JSON.
+pub(super) fn json(status: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => answer(status, "application/json", bytes),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+/// Reads a request's body, within the limits of size, time, and of how many are read at once.
+///
+/// # Errors
+/// The answer to give instead.
+pub(super) async fn read(body: Incoming, turns: &tokio::sync::Semaphore) -> Result<Bytes, Response<Body>> {
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(text(StatusCode::PAYLOAD_TOO_LARGE, "a request body has at most 1 MiB"));
+    }
+    let whole = async {
+        let turn = turns.acquire().await;
+        let collected = Limited::new(body, MAX_BODY).collect().await;
+        drop(turn);
+        collected.map(http_body_util::Collected::to_bytes)
+    };
+    match tokio::time::timeout(BODY_TIME, whole).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(text(StatusCode::PAYLOAD_TOO_LARGE, "a request body has at most 1 MiB"))
+        }
+        Ok(Err(_)) => Err(text(StatusCode::BAD_REQUEST, "the request body broke off")),
+        Err(_) => Err(text(StatusCode::REQUEST_TIMEOUT, "the request body took too long")),
+    }
+}
