@@ -1,0 +1,79 @@
+//! What the coordinator may ask of a node over the map stream, and the answers.
+
+use crate::wire::control::PingRequest;
+
+/// What to send, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// `HEAD` to this URL, outside the control connection.
+    HeadOutside(String),
+    /// `HEAD` to this path, inside the control connection.
+    HeadInside(String),
+    /// These bytes posted to this path, inside the control connection.
+    Post(String, Vec<u8>),
+}
+
+/// Decides how a request is answered; `None` if it is not. `payload` is the request's decoded payload.
+///
+/// Only addresses at the coordinator itself are answered: it must not be able to make its nodes call on others.
+pub fn answer_ping(request: &PingRequest, payload: &[u8], coordinator: &str) -> Option<Answer> {
+    let path = request.url.strip_prefix(coordinator).filter(|path| path.starts_with('/'))?;
+    match request.types.as_str() {
+        "" if request.url_is_noise => Some(Answer::HeadInside(path.to_owned())),
+        "" => Some(Answer::HeadOutside(request.url.clone())),
+        "c2n" => Some(Answer::Post(path.to_owned(), answer_http(payload))),
+        _ => None,
+    }
+}
+
+/// Answers an HTTP/1 request: `/echo` gives its body back, nothing else exists.
+fn answer_http(request: &[u8]) -> Vec<u8> {
+    let end_of_line = request.iter().position(|b| *b == b'\r' || *b == b'\n').unwrap_or(request.len());
+    let line = String::from_utf8_lossy(request.get(..end_of_line).unwrap_or_default()).into_owned();
+    let target = line.split(' ').nth(1).unwrap_or_default();
+    let path = target.split('?').next().unwrap_or_default();
+    let body = request.windows(4).position(|w| w == b"\r\n\r\n").and_then(|at| request.get(at + 4..)).unwrap_or_default();
+    let (status, body): (_, &[u8]) = if path == "/echo" { ("200 OK", body) } else { ("400 Bad Request", b"unknown path\n") };
+    let mut answer = format!("HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+    answer.extend_from_slice(body);
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COORDINATOR: &str = "https://mesh.example";
+
+    fn ask(url: &str, types: &str, inside: bool, payload: &[u8]) -> Option<Answer> {
+        let request = PingRequest { url: url.to_owned(), types: types.to_owned(), url_is_noise: inside, ..Default::default() };
+        answer_ping(&request, payload, COORDINATOR)
+    }
+
+    #[test]
+    fn probes_are_answered_where_they_say() {
+        let url = "https://mesh.example/machine/ping-response?id=1";
+        assert_eq!(ask(url, "", false, b""), Some(Answer::HeadOutside(url.to_owned())));
+        assert_eq!(ask(url, "", true, b""), Some(Answer::HeadInside("/machine/ping-response?id=1".to_owned())));
+        assert_eq!(ask(url, "disco,TSMP", false, b""), None);
+    }
+
+    #[test]
+    fn nobody_else_is_called_on() {
+        for url in ["http://192.168.1.1/", "https://mesh.example.evil/x", "https://mesh.example@evil/x", "", "/x"] {
+            assert_eq!(ask(url, "", false, b""), None, "{url}");
+        }
+    }
+
+    #[test]
+    fn echo_gives_the_body_back_and_other_paths_do_not_exist() {
+        let text = |payload: &[u8]| match ask("https://mesh.example/r/1", "c2n", true, payload) {
+            Some(Answer::Post(path, bytes)) if path == "/r/1" => String::from_utf8(bytes).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        assert!(text(b"POST /echo?x HTTP/1.1\r\nHost: x\r\n\r\nhello").ends_with("Content-Length: 5\r\n\r\nhello"));
+        for payload in [&b"GET /debug/prefs HTTP/1.1\r\n\r\n"[..], b"", b"\xff\xff", b"GET"] {
+            assert!(text(payload).starts_with("HTTP/1.1 400 "), "{payload:?}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! From the network map to peers and routes.
+//!
+//! The rules that protect the user: local networks come before the mesh's (an accepted route never covers one, an exit node leaves
+//! them alone unless asked otherwise), and a wish for an exit node holds while that node is away: traffic waits rather than leak.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::report::is_reachable;
+use super::{ExitNode, PeerConfig, Prefs, RouterConfig, TUN_MTU, find_exit_node};
+use crate::coord::client::NetMap;
+use crate::ident::{NodeId, QUAD100_V4, QUAD100_V6, is_mesh_address};
+use crate::time::Wall;
+use crate::wire::control::Node;
+
+/// Link-local networks: they belong to the wire, whatever the exit node.
+const LINK_LOCAL: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)),
+];
+
+/// The circumstances on this machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation<'a> {
+    /// The TUN's name.
+    pub interface: &'a str,
+    /// The networks of the machine's other interfaces.
+    pub local_networks: &'a [IpNet],
+    /// The wall clock, for expired keys.
+    pub now: Wall,
+}
+
+/// What the map means here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assembly {
+    /// For the packet engine.
+    pub peers: Vec<PeerConfig>,
+    /// For the router.
+    pub router: RouterConfig,
+    /// What became of the wish for an exit node.
+    pub exit_node: ExitNode,
+    /// What the user should know, one sentence each: routes not taken, an exit node that is not there.
+    pub notes: Vec<String>,
+}
+
+/// Turns map and preferences into peers and routes.
+pub fn assemble(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> Assembly {
+    let exit_node = find_exit_node(map, &prefs.exit_node);
+    let mut notes = Vec::new();
+    note_exit_node(&mut notes, map, prefs, exit_node);
+    let usable = !is_expired(&map.node, situation.now);
+    if !usable {
+        notes.push("this node's key has expired; log in again (`pvemesh node up`)".to_owned());
+    }
+    let candidates: Vec<&Node> = map.peers.values().filter(|peer| usable && is_usable(peer, map, situation.now)).collect();
+
+    let mut claims = Claims::default();
+    let own: Vec<IpNet> = map.node.addresses.clone();
+    for peer in &candidates {
+        for net in peer.routed().iter().filter(|net| is_own_address(peer, net) && !own.contains(net)) {
+            claims.claim(*net, peer.id);
+        }
+    }
+    if prefs.accept_routes {
+        accept_routes(&mut claims, &mut notes, &candidates, &own, situation.local_networks);
+    }
+    if let ExitNode::Chosen(id) = exit_node {
+        for net in candidates.iter().filter(|peer| peer.id == id).flat_map(|peer| peer.routed()).filter(|net| net.prefix_len() == 0) {
+            claims.claim(*net, id);
+        }
+    }
+
+    let router = router(&claims, map, prefs, exit_node, situation);
+    let peers = candidates.iter().map(|peer| peer_config(peer, &claims)).collect();
+    Assembly { peers, router, exit_node, notes }
+}
+
+/// Who gets the packets to a prefix. The first to claim it keeps it: one prefix has one owner.
+#[derive(Debug, Default)]
+struct Claims(BTreeMap<IpNet, NodeId>);
+
+impl Claims {
+    fn claim(&mut self, net: IpNet, id: NodeId) {
+        self.0.entry(net.trunc()).or_insert(id);
+    }
+
+    fn of(&self, id: NodeId) -> Vec<IpNet> {
+        self.0.iter().filter(|(_, owner)| **owner == id).map(|(net, _)| *net).collect()
+    }
+}
+
+/// Takes other nodes' networks, those of peers that are online first, none that touches a local network or an own address.
+fn accept_routes(claims: &mut Claims, notes: &mut Vec<String>, candidates: &[&Node], own: &[IpNet], local: &[IpNet]) {
+    let mut offers: Vec<(bool, &Node, IpNet)> = Vec::new();
+    for peer in candidates {
+        let subnets = peer.routed().iter().filter(|net| net.prefix_len() != 0 && !is_own_address(peer, net));
+        offers.extend(subnets.map(|net| (peer.online == Some(false), *peer, net.trunc())));
+    }
+    offers.sort_by_key(|(offline, ..)| *offline);
+    for (_, peer, net) in offers {
+        let touched = local.iter().find(|local| overlap(local, &net));
+        if let Some(local) = touched {
+            notes.push(format!("the route {net} of {} is not taken: it overlaps the local network {local}", peer.short_name()));
+        } else if !own.iter().any(|own| net.contains(own)) {
+            claims.claim(net, peer.id);
+        }
+    }
+}
+
+fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, situation: Situation<'_>) -> RouterConfig {
+    let mut routes: Vec<IpNet> = claims.0.keys().copied().collect();
+    routes.extend([IpNet::from(IpAddr::V4(QUAD100_V4)), IpNet::from(IpAddr::V6(QUAD100_V6))]);
+    let mut local_routes = Vec::new();
+    if exit_node != ExitNode::Unwanted {
+        // Both families always, even if the exit node is missing or carries only one: nothing may leak past it.
+        routes.extend([IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]);
+        local_routes.extend(LINK_LOCAL);
+        if prefs.exit_node_allow_lan_access {
+            local_routes.extend(situation.local_networks.iter().map(IpNet::trunc));
+        }
+    }
+    for list in [&mut routes, &mut local_routes] {
+        list.sort();
+        list.dedup();
+    }
+    local_routes.retain(|net| !routes.contains(net));
+    let carries = prefs.advertise_exit_node || !prefs.advertise_routes.is_empty();
+    RouterConfig {
+        interface: situation.interface.to_owned(),
+        addresses: map.node.addresses.clone(),
+        routes,
+        local_routes,
+        forward: carries,
+        masquerade: carries,
+        mtu: TUN_MTU,
+    }
+}
+
+fn peer_config(peer: &Node, claims: &Claims) -> PeerConfig {
+    let endpoints: Vec<SocketAddr> = peer.endpoints.iter().copied().filter(|e| is_reachable(*e)).collect();
+    PeerConfig {
+        id: peer.id,
+        key: peer.key,
+        disco: Some(peer.disco_key).filter(|key| !key.is_zero()),
+        name: peer.short_name().to_owned(),
+        allowed_ips: claims.of(peer.id),
+        endpoints,
+    }
+}
+
+fn note_exit_node(notes: &mut Vec<String>, map: &NetMap, prefs: &Prefs, exit_node: ExitNode) {
+    let wanted = prefs.exit_node.escape_debug();
+    match exit_node {
+        ExitNode::Missing => notes.push(format!("the exit node `{wanted}` is not in the mesh; internet traffic is held back until it is")),
+        ExitNode::NotOffered(_) => notes.push(format!(
+            "the node `{wanted}` does not carry internet traffic: it has to offer it and an admin has to approve; traffic is held back until then"
+        )),
+        ExitNode::Chosen(id) if map.peers.get(&id).is_some_and(|peer| peer.online == Some(false)) => {
+            notes.push(format!("the exit node `{wanted}` is offline"));
+        }
+        ExitNode::Chosen(_) | ExitNode::Unwanted => {}
+    }
+}
+
+/// Whether a prefix is one of the peer's own addresses rather than a network behind it. A single address in the mesh's own range
+/// counts too: services have such.
+fn is_own_address(peer: &Node, net: &IpNet) -> bool {
+    let single = net.prefix_len() == net.max_prefix_len();
+    single && (is_mesh_address(net.addr()) || peer.addresses.contains(net))
+}
+
+fn is_usable(peer: &Node, map: &NetMap, now: Wall) -> bool {
+    !peer.key.is_zero() && peer.key != map.node.key && !is_expired(peer, now)
+}
+
+/// Whether a node's key has expired.
+fn is_expired(node: &Node, now: Wall) -> bool {
+    node.expired || node.key_expiry.is_some_and(|expiry| expiry <= now)
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+#[cfg(test)]
+#[path = "assemble_tests.rs"]
+mod tests;

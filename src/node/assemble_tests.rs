@@ -1,0 +1,182 @@
+#![allow(clippy::indexing_slicing, reason = "test code")]
+
+use super::*;
+use crate::coord::client::MapSession;
+use crate::wire::control::json::from_slice;
+
+fn key(n: u8) -> String {
+    crate::ident::NodePublic::from_bytes([n; 32]).to_string()
+}
+
+/// A home: 1 is this node, 2 a plain peer, 3 an exit node that also routes 10.1.0.0/16 and the home LAN, 4 another router of 10.1.0.0/16.
+fn map() -> NetMap {
+    let json = format!(
+        r#"{{"Node":{{"ID":1,"Name":"laptop.mesh.","Key":"{}","Addresses":["100.64.0.1/32","fd7a:115c:a1e0::1/128"]}},
+        "Peers":[
+          {{"ID":2,"StableID":"nTwo","Name":"nas.mesh.","Key":"{}","Addresses":["100.64.0.2/32","fd7a:115c:a1e0::2/128"],
+            "Endpoints":["192.168.1.7:41641","100.64.0.2:41641","127.0.0.1:1","0.0.0.0:1"]}},
+          {{"ID":3,"StableID":"nThree","Name":"exit-1.mesh.","Key":"{}","Addresses":["100.64.0.3/32","fd7a:115c:a1e0::3/128"],"Online":true,
+            "AllowedIPs":["100.64.0.3/32","fd7a:115c:a1e0::3/128","10.1.0.0/16","192.168.1.0/24","0.0.0.0/0","::/0"]}},
+          {{"ID":4,"StableID":"nFour","Name":"old.mesh.","Key":"{}","Addresses":["100.64.0.4/32"],"Online":false,
+            "AllowedIPs":["100.64.0.4/32","10.1.0.0/16","100.64.0.1/32"]}}]}}"#,
+        key(1),
+        key(2),
+        key(3),
+        key(4)
+    );
+    let mut session = MapSession::default();
+    session.apply(from_slice(json.as_bytes()).unwrap(), now()).unwrap();
+    session.netmap().unwrap().clone()
+}
+
+fn now() -> Wall {
+    "2026-05-01T12:00:00Z".parse().unwrap()
+}
+
+fn nets(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|t| t.parse().unwrap()).collect()
+}
+
+fn assembled(map: &NetMap, prefs: &Prefs, local: &[&str]) -> Assembly {
+    assemble(map, prefs, Situation { interface: "pvemesh0", local_networks: &nets(local), now: now() })
+}
+
+fn allowed(assembly: &Assembly, id: i64) -> Vec<String> {
+    assembly.peers.iter().find(|p| p.id == NodeId(id)).unwrap().allowed_ips.iter().map(ToString::to_string).collect()
+}
+
+fn texts(nets: &[IpNet]) -> Vec<String> {
+    nets.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn by_default_only_the_nodes_themselves_are_reached() {
+    let assembly = assembled(&map(), &Prefs::default(), &["192.168.1.0/24"]);
+    assert_eq!(allowed(&assembly, 2), ["100.64.0.2/32", "fd7a:115c:a1e0::2/128"]);
+    assert_eq!(allowed(&assembly, 3), ["100.64.0.3/32", "fd7a:115c:a1e0::3/128"]);
+    let routes = texts(&assembly.router.routes);
+    assert_eq!(
+        routes,
+        [
+            "100.64.0.2/32",
+            "100.64.0.3/32",
+            "100.64.0.4/32",
+            "100.100.100.100/32",
+            "fd7a:115c:a1e0::2/128",
+            "fd7a:115c:a1e0::3/128",
+            "fd7a:115c:a1e0::53/128"
+        ]
+    );
+    assert_eq!(texts(&assembly.router.addresses), ["100.64.0.1/32", "fd7a:115c:a1e0::1/128"]);
+    assert!(assembly.router.local_routes.is_empty() && !assembly.router.forward && !assembly.router.masquerade);
+    assert_eq!((assembly.exit_node, assembly.router.mtu), (ExitNode::Unwanted, 1280));
+    assert!(assembly.notes.is_empty());
+}
+
+#[test]
+fn a_peer_cannot_claim_this_nodes_own_address() {
+    let assembly = assembled(&map(), &Prefs { accept_routes: true, ..Default::default() }, &[]);
+    assert!(!allowed(&assembly, 4).contains(&"100.64.0.1/32".to_owned()));
+    assert!(!texts(&assembly.router.routes).contains(&"100.64.0.1/32".to_owned()));
+}
+
+#[test]
+fn endpoints_that_lead_nowhere_are_left_out() {
+    let assembly = assembled(&map(), &Prefs::default(), &[]);
+    assert_eq!(assembly.peers[0].endpoints, ["192.168.1.7:41641".parse().unwrap()]);
+}
+
+#[test]
+fn accepted_routes_never_touch_a_local_network() {
+    let prefs = Prefs { accept_routes: true, ..Default::default() };
+    for local in ["192.168.1.0/24", "192.168.1.128/25", "192.168.0.0/16", "192.168.1.5/32"] {
+        let assembly = assembled(&map(), &prefs, &[local]);
+        let routes = texts(&assembly.router.routes);
+        assert!(!routes.contains(&"192.168.1.0/24".to_owned()), "{local}");
+        assert!(routes.contains(&"10.1.0.0/16".to_owned()), "{local}");
+        assert!(assembly.notes.iter().any(|n| n.contains("192.168.1.0/24") && n.contains(local)), "{:?}", assembly.notes);
+    }
+    let elsewhere = assembled(&map(), &prefs, &["172.16.0.0/12"]);
+    assert!(texts(&elsewhere.router.routes).contains(&"192.168.1.0/24".to_owned()));
+}
+
+#[test]
+fn a_network_with_two_routers_goes_to_the_one_online() {
+    let prefs = Prefs { accept_routes: true, ..Default::default() };
+    let mut map = map();
+    assert!(allowed(&assembled(&map, &prefs, &[]), 3).contains(&"10.1.0.0/16".to_owned()));
+    map.peers.get_mut(&NodeId(3)).unwrap().online = Some(false);
+    map.peers.get_mut(&NodeId(4)).unwrap().online = Some(true);
+    let assembly = assembled(&map, &prefs, &[]);
+    assert!(allowed(&assembly, 4).contains(&"10.1.0.0/16".to_owned()));
+    assert!(!allowed(&assembly, 3).contains(&"10.1.0.0/16".to_owned()));
+}
+
+#[test]
+fn the_exit_node_is_found_by_name_address_and_stable_id() {
+    let map = map();
+    for wanted in ["exit-1", "EXIT-1", "exit-1.mesh", "exit-1.mesh.", "100.64.0.3", "fd7a:115c:a1e0::3", "nThree"] {
+        assert_eq!(find_exit_node(&map, wanted), ExitNode::Chosen(NodeId(3)), "{wanted}");
+    }
+    assert_eq!(find_exit_node(&map, "nas"), ExitNode::NotOffered(NodeId(2)));
+    assert_eq!(find_exit_node(&map, "nobody"), ExitNode::Missing);
+    assert_eq!(find_exit_node(&map, " "), ExitNode::Unwanted);
+}
+
+#[test]
+fn a_short_name_that_two_peers_share_names_neither() {
+    let mut map = map();
+    map.peers.get_mut(&NodeId(2)).unwrap().name = "exit-1.other.".to_owned();
+    assert_eq!(find_exit_node(&map, "exit-1"), ExitNode::Missing);
+    assert_eq!(find_exit_node(&map, "exit-1.mesh"), ExitNode::Chosen(NodeId(3)));
+}
+
+#[test]
+fn an_exit_node_takes_everything_but_the_local_networks() {
+    let prefs = Prefs { exit_node: "exit-1".to_owned(), ..Default::default() };
+    let assembly = assembled(&map(), &prefs, &["192.168.1.0/24", "2001:db8::/64"]);
+    assert_eq!(allowed(&assembly, 3), ["0.0.0.0/0", "100.64.0.3/32", "::/0", "fd7a:115c:a1e0::3/128"]);
+    let routes = texts(&assembly.router.routes);
+    assert!(routes.contains(&"0.0.0.0/0".to_owned()) && routes.contains(&"::/0".to_owned()));
+    assert!(!routes.contains(&"10.1.0.0/16".to_owned()), "its networks are a matter of accept_routes");
+    assert_eq!(texts(&assembly.router.local_routes), ["169.254.0.0/16", "192.168.1.0/24", "2001:db8::/64", "fe80::/10"]);
+    let strict = Prefs { exit_node_allow_lan_access: false, ..prefs };
+    assert_eq!(texts(&assembled(&map(), &strict, &["192.168.1.0/24"]).router.local_routes), ["169.254.0.0/16", "fe80::/10"]);
+}
+
+#[test]
+fn traffic_waits_for_an_exit_node_that_is_away() {
+    let mut map = map();
+    map.peers.get_mut(&NodeId(3)).unwrap().online = Some(false);
+    for (wanted, exit_node) in
+        [("exit-1", ExitNode::Chosen(NodeId(3))), ("gone", ExitNode::Missing), ("nas", ExitNode::NotOffered(NodeId(2)))]
+    {
+        let assembly = assembled(&map, &Prefs { exit_node: wanted.to_owned(), ..Default::default() }, &["192.168.1.0/24"]);
+        assert_eq!(assembly.exit_node, exit_node);
+        let routes = texts(&assembly.router.routes);
+        assert!(routes.contains(&"0.0.0.0/0".to_owned()) && routes.contains(&"::/0".to_owned()), "{wanted}");
+        assert_eq!(assembly.notes.len(), 1, "{wanted}");
+    }
+}
+
+#[test]
+fn whoever_offers_networks_forwards_and_masquerades() {
+    let exit = Prefs { advertise_exit_node: true, ..Default::default() };
+    let subnet = Prefs { advertise_routes: nets(&["192.168.1.0/24"]), ..Default::default() };
+    for prefs in [exit, subnet] {
+        let router = assembled(&map(), &prefs, &["192.168.1.0/24"]).router;
+        assert!(router.forward && router.masquerade);
+    }
+}
+
+#[test]
+fn expired_keys_take_no_part() {
+    let mut map = map();
+    map.peers.get_mut(&NodeId(2)).unwrap().key_expiry = Some("2026-05-01T11:59:59Z".parse().unwrap());
+    map.peers.get_mut(&NodeId(4)).unwrap().expired = true;
+    assert_eq!(assembled(&map, &Prefs::default(), &[]).peers.iter().map(|p| p.id.0).collect::<Vec<_>>(), [3]);
+    map.node.key_expiry = Some("2026-04-01T00:00:00Z".parse().unwrap());
+    let assembly = assembled(&map, &Prefs::default(), &[]);
+    assert!(assembly.peers.is_empty());
+    assert!(assembly.notes.iter().any(|n| n.contains("expired")));
+}

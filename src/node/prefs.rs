@@ -1,0 +1,141 @@
+//! What the user wants of this node. Kept in its state file.
+
+use std::net::SocketAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::ident::NodeName;
+use crate::settings;
+
+/// A node's preferences.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Prefs {
+    /// The coordinator, `http(s)://host[:port]`; empty if none was named yet.
+    pub login_server: String,
+    /// Take part in the mesh.
+    pub want_running: bool,
+    /// The name to be known by; absent means what the machine calls itself.
+    pub hostname: Option<NodeName>,
+    /// Use the networks that other nodes offer.
+    pub accept_routes: bool,
+    /// Send internet traffic through this node: a name, an address or a stable id. Empty means none.
+    pub exit_node: String,
+    /// With an exit node, keep reaching the local networks directly.
+    pub exit_node_allow_lan_access: bool,
+    /// Offer to carry internet traffic.
+    pub advertise_exit_node: bool,
+    /// Networks this node offers to carry.
+    pub advertise_routes: Vec<IpNet>,
+    /// Addresses under which this node is reachable from outside.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl Default for Prefs {
+    fn default() -> Self {
+        Self {
+            login_server: String::new(),
+            want_running: false,
+            hostname: None,
+            accept_routes: false,
+            exit_node: String::new(),
+            // Unlike the stock client: never cut anyone off from the machine they sit at or manage.
+            exit_node_allow_lan_access: true,
+            advertise_exit_node: false,
+            advertise_routes: Vec::new(),
+            endpoints: Vec::new(),
+        }
+    }
+}
+
+impl Prefs {
+    /// What a guest's configuration asks for, in place of what these preferences say of the same things.
+    pub fn adopt(&mut self, guest: &settings::Node, hostname: &NodeName) {
+        self.login_server.clone_from(&guest.login_server);
+        self.want_running = true;
+        self.hostname = Some(hostname.clone());
+        self.accept_routes = guest.accept_routes;
+        self.advertise_exit_node = guest.advertise_exit_node;
+        self.advertise_routes.clone_from(&guest.advertise_routes);
+        self.endpoints.clone_from(&guest.endpoints);
+    }
+
+    /// The networks this node offers, the two of an exit node included: masked, sorted, each once.
+    pub fn offered(&self) -> Vec<IpNet> {
+        let mut offered: Vec<IpNet> = self.advertise_routes.iter().map(IpNet::trunc).collect();
+        if self.advertise_exit_node {
+            offered.extend([IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]);
+        }
+        offered.sort();
+        offered.dedup();
+        offered
+    }
+}
+
+/// A change of preferences; what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the fields are those of Prefs")]
+pub struct PrefsChange {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login_server: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub want_running: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<NodeName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accept_routes: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_node: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_node_allow_lan_access: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise_exit_node: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise_routes: Option<Vec<IpNet>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoints: Option<Vec<SocketAddr>>,
+}
+
+impl PrefsChange {
+    /// Makes the change.
+    pub fn apply(self, prefs: &mut Prefs) {
+        fn set<T>(target: &mut T, value: Option<T>) {
+            if let Some(value) = value {
+                *target = value;
+            }
+        }
+        set(&mut prefs.login_server, self.login_server);
+        set(&mut prefs.want_running, self.want_running);
+        set(&mut prefs.hostname, self.hostname.map(Some));
+        set(&mut prefs.accept_routes, self.accept_routes);
+        set(&mut prefs.exit_node, self.exit_node);
+        set(&mut prefs.exit_node_allow_lan_access, self.exit_node_allow_lan_access);
+        set(&mut prefs.advertise_exit_node, self.advertise_exit_node);
+        set(&mut prefs.advertise_routes, self.advertise_routes);
+        set(&mut prefs.endpoints, self.endpoints);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_node_offers_both_families_once() {
+        let mut prefs = Prefs { advertise_exit_node: true, ..Default::default() };
+        prefs.advertise_routes = ["10.1.2.3/16", "0.0.0.0/0", "10.1.0.0/16"].map(|r| r.parse().unwrap()).to_vec();
+        let offered: Vec<String> = prefs.offered().iter().map(ToString::to_string).collect();
+        assert_eq!(offered, ["0.0.0.0/0", "10.1.0.0/16", "::/0"]);
+    }
+
+    #[test]
+    fn a_change_leaves_the_rest_alone() {
+        let mut prefs = Prefs { accept_routes: true, ..Default::default() };
+        let change: PrefsChange = serde_json::from_str(r#"{"exit_node":"home"}"#).unwrap();
+        change.apply(&mut prefs);
+        assert_eq!(prefs, Prefs { accept_routes: true, exit_node: "home".to_owned(), ..Default::default() });
+        assert!(serde_json::from_str::<PrefsChange>(r#"{"exitnode":"home"}"#).is_err());
+    }
+}

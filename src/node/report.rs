@@ -1,0 +1,113 @@
+//! What the node reports of itself: who it is, what it offers, where it may be reached.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::Prefs;
+use crate::ident::{NodeName, is_mesh_address};
+use crate::wire::control::{Hostinfo, NetInfo};
+
+/// More endpoints than this are not reported; peers try each of them.
+const MAX_ENDPOINTS: usize = 16;
+
+/// What the system says of the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// What it calls itself.
+    pub hostname: String,
+    /// Kernel release.
+    pub os_version: String,
+    /// CPU architecture.
+    pub architecture: String,
+    /// It is a container.
+    pub container: bool,
+}
+
+/// How an endpoint is known, with the protocol's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum EndpointKind {
+    /// An address of a local interface.
+    Local = 1,
+    /// Set by the user.
+    Explicit = 5,
+}
+
+/// Where the node's WireGuard socket may be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The address.
+    pub address: SocketAddr,
+    /// How it is known.
+    pub kind: EndpointKind,
+}
+
+/// The node's description of itself.
+pub fn hostinfo(prefs: &Prefs, machine: &Machine) -> Hostinfo {
+    let hostname = prefs.hostname.clone().unwrap_or_else(|| NodeName::sanitised(&machine.hostname));
+    Hostinfo {
+        ipn_version: format!("pvemesh-{}", env!("CARGO_PKG_VERSION")),
+        os: "linux".to_owned(),
+        os_version: machine.os_version.clone(),
+        machine: machine.architecture.clone(),
+        container: Some(machine.container),
+        hostname: hostname.as_str().to_owned(),
+        routable_ips: prefs.offered(),
+        net_info: Some(NetInfo { working_udp: Some(true), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+/// Where the node may be reached: what the user set first, then the addresses of local interfaces with the socket's port.
+///
+/// Left out are addresses of the mesh itself, loopback, link-local, multicast and unspecified ones.
+pub fn endpoints(explicit: &[SocketAddr], local: &[IpAddr], port: u16) -> Vec<Endpoint> {
+    let explicit = explicit.iter().map(|address| Endpoint { address: *address, kind: EndpointKind::Explicit });
+    let local = local.iter().map(|ip| Endpoint { address: SocketAddr::new(*ip, port), kind: EndpointKind::Local });
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    for endpoint in explicit.chain(local) {
+        let known = endpoints.iter().any(|e| e.address == endpoint.address);
+        if !known && is_reachable(endpoint.address) && endpoints.len() < MAX_ENDPOINTS {
+            endpoints.push(endpoint);
+        }
+    }
+    endpoints
+}
+
+/// Whether packets to an address could reach another machine outside the mesh.
+pub(super) fn is_reachable(address: SocketAddr) -> bool {
+    let ip = address.ip();
+    let link_local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    address.port() != 0 && !link_local && !ip.is_loopback() && !ip.is_multicast() && !ip.is_unspecified() && !is_mesh_address(ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn explicit_endpoints_come_first_and_useless_ones_are_left_out() {
+        let explicit = ["198.51.100.7:41641".parse().unwrap(), "192.168.1.5:7".parse().unwrap()];
+        let local: Vec<IpAddr> =
+            ["192.168.1.5", "100.64.0.9", "fd7a:115c:a1e0::9", "127.0.0.1", "::1", "fe80::1", "169.254.1.1", "2001:db8::5", "192.168.1.5"]
+                .map(|a| a.parse().unwrap())
+                .to_vec();
+        let reported: Vec<(String, u8)> = endpoints(&explicit, &local, 7).iter().map(|e| (e.address.to_string(), e.kind as u8)).collect();
+        let expected = [("198.51.100.7:41641", 5), ("192.168.1.5:7", 5), ("[2001:db8::5]:7", 1)];
+        assert_eq!(reported, expected.map(|(a, k)| (a.to_owned(), k)));
+    }
+
+    #[test]
+    fn endpoints_are_bounded() {
+        let local: Vec<IpAddr> = (0..100).map(|n| IpAddr::from([10, 0, 0, n])).collect();
+        assert_eq!(endpoints(&[], &local, 1).len(), MAX_ENDPOINTS);
+    }
+
+    #[test]
+    fn a_host_without_a_usable_name_still_has_one() {
+        let machine = Machine { hostname: "日本".to_owned(), ..Default::default() };
+        assert_eq!(hostinfo(&Prefs::default(), &machine).hostname, "node");
+    }
+}
