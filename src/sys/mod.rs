@@ -5,8 +5,8 @@
 pub mod admin;
 pub mod clock;
 pub mod config;
-pub mod dhcp;
 pub mod coordinator;
+pub mod dhcp;
 pub mod dial;
 pub mod engine;
 pub mod entropy;
