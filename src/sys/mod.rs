@@ -6,6 +6,7 @@ pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod coordinator;
+pub mod control;
 pub mod dhcp;
 pub mod dial;
 pub mod engine;

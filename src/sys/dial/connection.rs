@@ -45,25 +45,45 @@ async fn within<T>(limit: Duration, tried: &'static str, work: impl Future<Outpu
 pub async fn fetch_server_key(url: &str) -> Result<MachinePublic, DialError> {
     let origin: Origin = url.parse()?;
     let tried = format!("ask {origin} for its key");
-    within(DIAL_LIMIT, "ask the coordinator for its key", async {
-        let protocol = |reason: String| DialError::Protocol { tried: tried.clone(), reason };
-        let stream = socket::connect(&origin).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| closed(&tried, &e))?;
-        let driver = tokio::spawn(connection);
-        let request = Request::get(format!("/key?v={CAPABILITY_VERSION}"))
-            .header(HOST, origin.authority())
-            .body(Full::<Bytes>::default())
-            .map_err(|e| protocol(e.to_string()))?;
-        let response = sender.send_request(request).await.map_err(|e| closed(&tried, &e))?;
-        let reply = read_reply(&tried, response, MAX_KEY_REPLY).await;
-        driver.abort();
-        let keys: ServerKeys = json::from_slice(&reply?).map_err(|e| protocol(format!("not a coordinator's answer: {e}")))?;
-        if keys.public_key.is_zero() {
-            return Err(protocol("it has no Noise key; it is too old or no coordinator".to_owned()));
-        }
-        Ok(keys.public_key)
+    let reply = within(DIAL_LIMIT, "ask the coordinator for its key", async {
+        let response = plain(&origin, &tried, Method::GET, &format!("/key?v={CAPABILITY_VERSION}")).await?;
+        read_reply(&tried, response, MAX_KEY_REPLY).await
     })
-    .await
+    .await?;
+    let protocol = |reason: String| DialError::Protocol { tried: tried.clone(), reason };
+    let keys: ServerKeys = json::from_slice(&reply).map_err(|e| protocol(format!("not a coordinator's answer: {e}")))?;
+    if keys.public_key.is_zero() {
+        return Err(protocol("it has no Noise key; it is too old or no coordinator".to_owned()));
+    }
+    Ok(keys.public_key)
+}
+
+/// Sends `HEAD` to a URL outside any control connection and gives the status.
+///
+/// # Errors
+/// It is no URL, or nothing answers within the limit.
+pub async fn head(url: &str) -> Result<u16, DialError> {
+    let uri: http::Uri = url.parse().map_err(|_| DialError::Url(url.chars().take(200).flat_map(char::escape_debug).collect()))?;
+    let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let origin: Origin = url.strip_suffix(path).unwrap_or(url).parse()?;
+    let tried = format!("ask {origin}");
+    within(DIAL_LIMIT, "send HEAD", plain(&origin, &tried, Method::HEAD, path)).await.map(|response| response.status().as_u16())
+}
+
+/// One HTTP/1.1 request without body, on a connection of its own.
+async fn plain(origin: &Origin, tried: &str, method: Method, path: &str) -> Result<Response<Incoming>, DialError> {
+    let stream = socket::connect(origin).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| closed(tried, &e))?;
+    // Ends by itself with the answer's body.
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, origin.authority())
+        .header(CONNECTION, "close")
+        .body(Full::<Bytes>::default())
+        .map_err(|e| DialError::Protocol { tried: tried.to_owned(), reason: e.to_string() })?;
+    sender.send_request(request).await.map_err(|e| closed(tried, &e))
 }
 
 /// A control connection: any number of requests at once.

@@ -11,7 +11,7 @@ mod socket;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use connection::{BodyStream, ControlConnection, fetch_server_key};
+pub use connection::{BodyStream, ControlConnection, fetch_server_key, head};
 pub use origin::Origin;
 pub use socket::{BYPASS_MARK, mark_socket};
 
