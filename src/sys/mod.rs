@@ -5,8 +5,8 @@
 pub mod admin;
 pub mod clock;
 pub mod config;
-pub mod coordinator;
 pub mod control;
+pub mod coordinator;
 pub mod dhcp;
 pub mod dial;
 pub mod engine;
