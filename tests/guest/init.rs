@@ -25,18 +25,22 @@ struct Appliance {
     console: Arc<Mutex<String>>,
 }
 
-/// Unpacks the image, which is built once, into a new directory.
-pub(crate) fn unpack() -> tempfile::TempDir {
+/// The image, built once.
+pub(crate) fn image() -> &'static [u8] {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
-    let image = IMAGE.get_or_init(|| {
+    IMAGE.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image.tar.gz");
         pvemesh::sys::image::build(Path::new(PROGRAM), None, &path).unwrap();
         std::fs::read(path).unwrap()
-    });
+    })
+}
+
+/// Unpacks the image into a new directory.
+fn unpack() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let mut tar = Command::new("tar").arg("-xzC").arg(root.path()).stdin(Stdio::piped()).spawn().unwrap();
-    tar.stdin.take().unwrap().write_all(image).unwrap();
+    tar.stdin.take().unwrap().write_all(image()).unwrap();
     assert!(tar.wait().unwrap().success());
     root
 }

@@ -6,6 +6,7 @@
 mod dhcp;
 mod image;
 mod init;
+mod lxc;
 mod masquerade;
 mod netns;
 mod render;

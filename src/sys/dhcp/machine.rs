@@ -23,13 +23,13 @@ use rand_core::{RngCore as _, SeedableRng as _};
 use crate::ident::NodeName;
 use crate::time::{Deadline, Time};
 
-/// The first wait for an answer. RFC 2131 (4.1) proposes 4 s; a container's bridge forwards at once, and a boot should not take 4 s because
-/// of one lost packet.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// The first wait for an answer. RFC 2131 (4.1) proposes 4 s; a container's bridge forwards at once, but loses what is sent in the first
+/// moment after the link came up, and a boot should not take seconds because of that.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// The longest (4.1).
 const LONGEST_WAIT: Duration = Duration::from_secs(64);
 /// Requests without an answer before asking everybody anew.
-const REQUESTS: u32 = 4;
+const REQUESTS: u32 = 5;
 /// The shortest wait between renewals (4.4.5).
 const RENEW_WAIT: Duration = Duration::from_secs(60);
 /// A lease shorter than this would have us ask all the time.
@@ -285,7 +285,7 @@ impl Machine {
 
     /// Sets the next try: doubling, with up to an eighth of jitter either way, and not after a lease that is still held expires.
     fn wait(&mut self, now: Time, why: &'static str) {
-        let base = FIRST_WAIT.saturating_mul(1 << self.tries.min(6)).min(LONGEST_WAIT);
+        let base = FIRST_WAIT.saturating_mul(1 << self.tries.min(8)).min(LONGEST_WAIT);
         self.tries = self.tries.saturating_add(1);
         let jitter = base / 4 * (self.random.next_u32() >> 16) / (1 << 16);
         let at = now + (base - base / 8 + jitter);

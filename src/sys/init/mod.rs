@@ -12,11 +12,13 @@ mod network;
 mod services;
 
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
 use tokio::sync::Notify;
@@ -42,6 +44,7 @@ pub fn is_init() -> bool {
 
 /// Runs as the first process, until it is asked to stop.
 pub fn main() -> ExitCode {
+    take_console();
     start_log();
     let variable = std::env::var(VARIABLE).ok();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -63,7 +66,21 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The console is standard error: whatever the container's host gave to its first process.
+/// Puts the console in the place of standard output and error where they lead nowhere, as under a container manager in the background.
+/// The children inherit it. An output that was given (a terminal, a pipe) stays.
+fn take_console() {
+    let nowhere = |path: &str| std::fs::metadata(path).map(|data| data.rdev()).ok();
+    if nowhere("/proc/self/fd/2") != nowhere("/dev/null") {
+        return;
+    }
+    // Not as controlling terminal: a ^C there is not for the first process.
+    let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::CLOEXEC;
+    if let Ok(console) = rustix::fs::open("/dev/console", flags, Mode::empty()) {
+        let _ = rustix::stdio::dup2_stdout(&console).and_then(|()| rustix::stdio::dup2_stderr(&console));
+    }
+}
+
+/// The console is standard error.
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let log =
