@@ -38,7 +38,18 @@ impl<'l> Container<'l> {
         // As Proxmox unpacks it: inside the id map, without what stands in /dev.
         let map = format!("0:{FIRST_ID}:65536");
         let mut unpack = Command::new("lxc-usernsexec");
-        unpack.args(["-m", &format!("u:{map}"), "-m", &format!("g:{map}"), "--", "tar", "-xz", "--numeric-owner", "--skip-old-files", "--anchored"]);
+        unpack.args([
+            "-m",
+            &format!("u:{map}"),
+            "-m",
+            &format!("g:{map}"),
+            "--",
+            "tar",
+            "-xz",
+            "--numeric-owner",
+            "--skip-old-files",
+            "--anchored",
+        ]);
         unpack.args(["--exclude", "./dev/*", "-C"]).arg(&rootfs);
         let mut unpack = unpack.stdin(Stdio::piped()).spawn().unwrap();
         unpack.stdin.take().unwrap().write_all(image()).unwrap();
@@ -53,7 +64,16 @@ impl<'l> Container<'l> {
     }
 
     fn lxc(&self, program: &str, arguments: &[&str]) -> Output {
-        self.lan.guest.command(program).arg("-P").arg(self.directory.path()).args(["-n", &self.name]).args(arguments).stdin(Stdio::null()).output().unwrap()
+        self.lan
+            .guest
+            .command(program)
+            .arg("-P")
+            .arg(self.directory.path())
+            .args(["-n", &self.name])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     fn start(&self) {
@@ -109,7 +129,9 @@ fn the_image_runs_as_an_unprivileged_container_and_halts_within_a_second() {
     let console = container.console();
     let address = console.split_once("eth0 has ").unwrap().1.split('/').next().unwrap();
     assert!(lan.host.run(&format!("ping -c1 -W2 {address}")).contains("1 received"));
-    wait_for("name servers", 5, || std::fs::read_to_string(container.rootfs("etc/resolv.conf")).unwrap().contains("192.168.77.1").then_some(()));
+    wait_for("name servers", 5, || {
+        std::fs::read_to_string(container.rootfs("etc/resolv.conf")).unwrap().contains("192.168.77.1").then_some(())
+    });
     assert!(container.console().contains("node started as process"));
     assert!(!container.console().contains("test-join-key"));
     let stored = std::fs::metadata(container.rootfs("var/lib/pvemesh/guest.toml")).unwrap();
@@ -131,7 +153,9 @@ fn the_image_runs_as_an_unprivileged_container_and_halts_within_a_second() {
     std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + marker).unwrap();
     let before = container.console().len();
     container.start();
-    wait_for("a lease again", 20, || container.console().get(before..).is_some_and(|text| text.contains("eth0 has 192.168.77.")).then_some(()));
+    wait_for("a lease again", 20, || {
+        container.console().get(before..).is_some_and(|text| text.contains("eth0 has 192.168.77.")).then_some(())
+    });
     assert!(std::fs::read_to_string(&path).unwrap().ends_with(marker), "the stored configuration was overwritten");
 }
 
