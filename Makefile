@@ -1,0 +1,47 @@
+# pvemesh: `make demo` shows the main job in real containers; `make check` and `make test` are what must pass.
+SHELL := /bin/bash
+HOST  := $(shell rustc -vV | sed -n 's/^host: //p')
+OUT   := $(or $(CARGO_TARGET_DIR),target)/$(HOST)/release
+LAB   := $(OUT)/examples/pvemesh-lab
+
+# What the lab, the tests and the bundled C code need from Debian.
+PACKAGES := build-essential busybox-static dnsmasq-base iperf3 iproute2 iputils-ping lxc nftables uidmap zstd
+
+.PHONY: help deps build demo demo-down check test bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+deps: ## install what is missing from Debian's packages (asks for nothing, prints the list first)
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing from Debian:" $$missing; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
+	@for f in /etc/subuid /etc/subgid; do grep -qs '^root:100000:65536$$' $$f || { echo "adding root:100000:65536 to $$f"; echo root:100000:65536 >> $$f; }; done
+
+build: ## the release binary and the lab
+	cargo build --release --bin pvemesh --example pvemesh-lab
+
+demo: deps build ## the main job, end to end; KEEP=1 leaves the lab up
+	$(LAB) demo --binary $(OUT)/pvemesh --result target/demo.json $(if $(KEEP),--keep)
+
+demo-down: ## remove every trace of the lab
+	$(LAB) down
+
+check: ## formatting, lints, the cores alone, documentation, dependencies
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	cargo clippy --lib --no-default-features -- -D warnings
+	cargo check --lib --no-default-features
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny check
+
+test: deps build ## every test, the scenario in real containers included
+	PVEMESH_BINARY=$(abspath $(OUT)/pvemesh) PVEMESH_LAB=$(abspath $(LAB)) cargo test --no-fail-fast -- $(TEST_FLAGS)
+
+bench: deps build ## throughput and latency through the tunnel, next to the bare path of the same run
+	$(LAB) bench --binary $(OUT)/pvemesh --result target/bench.json
+
+clean: ## remove what was built
+	-$(LAB) down
+	cargo clean

@@ -1,0 +1,107 @@
+//! `pvemesh-lab`: a Proxmox host, a home, an internet and a cafe in network namespaces of this machine, and the demo played in them.
+//!
+//! Everything it makes is named `pvl-*` or lies below its state directory, and `down` removes all of it, after a crash too.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for tests and the demo; never installed"
+)]
+#![allow(missing_docs, unreachable_pub, reason = "a program of its own")]
+
+mod demo;
+mod host;
+mod measure;
+mod namespaces;
+mod network;
+mod pvesh;
+mod run;
+#[path = "../pve/standin/mod.rs"]
+mod standin;
+mod summary;
+mod sweep;
+mod web;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The lab: a Proxmox host, a home, an internet and a cafe in network namespaces.
+#[derive(Debug, Parser)]
+#[command(name = "pvemesh-lab")]
+struct Arguments {
+    /// Where the lab keeps its state; containers' roots too, so every user must be able to walk there.
+    #[arg(long, global = true, default_value = "target/lab")]
+    dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the networks and start the Proxmox stand-in.
+    Up {
+        /// The Proxmox release played.
+        #[arg(long, default_value = "9.1")]
+        pve_version: standin::Version,
+    },
+    /// Remove every trace, of a crashed lab too.
+    Down,
+    /// Bring the lab up and play the main job in it.
+    Demo(demo::Options),
+    /// What is there: namespaces, containers, processes.
+    Status,
+    /// Run a command in a namespace: pve, home, inet, cafe or laptop.
+    Exec {
+        /// Which one.
+        namespace: String,
+        /// The command.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// The stand-in for the host's `pvesh` command.
+    Pvesh {
+        /// The stand-in's socket.
+        #[arg(long)]
+        socket: PathBuf,
+        /// What `pvesh` is given.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// The stand-in itself, in the host's namespace (started by `up`).
+    #[command(hide = true)]
+    Host {
+        #[arg(long)]
+        pve_version: standin::Version,
+    },
+    /// The web server that tells callers their address (started by `up`).
+    #[command(hide = true)]
+    Web,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Command::Pvesh { socket, arguments } => return pvesh::main(&socket, &arguments),
+        Command::Web => web::serve(),
+        Command::Up { pve_version } => run::prepare(&arguments.dir).and_then(|dir| host::up(&dir, pve_version)),
+        Command::Host { pve_version } => run::prepare(&arguments.dir).and_then(|dir| host::serve(&dir, pve_version)),
+        Command::Down => sweep::down(&arguments.dir),
+        Command::Demo(options) => return demo::main(&arguments.dir, options),
+        Command::Status => host::status(&arguments.dir),
+        Command::Exec { namespace, command } => return namespaces::exec(&namespace, &command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("pvemesh-lab: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
