@@ -2,7 +2,14 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the shell may")]
 
+mod connect;
+mod create;
+mod destroy;
 mod image;
+mod init;
+mod interrupt;
+mod list;
+mod progress;
 mod report;
 
 use std::process::ExitCode;
@@ -34,6 +41,22 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Set up how Proxmox is reached from this machine.
+    Init(init::Init),
+    /// Make a coordinator in a container: key exchange, addresses and names for the mesh.
+    CreateCoordinator(create::CreateCoordinator),
+    /// Make an exit node in a container: it takes the internet traffic of other nodes and sends it out at home.
+    CreateExitNode(create::NodeArgs),
+    /// Make a plain mesh node in a container.
+    CreateNode(create::NodeArgs),
+    /// Make a subnet router in a container: it makes networks behind it reachable.
+    CreateSubnetRouter(create::CreateSubnetRouter),
+    /// Remove a guest that pvemesh made, with everything that belongs to it.
+    Destroy(destroy::Destroy),
+    /// List the guests of pvemesh.
+    List(list::List),
+    /// Show how a guest, or all of them, are.
+    Status(list::Status),
     /// The appliance root file system.
     #[command(subcommand)]
     Image(image::Image),
@@ -49,6 +72,14 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(&cli.global);
     let result = match cli.command {
+        Command::Init(args) => run(init::run(args, &output)),
+        Command::CreateCoordinator(args) => run(create::coordinator(args, &output)),
+        Command::CreateExitNode(args) => run(create::exit_node(args, &output)),
+        Command::CreateNode(args) => run(create::member(args, &output)),
+        Command::CreateSubnetRouter(args) => run(create::subnet_router(args, &output)),
+        Command::Destroy(args) => run(destroy::run(args, &output)),
+        Command::List(args) => run(list::list(args, &output)),
+        Command::Status(args) => run(list::status(args, &output)),
         Command::Image(command) => image::run(command, &output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut <Cli as clap::CommandFactory>::command(), "pvemesh", &mut std::io::stdout());
@@ -56,4 +87,11 @@ pub fn main() -> ExitCode {
         }
     };
     output.finish(result)
+}
+
+/// Runs a command that waits for others: on one thread, since it only waits.
+fn run(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::new("start", e, "this system is out of resources"))?;
+    runtime.block_on(command)
 }

@@ -78,6 +78,29 @@ pub struct Existing {
     pub running: bool,
 }
 
+/// The steps that bring a complete guest up again and, for a coordinator this machine does not know, learn its address and key.
+///
+/// # Errors
+/// If a request cannot be built.
+pub fn revive(existing: &Existing, role: &Role, is_known: bool, run: RunId) -> Result<Plan, Refusal> {
+    let (host, vmid) = (&existing.host, existing.vmid);
+    let mut steps = Vec::new();
+    if !existing.running {
+        let request = call::start(host, vmid)?;
+        steps.push(Step::plain(format!("start container {vmid}"), Action::Call { request, task: Some(START_LIMIT) }));
+    }
+    if let Role::Coordinator { url, .. } = role
+        && !is_known
+    {
+        let (host, interface) = (host.clone(), INTERFACE.to_owned());
+        let action = Action::AwaitAddress { host, vmid, interface, expected: None, limit: ADDRESS_LIMIT };
+        steps.push(Step::plain("look up its address", action));
+        let action = Action::MeetCoordinator { vmid, port: DEFAULT_COORDINATOR_PORT, url: url.clone(), limit: ONLINE_LIMIT };
+        steps.push(Step::plain("meet the coordinator", action));
+    }
+    Ok(Plan { vmid, name: existing.name.clone(), role: role.name(), host: host.clone(), run, choices: Vec::new(), steps })
+}
+
 /// The steps that make a guest.
 #[derive(Debug)]
 pub struct Plan {

@@ -2,11 +2,13 @@
 //!
 //! Everything above talks to an [`Executor`] and does not know which. What is asked for and why is decided in `plan`.
 
+mod door;
 mod https;
 mod mesh;
 pub mod observe;
 mod provision;
 mod pvesh;
+mod stock;
 mod task;
 mod ticket;
 mod trust;
@@ -21,10 +23,12 @@ use crate::ident::Secret;
 use crate::pve::reply::ReplyError;
 use crate::pve::{ApiError, BuildError, Fingerprint, HostName, Identity, Request, StorageId, Upid};
 
+pub use door::AdminDoor;
 pub use https::{Https, HttpsOptions};
 pub use mesh::{Door, Mesh, MeshError};
 pub use provision::{Findings, Images, Provisioner, RunError, StepError, Watch};
 pub use pvesh::Pvesh;
+pub use stock::Stock;
 pub use task::{TaskError, wait_task};
 pub use trust::{Trust, probe_fingerprint};
 pub use undo::Undoer;

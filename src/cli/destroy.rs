@@ -1,0 +1,148 @@
+//! `pvemesh destroy`: a guest with everything that belongs to it.
+
+use std::io::IsTerminal as _;
+
+use super::connect::{ConnectArgs, Session, call_failure, config_failure, refusal, step_advice};
+use super::interrupt::Interrupt;
+use super::progress::Progress;
+use super::{Exit, Failure, Output};
+use crate::ident::Vmid;
+use crate::plan::destroy::{self, Removal};
+use crate::plan::options::OptionError;
+use crate::plan::{Action, Refusal};
+use crate::sys::image::{Image, ImageError};
+use crate::sys::pve::{Images, Mesh, Provisioner, Undoer, observe};
+
+/// Removes a guest that pvemesh made: the container, its node at the coordinator, and the image if no other guest is left.
+#[derive(Debug, clap::Args)]
+pub(super) struct Destroy {
+    /// The guest's number (VMID).
+    #[arg(value_name = "ID")]
+    vmid: String,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+    /// Print every call, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// Nothing is uploaded by a removal.
+struct NoImages(Image);
+
+impl Images for NoImages {
+    fn shared(&self) -> &Image {
+        &self.0
+    }
+
+    fn personal(&self, _: &str) -> Result<Image, ImageError> {
+        Ok(self.0.clone())
+    }
+}
+
+/// Runs the command.
+pub(super) async fn run(args: Destroy, output: &Output) -> Result<(), Failure> {
+    let tried = format!("remove guest {}", args.vmid.escape_default().take(20).collect::<String>());
+    let vmid: Vmid = args.vmid.parse().map_err(|e| refusal(&tried, &Refusal::Option(OptionError::new("ID", e))))?;
+    let session = Session::open(&args.connect).await?;
+    let lock = if args.dry_run { None } else { Some(session.store.lock(vmid).map_err(config_failure)?) };
+    let known = session.config.coordinator.as_ref().map(|c| c.vmid);
+    // Removing the coordinator itself must work when it does not answer.
+    let mesh = if known == Some(Some(vmid)) { None } else { reachable_mesh(&session, output).await };
+    let mut progress = Progress::new(output);
+    if lock.is_some() {
+        recover(&session, vmid, mesh.as_deref(), &mut progress).await?;
+    }
+    let observed = observe::observe(&*session.executor, vmid, Vec::new()).await.map_err(|e| call_failure(&tried, &e))?;
+    let removal = destroy::destroy(vmid, &observed, known).map_err(|e| refusal(&tried, &e))?;
+    if args.dry_run {
+        output.result(&value(&removal, true, &[]), text(&removal));
+        return Ok(());
+    }
+    confirm(&args, &removal, &tried, output)?;
+    let door = session.door()?;
+    let images = NoImages(Image { path: std::path::PathBuf::new(), size: 0, sha256: String::new() });
+    let mut interrupt = Interrupt::listen(output)?;
+    let provisioner = Provisioner {
+        executor: &*session.executor,
+        door: &door,
+        mesh: mesh.as_deref(),
+        images: &images,
+        store: &session.store,
+        watch: &mut progress,
+        interrupted: interrupt.requested(),
+    };
+    let left = provisioner.remove(&removal.steps).await.map_err(|error| {
+        let (next, exit, log) = step_advice(&error.error);
+        for line in log {
+            output.note(format!("    | {line}"));
+        }
+        Failure::new(&tried, format!("{}: {}", error.step, error.error), next).exit(exit)
+    })?;
+    output.result(&value(&removal, false, &left), format!("{} {} ({}) is gone", removal.role, removal.vmid, removal.name));
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::new(tried, left.join("; "), "the container is gone; remove the rest by hand").exit(Exit::Left))
+    }
+}
+
+async fn reachable_mesh(session: &Session, output: &Output) -> Option<Box<dyn Mesh>> {
+    match session.mesh().await {
+        Ok(opened) => opened.map(|(_, mesh)| mesh),
+        Err(failure) => {
+            output.note(format!("{}: {}; its entry for this guest will stay", failure.tried, failure.happened));
+            None
+        }
+    }
+}
+
+async fn recover(session: &Session, vmid: Vmid, mesh: Option<&dyn Mesh>, progress: &mut Progress<'_>) -> Result<(), Failure> {
+    let Some(journal) = session.store.journal(vmid).map_err(config_failure)? else { return Ok(()) };
+    let undoer = Undoer { executor: &*session.executor, mesh, store: &session.store };
+    let tried = format!("take back what an earlier run left for {vmid}");
+    match undoer.recover(&journal, progress).await {
+        Ok((_, left)) if left.is_empty() => Ok(()),
+        Ok((_, left)) => Err(Failure::new(tried, left.join("; "), "clear that up, then run the command again").exit(Exit::Left)),
+        Err(error) => {
+            let (next, exit, _) = step_advice(&error);
+            Err(Failure::new(tried, &error, next).exit(exit))
+        }
+    }
+}
+
+fn confirm(args: &Destroy, removal: &Removal, tried: &str, output: &Output) -> Result<(), Failure> {
+    if args.yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new(tried, "removing asks for a yes, and there is no terminal to ask on", "add --yes").exit(Exit::Usage));
+    }
+    output.note(text(removal).trim_end_matches("\nnothing was changed"));
+    output.note(format!("type {} to remove it:", removal.vmid));
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).map_err(|e| Failure::new(tried, e, "add --yes"))?;
+    if line.trim() == removal.vmid.to_string() {
+        Ok(())
+    } else {
+        Err(Failure::new(tried, "it was not confirmed", "nothing was changed").exit(Exit::Usage))
+    }
+}
+
+fn text(removal: &Removal) -> String {
+    let mut text = format!("would remove {} {} ({}) from {}\n", removal.role, removal.vmid, removal.name, removal.host);
+    for (number, step) in removal.steps.iter().enumerate() {
+        text.push_str(&format!("{:>3}. {}\n     {}\n", number + 1, step.title, step.action));
+    }
+    text.push_str("nothing was changed");
+    text
+}
+
+fn value(removal: &Removal, dry_run: bool, left: &[String]) -> serde_json::Value {
+    let calls: Vec<String> = removal.steps.iter().map(|step| Action::to_string(&step.action)).collect();
+    serde_json::json!({
+        "vmid": removal.vmid, "name": removal.name, "role": removal.role, "node": removal.host, "dry_run": dry_run, "calls": calls, "left": left
+    })
+}

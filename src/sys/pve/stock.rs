@@ -1,0 +1,69 @@
+//! The appliance images on this machine: one that serves every guest, built once per version of the program, and personal ones.
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use super::provision::Images;
+use crate::sys::config::Store;
+use crate::sys::image::{self, Image, ImageError};
+
+/// The images of this program.
+#[derive(Debug)]
+pub struct Stock {
+    binary: PathBuf,
+    directory: PathBuf,
+    shared: Image,
+}
+
+impl Stock {
+    /// The image of the running program; built unless an earlier run has done it.
+    ///
+    /// # Errors
+    /// If the program is no static binary, or files cannot be read or written.
+    pub fn prepare(store: &Store) -> Result<Self, ImageError> {
+        let binary = image::own_binary()?;
+        let directory = store.directory().join("images");
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        made.map_err(|error| ImageError::File { tried: "make", path: directory.clone(), error })?;
+        let (_, program) = hash(&binary)?;
+        let path = directory.join(format!("{}.tar.gz", program.get(..16).unwrap_or(&program)));
+        let shared = if path.exists() {
+            let (size, sha256) = hash(&path)?;
+            Image { path, size, sha256 }
+        } else {
+            discard_older(&directory);
+            image::build(&binary, None, &path)?
+        };
+        Ok(Self { binary, directory, shared })
+    }
+}
+
+impl Images for Stock {
+    fn shared(&self) -> &Image {
+        &self.shared
+    }
+
+    fn personal(&self, guest_toml: &str) -> Result<Image, ImageError> {
+        image::build(&self.binary, Some(guest_toml), &self.directory.join(format!("personal-{}.tar.gz", std::process::id())))
+    }
+}
+
+/// Removes the images of earlier versions of the program. A failure costs a few MB and nothing else.
+fn discard_older(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let _ = std::fs::remove_file(entry.path());
+    }
+}
+
+fn hash(path: &Path) -> Result<(u64, String), ImageError> {
+    let mut digest = Sha256::new();
+    let size = std::fs::File::open(path).and_then(|mut file| io::copy(&mut file, &mut digest)).map_err(|error| ImageError::File {
+        tried: "read",
+        path: path.to_owned(),
+        error,
+    })?;
+    Ok((size, digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+}
