@@ -1,6 +1,6 @@
 //! From the socket to the TUN.
 
-use std::io::{ErrorKind, IoSliceMut};
+use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -14,8 +14,9 @@ use super::counters::add;
 use super::outbound::initiate;
 use super::table::{Peer, State, Table};
 use crate::path::Path;
+use crate::sys::offload::Offload;
 use crate::tunnel::demux::{Kind, classify};
-use crate::tunnel::{Admission, MIN_ROOM, Opened};
+use crate::tunnel::{Admission, Coalescer, Joining, MIN_ROOM, Opened, Segments, VirtioHeader};
 
 /// Messages taken from the socket at a time; each may carry 64 KiB of datagrams.
 const MESSAGES: usize = 4;
@@ -55,35 +56,162 @@ fn handshake(shared: &Shared, peer: &Peer, from: SocketAddr, message: &[u8], roo
     }
 }
 
-fn write(shared: &Shared, packet: &[u8]) {
-    match rustix::io::write(&shared.tun, packet) {
-        Ok(_) => {
-            add(&shared.counters.tun_writes, 1);
-            add(&shared.counters.tun_out, 1);
+/// What was opened and is to be written: the packets lie in `arena`, in the order they came.
+struct Opening {
+    arena: Box<[u8]>,
+    used: usize,
+    coalescer: Coalescer,
+}
+
+impl Opening {
+    fn new(shared: &Shared) -> Self {
+        let joining = match shared.tun.offload {
+            Offload::None => Joining::Nothing,
+            Offload::Tcp => Joining::Tcp,
+            Offload::TcpAndUdp => Joining::TcpAndUdp,
+        };
+        // What is opened is shorter than what was received; opening itself needs room for the largest datagram.
+        Self { arena: vec![0; (MESSAGES + 1) * MESSAGE].into_boxed_slice(), used: 0, coalescer: Coalescer::new(joining) }
+    }
+
+    fn room(&mut self) -> &mut [u8] {
+        self.arena.get_mut(self.used..).unwrap_or_default()
+    }
+
+    /// The first so many bytes of the room are a packet for the TUN.
+    fn keep(&mut self, length: usize) {
+        let range = self.used..self.used + length;
+        self.used = range.end;
+        self.coalescer.push(&self.arena, range);
+    }
+
+    /// Writes everything to the TUN.
+    fn write(&mut self, shared: &Shared) {
+        if self.coalescer.is_empty() {
+            return;
         }
-        Err(_) => add(&shared.counters.write_failed, 1),
+        let plain = shared.tun.offload == Offload::None;
+        let mut refused = false;
+        self.coalescer.finish(&mut self.arena, |pieces, count| {
+            let counters = &shared.counters;
+            let pieces = if plain { pieces.get(1..).unwrap_or_default() } else { pieces };
+            match rustix::io::writev(&shared.tun, pieces) {
+                Ok(_) => {
+                    add(&counters.tun_writes, 1);
+                    add(&counters.tun_out, count as u64);
+                }
+                Err(error) => {
+                    tracing::trace!(%error, count, "the TUN refused a packet");
+                    if count > 1 && error == rustix::io::Errno::INVAL {
+                        refused = true;
+                        write_singly(shared, pieces);
+                    } else {
+                        add(&counters.write_failed, count as u64);
+                    }
+                }
+            }
+        });
+        self.used = 0;
+        if refused {
+            tracing::info!("the kernel refuses joined packets on the TUN, writing them one by one");
+            self.coalescer.set_joining(Joining::Nothing);
+        }
     }
 }
 
-/// Data for one session.
-fn data(shared: &Shared, table: &Table, peer: &Arc<Peer>, from: SocketAddr, message: &[u8], room: &mut [u8]) {
-    let mut state = peer.lock();
-    match state.tunnel.open(from.ip(), message, room) {
-        Opened::Packet(packet, source) => {
-            state.chooser.heard(shared.now(), from);
-            if table.by_address(source).is_some_and(|owner| Arc::ptr_eq(owner, peer)) {
-                peer.rx_bytes.fetch_add(packet.len() as u64, Ordering::Relaxed);
-                write(shared, packet);
-            } else {
-                add(&shared.counters.not_allowed, 1);
+/// Cuts up a super-packet that the kernel refused. Rare: it happens once, then nothing is joined any more.
+fn write_singly(shared: &Shared, pieces: &[IoSlice<'_>]) {
+    let Some((header, rest)) = pieces.split_first() else { return };
+    let mut packet: Vec<u8> = rest.iter().flat_map(|piece| piece.iter().copied()).collect();
+    let header = <[u8; VirtioHeader::LENGTH]>::try_from(&**header).ok().and_then(VirtioHeader::read);
+    let Some(Ok(mut segments)) = header.map(|header| Segments::new(&header, &mut packet)) else { return };
+    let plain = VirtioHeader::default().bytes();
+    while let Some(segment) = segments.next() {
+        let counters = &shared.counters;
+        match rustix::io::writev(&shared.tun, &[IoSlice::new(&plain), IoSlice::new(segment)]) {
+            Ok(_) => {
+                add(&counters.tun_writes, 1);
+                add(&counters.tun_out, 1);
+            }
+            Err(_) => add(&counters.write_failed, 1),
+        }
+    }
+}
+
+/// Where a received message came from, and what it meets here.
+#[derive(Clone, Copy)]
+struct Arrival<'a> {
+    shared: &'a Shared,
+    table: &'a Table,
+    from: SocketAddr,
+}
+
+impl Arrival<'_> {
+    /// What one received message holds: datagrams of `stride` bytes from one sender, the last may be shorter.
+    fn message(self, contents: &[u8], stride: usize, opening: &mut Opening) {
+        let mut rest = contents.chunks(stride.max(1));
+        let mut next = rest.next();
+        while let Some(one) = next {
+            let peer = match classify(one) {
+                Kind::Data { receiver } => self.table.by_receiver(receiver).map(|peer| (peer, receiver)),
+                _ => None,
+            };
+            next = match peer {
+                Some((peer, receiver)) => self.data(peer, receiver, std::iter::once(one).chain(&mut rest), opening),
+                None => {
+                    control(self.shared, self.table, self.from, one, opening.room());
+                    rest.next()
+                }
+            };
+        }
+    }
+
+    /// A run of datagrams for one session: the peer is locked once for all of them. Returns the datagram after the run.
+    fn data<'d>(
+        self,
+        peer: &Arc<Peer>,
+        receiver: u32,
+        datagrams: impl Iterator<Item = &'d [u8]>,
+        opening: &mut Opening,
+    ) -> Option<&'d [u8]> {
+        let Self { shared, table, from } = self;
+        let mut state = peer.lock();
+        let mut authentic = false;
+        let mut allowed = None;
+        let mut bytes = 0;
+        let mut after = None;
+        for message in datagrams {
+            if classify(message) != (Kind::Data { receiver }) {
+                after = Some(message);
+                break;
+            }
+            match state.tunnel.open(from.ip(), message, opening.room()) {
+                Opened::Packet(packet, source) => {
+                    authentic = true;
+                    let length = packet.len();
+                    if allowed != Some(source) && table.by_address(source).is_some_and(|owner| Arc::ptr_eq(owner, peer)) {
+                        allowed = Some(source);
+                    }
+                    if allowed == Some(source) {
+                        bytes += length as u64;
+                        opening.keep(length);
+                    } else {
+                        add(&shared.counters.not_allowed, 1);
+                    }
+                }
+                Opened::Nothing => authentic = true,
+                Opened::Refused(refusal) => shared.counters.refuse(refusal),
+                Opened::Reply { message, .. } => reply(shared, from, message),
             }
         }
-        Opened::Nothing => state.chooser.heard(shared.now(), from),
-        Opened::Refused(refusal) => shared.counters.refuse(refusal),
-        Opened::Reply { message, .. } => reply(shared, from, message),
-    }
-    if state.tunnel.has_waiting() {
-        release(shared, peer, &mut state, room);
+        if authentic {
+            state.chooser.heard(shared.now(), from);
+            peer.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
+            if state.tunnel.has_waiting() {
+                release(shared, peer, &mut state, opening.room());
+            }
+        }
+        after
     }
 }
 
@@ -100,44 +228,34 @@ fn lost(shared: &Shared, table: &Table, from: SocketAddr, room: &mut [u8]) {
     }
 }
 
-fn datagram(shared: &Shared, table: &Table, from: SocketAddr, message: &[u8], room: &mut [u8]) {
+/// A message that is not data.
+fn control(shared: &Shared, table: &Table, from: SocketAddr, message: &[u8], room: &mut [u8]) {
     let counters = &shared.counters;
+    let mut cookie = [0; MIN_ROOM];
     match classify(message) {
-        Kind::Data { receiver } => match table.by_receiver(receiver) {
-            Some(peer) => data(shared, table, peer, from, message, room),
-            None => lost(shared, table, from, room),
-        },
-        Kind::Initiation => {
-            let mut cookie = [0; MIN_ROOM];
-            match shared.gate.admit(from.ip(), message, &mut cookie) {
-                Admission::Initiation(key) => match table.by_key(&key) {
+        kind @ (Kind::Initiation | Kind::Response { .. }) => match shared.gate.admit(from.ip(), message, &mut cookie) {
+            Admission::Initiation(key) => match table.by_key(&key) {
+                Some(peer) => handshake(shared, peer, from, message, room),
+                None => add(&counters.stranger, 1),
+            },
+            Admission::Response => {
+                let Kind::Response { receiver } = kind else { return };
+                match table.by_receiver(receiver) {
                     Some(peer) => handshake(shared, peer, from, message, room),
-                    None => add(&counters.stranger, 1),
-                },
-                Admission::Cookie(cookie) => {
-                    add(&counters.cookies, 1);
-                    reply(shared, from, cookie);
+                    None => add(&counters.no_session, 1),
                 }
-                Admission::Refused(refusal) => counters.refuse(refusal),
-                Admission::Response => {}
             }
-        }
-        Kind::Response { receiver } => {
-            let mut cookie = [0; MIN_ROOM];
-            match (shared.gate.admit(from.ip(), message, &mut cookie), table.by_receiver(receiver)) {
-                (Admission::Response, Some(peer)) => handshake(shared, peer, from, message, room),
-                (Admission::Cookie(cookie), _) => {
-                    add(&counters.cookies, 1);
-                    reply(shared, from, cookie);
-                }
-                (Admission::Refused(refusal), _) => counters.refuse(refusal),
-                _ => add(&counters.no_session, 1),
+            Admission::Cookie(cookie) => {
+                add(&counters.cookies, 1);
+                reply(shared, from, cookie);
             }
-        }
+            Admission::Refused(refusal) => counters.refuse(refusal),
+        },
         Kind::Cookie { receiver } => match table.by_receiver(receiver) {
             Some(peer) => handshake(shared, peer, from, message, room),
             None => add(&counters.no_session, 1),
         },
+        Kind::Data { .. } => lost(shared, table, from, room),
         Kind::Disco | Kind::Stun => add(&counters.unasked, 1),
         Kind::Junk => add(&counters.junk, 1),
     }
@@ -146,7 +264,7 @@ fn datagram(shared: &Shared, table: &Table, from: SocketAddr, message: &[u8], ro
 /// The inbound thread.
 pub(super) fn run(shared: &Shared) {
     let mut buffer = vec![0; MESSAGES * MESSAGE].into_boxed_slice();
-    let mut room = vec![0; MESSAGE].into_boxed_slice();
+    let mut opening = Opening::new(shared);
     let mut meta = [RecvMeta::default(); MESSAGES];
     while !shared.stopping() {
         let received = {
@@ -157,14 +275,14 @@ pub(super) fn run(shared: &Shared) {
         match received {
             Ok(count) => {
                 let table = shared.table();
-                for (message, meta) in buffer.chunks_exact(MESSAGE).zip(&meta).take(count) {
+                for (contents, meta) in buffer.chunks_exact(MESSAGE).zip(&meta).take(count) {
                     let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+                    let contents = contents.get(..meta.len).unwrap_or_default();
                     add(&shared.counters.udp_receives, 1);
-                    for one in message.get(..meta.len).unwrap_or_default().chunks(meta.stride.max(1)) {
-                        add(&shared.counters.udp_in, 1);
-                        datagram(shared, &table, from, one, &mut room);
-                    }
+                    add(&shared.counters.udp_in, contents.len().div_ceil(meta.stride.max(1)) as u64);
+                    Arrival { shared, table: &table, from }.message(contents, meta.stride, &mut opening);
                 }
+                opening.write(shared);
             }
             Err(error) => {
                 if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {

@@ -136,7 +136,7 @@ impl Engine {
     /// See [`Engine::start`].
     pub fn start_with(options: EngineOptions, offload: bool) -> io::Result<Self> {
         let socket = Socket::open(options.port, options.mark, offload)?;
-        let tun = Tun::open(&options.interface, options.mtu, false).map_err(|error| {
+        let tun = Tun::open(&options.interface, options.mtu, offload).map_err(|error| {
             io::Error::new(error.kind(), format!("cannot make the TUN interface {} through /dev/net/tun: {error}", options.interface))
         })?;
         tracing::info!(interface = options.interface, port = socket.port(), offload = ?tun.offload, "packet engine started");

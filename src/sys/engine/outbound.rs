@@ -11,7 +11,8 @@ use super::counters::add;
 use super::socket::{MAX_SEGMENTS, MAX_SEND};
 use super::table::{Peer, State};
 use crate::path::Path;
-use crate::tunnel::{MIN_ROOM, OVERHEAD, Sealed, Tunnel};
+use crate::sys::offload::Offload;
+use crate::tunnel::{MAX_PACKET, MIN_ROOM, OVERHEAD, Sealed, Segments, Tunnel, VirtioHeader};
 
 /// Sealed datagrams on their way out: those for one address and of one size leave in one send.
 pub(super) struct Batch {
@@ -91,49 +92,83 @@ pub(super) fn initiate(shared: &Shared, peer: &Peer, state: &mut State, message:
     }
 }
 
-fn packet(shared: &Shared, batch: &mut Batch, packet: &[u8]) {
+/// Seals one packet into the batch; `false` if there is no session, so that it waits.
+fn seal(shared: &Shared, batch: &mut Batch, peer: &Peer, state: &mut State, to: Option<Path>, packet: &[u8]) -> bool {
+    let room = batch.room(shared, packet.len());
+    match state.tunnel.seal(packet, room) {
+        Sealed::Data(length) => match to {
+            Some(Path::Direct(to)) => {
+                batch.push(shared, to, length);
+                true
+            }
+            None => {
+                add(&shared.counters.no_path, 1);
+                true
+            }
+        },
+        Sealed::Initiation(length) => {
+            let mut message = [0; MIN_ROOM];
+            if let (Some(copy), Some(original)) = (message.get_mut(..length), room.get(..length)) {
+                copy.copy_from_slice(original);
+                initiate(shared, peer, state, copy);
+            }
+            false
+        }
+        Sealed::Waiting => false,
+    }
+}
+
+/// Sends what one read of the TUN brought: a packet, or a super-packet.
+fn packets(shared: &Shared, batch: &mut Batch, header: &VirtioHeader, packet: &mut [u8]) {
+    let counters = &shared.counters;
     let Some(destination) = Tunnel::destination(packet) else {
-        add(&shared.counters.bad_tun, 1);
+        add(&counters.bad_tun, 1);
         return;
     };
     let table = shared.table();
     let Some(peer) = table.by_address(destination) else {
-        add(&shared.counters.no_peer, 1);
+        add(&counters.no_peer, 1);
         return;
     };
+    let Ok(mut segments) = Segments::new(header, packet) else {
+        add(&counters.bad_tun, 1);
+        return;
+    };
+    // All segments have one destination: one lock, one look at the path and the clock for all of them.
     let mut state = peer.lock();
-    let room = batch.room(shared, packet.len());
-    match state.tunnel.seal(packet, room) {
-        Sealed::Data(length) => {
-            let Some(Path::Direct(to)) = state.chooser.best() else {
-                add(&shared.counters.no_path, 1);
-                return;
-            };
-            batch.push(shared, to, length);
-            state.sent = shared.now();
-            peer.tx_bytes.fetch_add(packet.len() as u64, Ordering::Relaxed);
-        }
-        Sealed::Initiation(length) => {
-            let mut message = [0; MIN_ROOM];
-            if let (Some(to), Some(from)) = (message.get_mut(..length), room.get(..length)) {
-                to.copy_from_slice(from);
-                initiate(shared, peer, &mut state, to);
-            }
-        }
-        Sealed::Waiting => {}
+    let to = state.chooser.best();
+    let (mut count, mut bytes) = (0, 0);
+    let mut sent = false;
+    while let Some(segment) = segments.next() {
+        count += 1;
+        bytes += segment.len() as u64;
+        sent |= seal(shared, batch, peer, &mut state, to, segment);
     }
+    if sent {
+        state.sent = shared.now();
+    }
+    add(&counters.tun_in, count);
+    peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
 }
 
 /// The outbound thread.
 pub(super) fn run(shared: &Shared) {
-    let mut buffer = vec![0; 65_536].into_boxed_slice();
+    let mut buffer = vec![0; VirtioHeader::LENGTH + MAX_PACKET].into_boxed_slice();
     let mut batch = Batch::new();
     while !shared.stopping() {
         match rustix::io::read(&shared.tun, &mut *buffer) {
             Ok(length) => {
                 add(&shared.counters.tun_reads, 1);
-                add(&shared.counters.tun_in, 1);
-                packet(shared, &mut batch, buffer.get(..length).unwrap_or_default());
+                let read = buffer.get_mut(..length).unwrap_or_default();
+                if shared.tun.offload == Offload::None {
+                    packets(shared, &mut batch, &VirtioHeader::default(), read);
+                } else if let Some((header, packet)) = read.split_first_chunk_mut()
+                    && let Some(header) = VirtioHeader::read(*header)
+                {
+                    packets(shared, &mut batch, &header, packet);
+                } else {
+                    add(&shared.counters.bad_tun, 1);
+                }
             }
             Err(error) => {
                 batch.flush(shared);
