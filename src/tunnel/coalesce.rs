@@ -103,7 +103,8 @@ fn same_headers(a: &[u8], b: &[u8], layout: &Layout, nth: usize) -> bool {
     };
     let at = layout.transport_at;
     // Acknowledgement and header length; window; urgent pointer and options.
-    let transport = layout.transport == Transport::Udp || same(at + 8..at + 13) && same(at + 14..at + 16) && same(at + 18..layout.payload_at);
+    let transport =
+        layout.transport == Transport::Udp || same(at + 8..at + 13) && same(at + 14..at + 16) && same(at + 18..layout.payload_at);
     ip && transport
 }
 
