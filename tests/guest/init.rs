@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
+use pvemesh::node::RouterConfig;
 use pvemesh::plan::render;
 use pvemesh::settings::Guest;
+use pvemesh::sys::router::Router;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::dhcp::Lan;
@@ -217,7 +219,11 @@ fn a_lease_sets_address_route_and_name_servers_also_with_strict_reverse_path_che
     // The node starts although there is no lease yet.
     appliance.wait_console("node started as process");
     assert!(!appliance.console().contains("eth0 has"));
-    lan.serve("192.168.77.50,192.168.77.60,255.255.255.0,120", &["--dhcp-option=6,192.168.77.1"]);
+    lan.host.run("ip addr add 2001:db8:77::1/64 dev lan0 nodad");
+    lan.serve(
+        "192.168.77.50,192.168.77.60,255.255.255.0,120",
+        &["--dhcp-option=6,192.168.77.1", "--enable-ra", "--dhcp-range=2001:db8:77::,ra-only", "--ra-param=lan0,4,60"],
+    );
     appliance.wait_console("eth0 has 192.168.77.");
     wait_for("the default route", 5, || lan.guest.run("ip route").contains("default via 192.168.77.1 dev eth0").then_some(()));
     wait_for("name servers", 5, || {
@@ -226,6 +232,28 @@ fn a_lease_sets_address_route_and_name_servers_also_with_strict_reverse_path_che
     assert!(lan.guest.run("ping -c1 -W2 192.168.77.1").contains("1 received"));
     assert_eq!(lan.guest.run("cat /proc/sys/net/ipv6/conf/eth0/accept_ra").trim(), "2");
     assert!(lan.leases().contains("exit-1"));
+    // The router's advertisement gave an address and a way out, and turning forwarding on loses neither.
+    let advertised = || lan.guest.run("ip -6 route show default").contains("proto ra") && lan.guest.run("ip -6 addr show eth0").contains("2001:db8:77:");
+    wait_for("the router advertisement", 15, || advertised().then_some(()));
+    lan.guest.run("ip tuntap add mode tun pvemesh0");
+    lan.guest.enter(async || {
+        let mut router = Router::new().await.unwrap();
+        let config = RouterConfig {
+            interface: "pvemesh0".to_owned(),
+            addresses: vec!["100.64.0.1/32".parse().unwrap()],
+            routes: Vec::new(),
+            local_routes: Vec::new(),
+            forward: true,
+            masquerade: true,
+            mtu: 1280,
+        };
+        router.apply(&config).await.unwrap();
+        assert!(advertised());
+        // The next advertisement is heard too: what it says comes back after somebody removed it.
+        lan.guest.run("ip -6 route flush default proto ra");
+        wait_for("the next router advertisement", 15, || advertised().then_some(()));
+        router.clear().await.unwrap();
+    });
     let (took, _) = appliance.stop(Signal::POWER);
     assert!(took < Duration::from_secs(1), "{took:?}");
 }

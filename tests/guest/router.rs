@@ -1,5 +1,8 @@
 //! The router against the kernel: what it sets, that it is idempotent, and that it leaves nothing.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
 use pvemesh::node::RouterConfig;
 use pvemesh::sys::router::{Router, RouterError, clean_leftovers, is_interface_name};
 
@@ -118,6 +121,38 @@ fn apply_sets_up_a_node_and_clear_leaves_the_machine_as_it_was() {
 }
 
 #[test]
+fn mesh_addresses_win_over_a_carriers_block_and_an_exit_node_over_other_vpns_halves_but_never_over_the_lan() {
+    if !root() {
+        return;
+    }
+    let netns = machine();
+    // A modem whose local network is the whole block, another VPN's halves, a LAN that lies inside an accepted route.
+    netns.run("ip addr add 100.100.0.2/10 dev eth0; ip route add 0.0.0.0/1 via 192.168.1.9; ip route add 128.0.0.0/1 via 192.168.1.9");
+    netns.run("ip -6 route add 2000::/3 via 2001:db8::9");
+    netns.enter(async || {
+        let mut router = Router::new().await.unwrap();
+        let routes = ["100.64.0.2/32", "fd7a:115c:a1e0::2/128", "192.168.0.0/16", "192.168.1.77/32", "0.0.0.0/0", "::/0"];
+        router.apply(&config(&routes, &[], false)).await.unwrap();
+        let way = |to: &str| netns.run(&format!("ip route get {to}"));
+        for (to, device) in [
+            ("100.64.0.2", "pvemesh0"),
+            ("100.100.0.1", "eth0"),
+            ("192.168.1.77", "eth0"),
+            ("192.168.2.77", "pvemesh0"),
+            ("9.9.9.9", "pvemesh0"),
+            ("203.0.113.9", "pvemesh0"),
+            ("2a00::1", "pvemesh0"),
+            ("fd7a:115c:a1e0::2", "pvemesh0"),
+            ("9.9.9.9 mark 0x80000", "eth0"),
+        ] {
+            assert!(way(to).contains(&format!("dev {device}")), "{to}: {}", way(to));
+        }
+        router.clear().await.unwrap();
+        assert!(way("100.64.0.2").contains("dev eth0"));
+    });
+}
+
+#[test]
 fn a_changed_kind_of_route_replaces_the_old_one_in_both_families() {
     if !root() {
         return;
@@ -141,8 +176,14 @@ fn a_changed_kind_of_route_replaces_the_old_one_in_both_families() {
     });
 }
 
+/// Tells the test below to be the node that gets killed.
+const VICTIM: &str = "PVEMESH_TEST_ROUTER_VICTIM";
+
 #[test]
 fn a_killed_node_leaves_nothing_after_cleaning_and_other_programs_rules_stay() {
+    if std::env::var_os(VICTIM).is_some() {
+        return victim();
+    }
     if !root() || !has("nft") {
         return;
     }
@@ -150,20 +191,34 @@ fn a_killed_node_leaves_nothing_after_cleaning_and_other_programs_rules_stay() {
     netns.run("ip rule add pref 5205 lookup main; ip route add 10.9.0.0/16 dev eth0 table 52; ip rule add pref 5271 lookup 52");
     netns.run(&format!("ip link del {TUN}"));
     let before = netns.dump();
-    netns.run(&format!("ip tuntap add mode tun {TUN}"));
-    netns.enter(async || {
+    let name = "router::a_killed_node_leaves_nothing_after_cleaning_and_other_programs_rules_stay";
+    let program = std::env::current_exe().unwrap().display().to_string();
+    let mut node = netns.command(&program).args(["--exact", name, "--nocapture"]).env(VICTIM, "1").stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(node.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("set up")), "the node did not come up");
+    let full = netns.dump();
+    assert!(full.contains("5270:") && full.contains("masquerade") && full.contains("dev pvemesh0 table 52"), "{full}");
+    // `ip netns exec` has become the program, so this is the node.
+    node.kill().unwrap();
+    node.wait().unwrap();
+    let left = netns.dump();
+    assert!(left.contains("5270:") && !left.contains("masquerade") && !left.contains("pvemesh0"), "{left}");
+    netns.enter(async || clean_leftovers(TUN).await.unwrap());
+    assert_same(&before, &netns.dump());
+    netns.enter(async || clean_leftovers(TUN).await.unwrap());
+    assert_same(&before, &netns.dump());
+}
+
+fn victim() {
+    let mut device = tun::Configuration::default();
+    device.tun_name(TUN);
+    let _device = tun::create(&device).unwrap();
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
         let mut router = Router::new().await.unwrap();
         router.apply(&config(&["100.64.0.2/32", "0.0.0.0/0", "::/0"], &["10.1.0.0/16"], true)).await.unwrap();
-        // A kill runs no destructor; the kernel closes the descriptors, which dropping does here.
-        drop(router);
+        println!("set up");
+        std::future::pending::<()>().await;
     });
-    // The TUN goes with its process.
-    netns.run(&format!("ip link del {TUN}"));
-    assert_ne!(netns.dump(), before);
-    netns.enter(async || clean_leftovers(TUN).await.unwrap());
-    assert_same(&before, &netns.dump());
-    netns.enter(async || clean_leftovers(TUN).await.unwrap());
-    assert_same(&before, &netns.dump());
 }
 
 #[test]

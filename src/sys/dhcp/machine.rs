@@ -148,11 +148,6 @@ impl Machine {
         self.due
     }
 
-    /// Begins anew, asking for the same address: the link was away, or changed.
-    pub fn restart(&mut self, now: Time) {
-        self.start(now);
-    }
-
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Time) {
         if self.due.is_none_or(|due| due.at > now) {
@@ -160,10 +155,6 @@ impl Machine {
         }
         let terms = self.lease.as_ref().and_then(|(_, terms)| *terms);
         match (&self.state, terms) {
-            (State::Selecting, Some(terms)) if now >= terms.expire => {
-                self.lose("it expired");
-                self.discover(now);
-            }
             (State::Selecting, _) => self.discover(now),
             (State::Requesting { .. }, _) if self.tries >= REQUESTS => self.start(now),
             (State::Requesting { .. }, _) => self.request(now),
@@ -283,14 +274,12 @@ impl Machine {
         }
     }
 
-    /// Sets the next try: doubling, with up to an eighth of jitter either way, and not after a lease that is still held expires.
+    /// Sets the next try: doubling, with up to an eighth of jitter either way.
     fn wait(&mut self, now: Time, why: &'static str) {
         let base = FIRST_WAIT.saturating_mul(1 << self.tries.min(8)).min(LONGEST_WAIT);
         self.tries = self.tries.saturating_add(1);
         let jitter = base / 4 * (self.random.next_u32() >> 16) / (1 << 16);
-        let at = now + (base - base / 8 + jitter);
-        let expire = self.lease.as_ref().and_then(|(_, terms)| *terms).map(|terms| terms.expire);
-        self.due = Some(Deadline { at: expire.map_or(at, |expire| at.min(expire)), why });
+        self.due = Some(Deadline { at: now + (base - base / 8 + jitter), why });
     }
 
     fn send(&mut self, now: Time, to: Ipv4Addr, current: Ipv4Addr, options: Vec<DhcpOption>) {

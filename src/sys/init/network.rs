@@ -78,6 +78,9 @@ async fn configure(guest: &Guest, handle: &Handle, ready: &Notify) -> Result<std
         link::set_default_route(handle, found.index, Family::V6, network.gateway6.map(IpAddr::V6)).await?;
     }
     write_resolver(network, None);
+    if network.ipv4 != Ipv4Setup::Dhcp && network.nameservers.is_empty() {
+        tracing::warn!("no name servers are configured, so names such as the coordinator's will not resolve; set `nameservers`");
+    }
     match network.ipv4 {
         Ipv4Setup::Fixed(net) => {
             link::set_addresses(handle, name, found.index, &[Family::V4], &[IpNet::V4(net)]).await?;
