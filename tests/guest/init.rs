@@ -233,7 +233,8 @@ fn a_lease_sets_address_route_and_name_servers_also_with_strict_reverse_path_che
     assert_eq!(lan.guest.run("cat /proc/sys/net/ipv6/conf/eth0/accept_ra").trim(), "2");
     assert!(lan.leases().contains("exit-1"));
     // The router's advertisement gave an address and a way out, and turning forwarding on loses neither.
-    let advertised = || lan.guest.run("ip -6 route show default").contains("proto ra") && lan.guest.run("ip -6 addr show eth0").contains("2001:db8:77:");
+    let advertised =
+        || lan.guest.run("ip -6 route show default").contains("proto ra") && lan.guest.run("ip -6 addr show eth0").contains("2001:db8:77:");
     wait_for("the router advertisement", 15, || advertised().then_some(()));
     lan.guest.run("ip tuntap add mode tun pvemesh0");
     lan.guest.enter(async || {
