@@ -3,12 +3,14 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the shell may")]
 
 mod connect;
+mod coordinator;
 mod create;
 mod destroy;
 mod image;
 mod init;
 mod interrupt;
 mod list;
+mod log;
 mod progress;
 mod report;
 
@@ -57,6 +59,9 @@ enum Command {
     List(list::List),
     /// Show how a guest, or all of them, are.
     Status(list::Status),
+    /// The coordinator: who is in the mesh.
+    #[command(subcommand)]
+    Coordinator(coordinator::Coordinator),
     /// The appliance root file system.
     #[command(subcommand)]
     Image(image::Image),
@@ -80,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Destroy(args) => run(destroy::run(args, &output)),
         Command::List(args) => run(list::list(args, &output)),
         Command::Status(args) => run(list::status(args, &output)),
+        Command::Coordinator(command) => coordinator::run(command, &output),
         Command::Image(command) => image::run(command, &output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut <Cli as clap::CommandFactory>::command(), "pvemesh", &mut std::io::stdout());
