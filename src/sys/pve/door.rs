@@ -1,12 +1,11 @@
-//! The way to real coordinators: our administration messages inside their control protocol.
+//! The way to real coordinators: `sys::admin` with this machine's admin key.
 
 use futures_util::future::BoxFuture;
-use serde_json::Value;
 
 use super::mesh::{Door, Mesh, MeshError};
 use crate::ident::{MachinePrivate, MachinePublic, NodeId};
-use crate::sys::dial::{ControlConnection, DialError, fetch_server_key};
-use crate::wire::admin::{ADMIN_PREFIX, CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
+use crate::sys::admin::{AdminClient, AdminError};
+use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
 
 /// Opens coordinators with this machine's admin key.
 #[derive(Debug)]
@@ -21,60 +20,42 @@ impl AdminDoor {
     }
 }
 
-struct Opened {
-    connection: ControlConnection,
-    server_key: MachinePublic,
-}
+type Answer<'a, T> = BoxFuture<'a, Result<T, MeshError>>;
 
-fn failed(error: &DialError) -> MeshError {
-    MeshError(error.to_string())
-}
-
-fn path(rest: &str) -> String {
-    format!("{ADMIN_PREFIX}{rest}")
+impl From<AdminError> for MeshError {
+    fn from(error: AdminError) -> Self {
+        Self(error.to_string())
+    }
 }
 
 impl Door for AdminDoor {
-    fn open<'a>(&'a self, url: &'a str, pinned: Option<MachinePublic>) -> BoxFuture<'a, Result<Box<dyn Mesh>, MeshError>> {
-        Box::pin(async move {
-            let shown = fetch_server_key(url).await.map_err(|e| failed(&e))?;
-            if let Some(pinned) = pinned.filter(|pinned| *pinned != shown) {
-                return Err(MeshError(format!("{url} shows the key {shown}, but {pinned} was pinned when it was made")));
-            }
-            let connection = ControlConnection::connect(url, &shown, &self.key).await.map_err(|e| failed(&e))?;
-            Ok(Box::new(Opened { connection, server_key: shown }) as Box<dyn Mesh>)
-        })
+    fn open<'a>(&'a self, url: &'a str, pinned: Option<MachinePublic>) -> Answer<'a, Box<dyn Mesh>> {
+        Box::pin(async move { Ok(Box::new(AdminClient::connect(url, pinned, &self.key).await?) as Box<dyn Mesh>) })
     }
 }
 
-type Answer<'a, T> = BoxFuture<'a, Result<T, MeshError>>;
-
-impl Mesh for Opened {
+impl Mesh for AdminClient {
     fn server_key(&self) -> MachinePublic {
-        self.server_key
+        Self::server_key(self)
     }
 
     fn info(&self) -> Answer<'_, CoordinatorInfo> {
-        Box::pin(async { self.connection.get_json(&path("info")).await.map_err(|e| failed(&e)) })
+        Box::pin(async { Ok(Self::info(self).await?) })
     }
 
     fn create_key<'a>(&'a self, key: &'a CreateKey) -> Answer<'a, CreatedKey> {
-        Box::pin(async move { self.connection.post_json(&path("keys"), key).await.map_err(|e| failed(&e)) })
+        Box::pin(async move { Ok(Self::create_key(self, key).await?) })
     }
 
     fn revoke_key(&self, id: i64) -> Answer<'_, ()> {
-        Box::pin(
-            async move { self.connection.delete_json::<Value>(&path(&format!("keys/{id}"))).await.map(|_| ()).map_err(|e| failed(&e)) },
-        )
+        Box::pin(async move { Ok(Self::revoke_key(self, id).await?) })
     }
 
     fn nodes(&self) -> Answer<'_, Vec<NodeInfo>> {
-        Box::pin(async { self.connection.get_json(&path("nodes")).await.map_err(|e| failed(&e)) })
+        Box::pin(async { Ok(Self::nodes(self).await?) })
     }
 
     fn delete_node(&self, id: NodeId) -> Answer<'_, ()> {
-        Box::pin(
-            async move { self.connection.delete_json::<Value>(&path(&format!("nodes/{id}"))).await.map(|_| ()).map_err(|e| failed(&e)) },
-        )
+        Box::pin(async move { Ok(Self::delete_node(self, id).await?) })
     }
 }
