@@ -1,6 +1,6 @@
 //! `pvemesh create-*`: guests of the mesh.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::connect::{ConnectArgs, Session, call_failure, config_failure, refusal, step_advice};
 use super::interrupt::Interrupt;
@@ -18,6 +18,7 @@ use crate::pve::call::{self, Arch};
 use crate::pve::reply;
 use crate::sys::config::{WorkLock, read_secret};
 use crate::sys::entropy;
+use crate::sys::image::ImageError;
 use crate::sys::pve::{Findings, Images as _, Mesh, Provisioner, RunError, Stock, Undoer, observe};
 
 /// What every new guest takes.
@@ -62,6 +63,9 @@ pub(super) struct GuestArgs {
     /// A name server for it; may be given several times.
     #[arg(long, value_name = "ADDRESS")]
     dns: Vec<String>,
+    /// The appliance image to use, made with `pvemesh image build`; built from this very program if absent.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
     /// Print the decisions and every call, and change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -165,7 +169,8 @@ pub(super) async fn coordinator(args: CreateCoordinator, output: &Output) -> Res
     let url = args.url.as_deref().map(|text| server_url("--url", text)).transpose().map_err(wrong)?;
     let base_domain = base_domain("--base-domain", &args.base_domain).map_err(wrong)?;
     let session = Session::open(&args.guest.connect).await?;
-    let report = make_coordinator(&session, &options, url, base_domain, args.guest.dry_run, output).await?;
+    let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
+    let report = make_coordinator(&session, &options, url, base_domain, how).await?;
     if let Some(report) = report {
         output.result(&report, summary(&report));
     }
@@ -177,8 +182,7 @@ async fn make_coordinator(
     options: &GuestOptions,
     url: Option<String>,
     base_domain: String,
-    dry_run: bool,
-    output: &Output,
+    how: How<'_>,
 ) -> Result<Option<Report>, Failure> {
     let tried = format!("make coordinator {}", options.vmid);
     let known = session.config.coordinator.as_ref();
@@ -192,7 +196,7 @@ async fn make_coordinator(
     let admin_key = session.store.admin_key(seed).map_err(config_failure)?.public();
     let role = Role::Coordinator { url, base_domain, admin_key };
     let is_known = known.is_some();
-    Making { session, options, role, mesh: None, is_known, dry_run, tried, output }.run().await
+    Making { session, options, role, mesh: None, is_known, how, tried }.run().await
 }
 
 /// Runs `create-exit-node`.
@@ -247,16 +251,8 @@ async fn node(args: NodeArgs, kind: NodeKind, output: &Output) -> Result<(), Fai
         }
     };
     let role = Role::Node { kind, join, endpoints };
-    let making = Making {
-        session: &session,
-        options: &options,
-        role,
-        mesh: mesh.as_deref(),
-        is_known: true,
-        dry_run: args.guest.dry_run,
-        tried,
-        output,
-    };
+    let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
+    let making = Making { session: &session, options: &options, role, mesh: mesh.as_deref(), is_known: true, how, tried };
     if let Some(report) = making.run().await? {
         output.result(&report, summary(&report));
     }
@@ -291,7 +287,8 @@ async fn first_coordinator(
         ..GuestTexts::default()
     };
     let options = texts.check().map_err(|e| refusal(tried, &Refusal::Option(e)))?;
-    let report = make_coordinator(session, &options, None, DEFAULT_BASE_DOMAIN.to_owned(), false, output).await?;
+    let how = How { dry_run: false, image: args.guest.image.as_deref(), output };
+    let report = make_coordinator(session, &options, None, DEFAULT_BASE_DOMAIN.to_owned(), how).await?;
     if let Some(report) = report {
         output.note(summary(&report));
     }
@@ -312,29 +309,35 @@ async fn free_vmid(session: &Session, except: Vmid) -> Option<Vmid> {
     (100..1_000_000_u32).filter_map(|n| Vmid::try_from(n).ok()).find(|vmid| *vmid != except && guests.iter().all(|g| g.vmid != *vmid))
 }
 
+/// How a guest is made, whatever it is.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    dry_run: bool,
+    image: Option<&'a Path>,
+    output: &'a Output,
+}
+
 struct Making<'a> {
     session: &'a Session,
     options: &'a GuestOptions,
     role: Role,
     mesh: Option<&'a dyn Mesh>,
     is_known: bool,
-    dry_run: bool,
+    how: How<'a>,
     tried: String,
-    output: &'a Output,
 }
 
 impl Making<'_> {
     async fn run(self) -> Result<Option<Report>, Failure> {
         let begun = std::time::Instant::now();
         let vmid = self.options.vmid;
-        let mut progress = Progress::new(self.output);
-        let lock = if self.dry_run { None } else { Some(self.session.store.lock(vmid).map_err(config_failure)?) };
+        let mut progress = Progress::new(self.how.output);
+        let lock = if self.how.dry_run { None } else { Some(self.session.store.lock(vmid).map_err(config_failure)?) };
         if let Some(lock) = &lock {
             self.recover(lock, &mut progress).await?;
         }
-        let stock = progress.during("prepare the image", || Stock::prepare(&self.session.store));
-        let stock = stock
-            .map_err(|e| Failure::new(&self.tried, e, "use the released binary, or build in the repository, which links statically"))?;
+        let stock = progress.during("prepare the image", || Stock::prepare(&self.session.store, self.how.image));
+        let stock = stock.map_err(|e| image_failure(&self.tried, &e))?;
         let mesh: Vec<(NodeId, NodeName)> = match self.mesh {
             Some(mesh) => {
                 let nodes = mesh
@@ -359,12 +362,12 @@ impl Making<'_> {
                 (plan, changed)
             }
         };
-        if self.dry_run {
-            self.output.result(&dry_run_value(&plan), dry_run_text(&plan, &self.session.executor.place()));
+        if self.how.dry_run {
+            self.how.output.result(&dry_run_value(&plan), dry_run_text(&plan, &self.session.executor.place()));
             return Ok(None);
         }
         for choice in &plan.choices {
-            self.output.note(format!("  {:<17} {}  ({})", choice.what, choice.value, choice.why));
+            self.how.output.note(format!("  {:<17} {}  ({})", choice.what, choice.value, choice.why));
         }
         let findings = self.carry_out(&plan, &stock, &mut progress).await?;
         drop(lock);
@@ -373,7 +376,7 @@ impl Making<'_> {
 
     fn say_it_is_there(&self, existing: &Existing, plan: &Plan) {
         let state = if plan.steps.is_empty() { "nothing to do" } else { "bringing it up" };
-        self.output.note(format!(
+        self.how.output.note(format!(
             "{} {} ({}) is already there on {}: {state}",
             self.role.words(),
             existing.vmid,
@@ -386,7 +389,7 @@ impl Making<'_> {
     async fn recover(&self, _held: &WorkLock, progress: &mut Progress<'_>) -> Result<(), Failure> {
         let vmid = self.options.vmid;
         let Some(journal) = self.session.store.journal(vmid).map_err(config_failure)? else { return Ok(()) };
-        self.output.note(format!("an earlier run for {vmid} did not come to its end; taking back what it left"));
+        self.how.output.note(format!("an earlier run for {vmid} did not come to its end; taking back what it left"));
         let undoer = Undoer { executor: &*self.session.executor, mesh: self.mesh, store: &self.session.store };
         let tried = format!("take back what an earlier run left for {vmid}");
         match undoer.recover(&journal, progress).await {
@@ -401,7 +404,7 @@ impl Making<'_> {
 
     async fn carry_out(&self, plan: &Plan, stock: &Stock, progress: &mut Progress<'_>) -> Result<Findings, Failure> {
         let door = self.session.door()?;
-        let mut interrupt = Interrupt::listen(self.output)?;
+        let mut interrupt = Interrupt::listen(self.how.output)?;
         let provisioner = Provisioner {
             executor: &*self.session.executor,
             door: &door,
@@ -417,9 +420,9 @@ impl Making<'_> {
     fn failed(&self, error: &RunError) -> Failure {
         let (mut next, mut exit, log) = step_advice(&error.error);
         if !log.is_empty() {
-            self.output.note("  the task's log ends with:");
+            self.how.output.note("  the task's log ends with:");
             for line in log {
-                self.output.note(format!("    | {line}"));
+                self.how.output.note(format!("    | {line}"));
             }
         }
         let mut happened = format!("{}: {}", error.step, error.error);
@@ -451,6 +454,15 @@ impl Making<'_> {
             steps: findings.timings.into_iter().map(|(step, took)| Timed { step, seconds: took.as_secs_f64() }).collect(),
             seconds,
         }
+    }
+}
+
+fn image_failure(tried: &str, error: &ImageError) -> Failure {
+    match error {
+        ImageError::File { tried: "use as an image", .. } => {
+            Failure::new(tried, error, "make one: pvemesh image build; or leave --image out").exit(Exit::Usage)
+        }
+        _ => Failure::new(tried, error, "use the released binary, or build in the repository, which links statically"),
     }
 }
 

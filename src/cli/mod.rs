@@ -9,6 +9,7 @@ mod destroy;
 mod image;
 mod init;
 mod interrupt;
+mod keys;
 mod list;
 mod log;
 mod progress;
@@ -55,6 +56,9 @@ enum Command {
     CreateSubnetRouter(create::CreateSubnetRouter),
     /// Remove a guest that pvemesh made, with everything that belongs to it.
     Destroy(destroy::Destroy),
+    /// Join keys of the known coordinator, for phones, laptops and servers.
+    #[command(subcommand)]
+    Keys(keys::Keys),
     /// List the guests of pvemesh.
     List(list::List),
     /// Show how a guest, or all of them, are.
@@ -83,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::CreateNode(args) => run(create::member(args, &output)),
         Command::CreateSubnetRouter(args) => run(create::subnet_router(args, &output)),
         Command::Destroy(args) => run(destroy::run(args, &output)),
+        Command::Keys(command) => run(keys::run(command, &output)),
         Command::List(args) => run(list::list(args, &output)),
         Command::Status(args) => run(list::status(args, &output)),
         Command::Coordinator(command) => coordinator::run(command, &output),

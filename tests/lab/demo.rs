@@ -159,7 +159,7 @@ impl Play<'_> {
         let mut command = inside(namespace, &self.binary);
         let home = self.dir.join(if namespace == PVE { "admin" } else { "laptop" });
         let _ = std::fs::create_dir_all(&home);
-        command.args(words.split_whitespace()).env("HOME", &home).env("XDG_CONFIG_HOME", home.join(".config"));
+        command.args(words.split_whitespace()).env("HOME", &home).env("PVEMESH_CONFIG_DIR", home.join("pvemesh"));
         command.env("PVEMESH_SOCKET", home.join("node.sock")).env("PVEMESH_STATE_DIR", home.join("state")).stdin(Stdio::null());
         command
     }

@@ -19,15 +19,20 @@ pub struct Stock {
 }
 
 impl Stock {
-    /// The image of the running program; built unless an earlier run has done it.
+    /// The image `given`, else that of the running program; built unless an earlier run has done it.
     ///
     /// # Errors
     /// If the program is no static binary, or files cannot be read or written.
-    pub fn prepare(store: &Store) -> Result<Self, ImageError> {
+    pub fn prepare(store: &Store, given: Option<&Path>) -> Result<Self, ImageError> {
         let binary = image::own_binary()?;
         let directory = store.directory().join("images");
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.map_err(|error| ImageError::File { tried: "make", path: directory.clone(), error })?;
+        if let Some(path) = given {
+            check_is_gzip(path)?;
+            let (size, sha256) = hash(path)?;
+            return Ok(Self { binary, directory, shared: Image { path: path.to_owned(), size, sha256 } });
+        }
         let (_, program) = hash(&binary)?;
         let path = directory.join(format!("{}.tar.gz", program.get(..16).unwrap_or(&program)));
         let shared = if path.exists() {
@@ -56,6 +61,16 @@ fn discard_older(directory: &Path) {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let _ = std::fs::remove_file(entry.path());
     }
+}
+
+/// Proxmox would find out only after the upload.
+fn check_is_gzip(path: &Path) -> Result<(), ImageError> {
+    let failed = |error| ImageError::File { tried: "use as an image", path: path.to_owned(), error };
+    let mut start = [0; 2];
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    io::Read::read_exact(&mut file, &mut start).map_err(failed)?;
+    let is_gzip = start == [0x1f, 0x8b];
+    if is_gzip { Ok(()) } else { Err(failed(io::Error::other("it is no .tar.gz"))) }
 }
 
 fn hash(path: &Path) -> Result<(u64, String), ImageError> {
