@@ -164,6 +164,38 @@ fn a_fixed_address_comes_up_and_it_stops_within_a_second() {
 }
 
 #[test]
+fn a_killed_child_is_started_again_and_one_that_does_not_end_is_killed_in_time() {
+    if !root() || !has("unshare") {
+        return;
+    }
+    let netns = Netns::new("child");
+    netns.run("ip link add eth0 type veth peer name lan0 && ip link set lan0 up");
+    let role = "[coordinator]\nurl = \"http://192.168.5.10:8080\"\nlisten = \"192.168.5.10:8080\"\nbase_domain = \"mesh.internal\"\n";
+    let config = guest("ipv4 = \"192.168.5.10/24\"\ngateway4 = \"192.168.5.1\"", role);
+    let variable = encode(&config);
+    let appliance = Appliance::start(&netns, unpack(), Some(&variable));
+    let serving = || {
+        let child = appliance.children().iter().find(|(_, state)| *state != 'Z')?.0;
+        netns.run("ss -lnt").contains("192.168.5.10:8080").then_some(child)
+    };
+    let first = wait_for("the coordinator to listen", 15, serving);
+    // Nothing of the configuration is in the child's environment or arguments.
+    for file in ["environ", "cmdline"] {
+        let text = String::from_utf8_lossy(&std::fs::read(format!("/proc/{first}/{file}")).unwrap()).into_owned();
+        assert!(!text.contains("PVEMESH_CONFIG") && !text.contains(&variable), "{text}");
+    }
+    kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
+    let second = wait_for("another coordinator", 15, || serving().filter(|pid| *pid != first));
+    assert!(appliance.console().contains("coordinator was killed by signal 9"), "{}", appliance.console());
+    // A stopped process does not hear SIGTERM.
+    kill_process(Pid::from_raw(second).unwrap(), Signal::STOP).unwrap();
+    let (took, console) = appliance.stop(Signal::POWER);
+    assert!(console.contains("did not end"), "{console}");
+    assert!((Duration::from_millis(800)..Duration::from_millis(1200)).contains(&took), "{took:?}");
+    assert!(!netns.run("ss -lnt").contains(":8080"));
+}
+
+#[test]
 fn every_stop_signal_is_answered_and_a_bad_configuration_is_told_and_kept_alive() {
     if !root() || !has("unshare") {
         return;
