@@ -11,7 +11,7 @@ use crate::namespaces::{self, HOME, INET, PVE, inside};
 use crate::run::Done;
 use crate::standin::lxc::{Lxc, missing, until};
 use crate::standin::{Options, Standin, Version};
-use crate::{network, sweep};
+use crate::{measure, network, sweep};
 
 /// The password of root@pam, also written to `password` in the state directory.
 pub const PASSWORD: &str = "lab-root-password";
@@ -46,6 +46,10 @@ pub fn up(dir: &Path, version: Version) -> Done {
     let script = format!("#!/bin/sh\nexec {} pvesh --socket {} -- \"$@\"\n", program.display(), dir.join("pve/pvesh.sock").display());
     std::fs::write(bin.join("pvesh"), script).map_err(|e| e.to_string())?;
     std::fs::set_permissions(bin.join("pvesh"), Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
+    let web = || measure::within(INET, || std::net::TcpStream::connect((network::WEB_ADDRESS, 80)).is_ok()).unwrap_or(false);
+    if !until(Duration::from_secs(10), web) {
+        return Err("the web server did not start (web.log)".to_owned());
+    }
     let ready = until(Duration::from_secs(10), || dir.join("pve/fingerprint").exists());
     let log = || std::fs::read_to_string(dir.join("standin.log")).unwrap_or_default();
     if ready { Ok(()) } else { Err(format!("the stand-in did not start: {}", log())) }

@@ -65,6 +65,17 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Fetch a page over plain HTTP from a namespace.
+    Fetch {
+        /// Which one.
+        namespace: String,
+        /// Address and port.
+        #[arg(default_value = "192.0.2.80:80")]
+        server: String,
+        /// What to ask for.
+        #[arg(default_value = "/")]
+        path: String,
+    },
     /// The stand-in for the host's `pvesh` command.
     Pvesh {
         /// The stand-in's socket.
@@ -95,6 +106,9 @@ fn main() -> ExitCode {
         Command::Down => sweep::down(&arguments.dir),
         Command::Demo(options) => return demo::main(&arguments.dir, options),
         Command::Status => host::status(&arguments.dir),
+        Command::Fetch { namespace, server, path } => {
+            measure::fetch(&namespaces::full(&namespace), &server, &path).map(|page| println!("{page}"))
+        }
         Command::Exec { namespace, command } => return namespaces::exec(&namespace, &command),
     };
     match result {

@@ -28,17 +28,26 @@ pub fn within<T: Send>(namespace: &str, action: impl FnOnce() -> T + Send) -> Do
 
 /// Fetches the web page from a namespace: the address under which the server sees it.
 pub fn web_page(namespace: &str) -> Done<String> {
-    let server: SocketAddr = format!("{WEB_ADDRESS}:80").parse().map_err(|_| "web server address")?;
-    let fetch = move || -> std::io::Result<String> {
+    fetch(namespace, &format!("{WEB_ADDRESS}:80"), "/")
+}
+
+/// Fetches a page over plain HTTP from a namespace.
+pub fn fetch(namespace: &str, server: &str, path: &str) -> Done<String> {
+    let address: SocketAddr = server.parse().map_err(|_| format!("`{server}` is not an address with a port"))?;
+    let get = move || -> std::io::Result<String> {
         let limit = Duration::from_secs(3);
-        let mut stream = TcpStream::connect_timeout(&server, limit)?;
+        let mut stream = TcpStream::connect_timeout(&address, limit)?;
         stream.set_read_timeout(Some(limit))?;
-        write!(stream, "GET / HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
-        Ok(text.rsplit_once("\r\n\r\n").map_or("", |(_, body)| body).trim().to_owned())
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        match head.split(' ').nth(1) {
+            Some("200") => Ok(body.trim().to_owned()),
+            _ => Err(std::io::Error::other(head.lines().next().unwrap_or("no reply").to_owned())),
+        }
     };
-    within(namespace, fetch)?.map_err(|e| format!("fetch http://{WEB_ADDRESS}/ from {namespace}: {e}"))
+    within(namespace, get)?.map_err(|e| format!("fetch http://{server}{path} from {namespace}: {e}"))
 }
 
 /// The mean round-trip time in milliseconds.

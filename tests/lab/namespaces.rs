@@ -64,9 +64,14 @@ pub fn remove() {
     }
 }
 
+/// `laptop` is `pvl-laptop`.
+pub fn full(name: &str) -> String {
+    if name.starts_with("pvl-") { name.to_owned() } else { format!("pvl-{name}") }
+}
+
 /// `pvemesh-lab exec`.
 pub fn exec(name: &str, words: &[String]) -> ExitCode {
-    let name = if name.starts_with("pvl-") { name.to_owned() } else { format!("pvl-{name}") };
+    let name = full(name);
     if !existing().contains(&name.as_str()) {
         eprintln!("pvemesh-lab: no namespace {name} (pvemesh-lab up makes: {})", ALL.join(" "));
         return ExitCode::FAILURE;
