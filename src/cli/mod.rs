@@ -12,6 +12,7 @@ mod interrupt;
 mod keys;
 mod list;
 mod log;
+mod node;
 mod progress;
 mod report;
 
@@ -66,6 +67,8 @@ enum Command {
     /// The coordinator: who is in the mesh.
     #[command(subcommand)]
     Coordinator(coordinator::Coordinator),
+    /// The mesh node on this machine.
+    Node(node::Node),
     /// The appliance root file system.
     #[command(subcommand)]
     Image(image::Image),
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::List(args) => run(list::list(args, &output)),
         Command::Status(args) => run(list::status(args, &output)),
         Command::Coordinator(command) => coordinator::run(command, &output),
+        Command::Node(node) => run(node::run(&node, &output)),
         Command::Image(command) => image::run(command, &output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut <Cli as clap::CommandFactory>::command(), "pvemesh", &mut std::io::stdout());

@@ -8,12 +8,14 @@ mod config;
 mod exit;
 mod prefs;
 mod report;
+mod status;
 
 pub use assemble::{Assembly, Situation, assemble};
 pub use config::{PeerConfig, RouterConfig};
 pub use exit::{ExitNode, find_exit_node};
 pub use prefs::{Prefs, PrefsChange};
 pub use report::{Endpoint, EndpointKind, Machine, endpoints, hostinfo};
+pub use status::{BackendState, ExitNodeStatus, PeerStatus, Progress, Status, Traffic, status};
 
 /// The TUN's MTU, bytes: the IPv6 minimum, so that sealed packets fit any link.
 pub const TUN_MTU: u16 = 1280;

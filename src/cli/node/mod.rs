@@ -1,0 +1,245 @@
+//! `pvemesh node`: the mesh member on this machine. Names and flags are those of `tailscale` where both have the thing.
+
+mod ping;
+mod show;
+mod up;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use ipnet::IpNet;
+
+use super::{Exit, Failure, Output};
+use crate::ident::NodeName;
+use crate::node::{DEFAULT_INTERFACE, PrefsChange};
+use crate::sys::daemon::{self, DEFAULT_STATE_DIR, Options};
+use crate::sys::local_api::{Client, DEFAULT_SOCKET, LocalError};
+
+/// The mesh node on this machine.
+#[derive(Debug, Args)]
+pub(super) struct Node {
+    /// The running node's local socket.
+    #[arg(long, global = true, default_value = DEFAULT_SOCKET, env = "PVEMESH_SOCKET")]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the node in the foreground, as a service does.
+    Run(Run),
+    /// Join the mesh, or change how; starts the node if it is not running.
+    Up(up::Up),
+    /// Leave the mesh until the next `up`; keys and address stay.
+    Down,
+    /// Show this node and the others.
+    Status,
+    /// Show this node's addresses.
+    Ip {
+        /// The IPv4 address only.
+        #[arg(short = '4')]
+        v4: bool,
+        /// The IPv6 address only.
+        #[arg(short = '6', conflicts_with = "v4")]
+        v6: bool,
+        /// Another node's addresses, by name.
+        peer: Option<String>,
+    },
+    /// Send ICMP echo requests to a node through the mesh.
+    Ping(ping::Ping),
+    /// Change preferences; what is not mentioned stays.
+    Set(Wishes),
+    /// Give this node up at the coordinator and forget its keys.
+    Logout,
+}
+
+/// Where the node's process keeps and finds things.
+#[derive(Debug, Clone, Args)]
+struct Run {
+    /// The guest's configuration, in the appliance.
+    #[arg(long, value_name = "FILE")]
+    guest_config: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+    /// Started by `up`: a session of its own, ended by `down`.
+    #[arg(long, hide = true)]
+    background: bool,
+}
+
+/// Files, interface and port of a node.
+#[derive(Debug, Clone, Args)]
+struct Place {
+    /// Where keys and preferences are kept.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR, env = "PVEMESH_STATE_DIR")]
+    state_dir: PathBuf,
+    /// The name of the TUN interface.
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_INTERFACE)]
+    tun: String,
+    /// The WireGuard UDP port; 0 for any.
+    #[arg(long)]
+    port: Option<u16>,
+}
+
+/// Preferences as flags.
+#[derive(Debug, Clone, Default, Args)]
+struct Wishes {
+    /// The name to be known by.
+    #[arg(long)]
+    hostname: Option<NodeName>,
+    /// Send internet traffic through this node: a name, an address or a stable id; empty for none.
+    #[arg(long, value_name = "NODE")]
+    exit_node: Option<String>,
+    /// With an exit node, keep reaching the local networks directly (the default).
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    exit_node_allow_lan_access: Option<bool>,
+    /// Use the networks that other nodes offer.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    accept_routes: Option<bool>,
+    /// Offer to carry other nodes' internet traffic.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    advertise_exit_node: Option<bool>,
+    /// Offer to carry these networks, separated by commas; empty for none.
+    #[arg(long, value_name = "CIDRS")]
+    advertise_routes: Option<String>,
+}
+
+impl Wishes {
+    fn change(&self) -> Result<PrefsChange, Failure> {
+        Ok(PrefsChange {
+            hostname: self.hostname.clone(),
+            exit_node: self.exit_node.clone(),
+            exit_node_allow_lan_access: self.exit_node_allow_lan_access,
+            accept_routes: self.accept_routes,
+            advertise_exit_node: self.advertise_exit_node,
+            advertise_routes: self.advertise_routes.as_deref().map(routes).transpose()?,
+            ..Default::default()
+        })
+    }
+}
+
+/// Networks from a list with commas. Bits behind the prefix are a mistake, as in the stock client.
+fn routes(text: &str) -> Result<Vec<IpNet>, Failure> {
+    let wrong = |word: &str, why: &str| {
+        Failure::new("read --advertise-routes", format!("`{word}` {why}"), "write networks like 192.168.1.0/24, separated by commas")
+            .exit(Exit::Usage)
+    };
+    let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+    words
+        .map(|word| {
+            let net: IpNet = word.parse().map_err(|_| wrong(word, "is not a network"))?;
+            if net.trunc() == net {
+                Ok(net)
+            } else {
+                Err(wrong(word, &format!("has bits behind its prefix; did you mean {}?", net.trunc())))
+            }
+        })
+        .collect()
+}
+
+/// Runs a node command.
+pub(super) async fn run(node: &Node, output: &Output) -> Result<(), Failure> {
+    let client = Client::new(&node.socket);
+    match &node.command {
+        Command::Run(run) => serve(run, node, output).await,
+        Command::Up(up) => up::run(up, node, &client, output).await,
+        Command::Down => down(&client, output).await,
+        Command::Status => show::status(&client, output).await,
+        Command::Ip { v4, v6, peer } => show::addresses(&client, output, (*v4, *v6), peer.as_deref()).await,
+        Command::Ping(ping) => ping::run(ping, &client, output).await,
+        Command::Set(wishes) => {
+            let prefs = client.set(&wishes.change()?).await.map_err(|e| unreached("change the preferences", &e))?;
+            output.result(&prefs, "changed");
+            Ok(())
+        }
+        Command::Logout => {
+            let status = client.tell("logout").await.map_err(|e| unreached("log out", &e))?;
+            output.result(&status, "logged out");
+            Ok(())
+        }
+    }
+}
+
+async fn serve(run: &Run, node: &Node, output: &Output) -> Result<(), Failure> {
+    if run.background {
+        // A session of its own, so that closing the terminal does not end the node. It fails only where there is one already.
+        let _ = rustix::process::setsid();
+    }
+    super::log::start(output);
+    let options = Options {
+        state_dir: run.place.state_dir.clone(),
+        socket: node.socket.clone(),
+        interface: run.place.tun.clone(),
+        port: run.place.port,
+        guest_config: run.guest_config.clone(),
+        background: run.background,
+    };
+    daemon::run(options).await.map_err(|error| {
+        let next = match &error {
+            daemon::DaemonError::Running(_) => "use the one that runs, or give this one other --state-dir, --socket and --tun",
+            daemon::DaemonError::Engine(_) => "run as root; in a container, pass /dev/net/tun through (on Proxmox: `dev0: /dev/net/tun`)",
+            daemon::DaemonError::Router(_) => "run as root (or with CAP_NET_ADMIN), on a kernel with policy routing and nftables",
+            daemon::DaemonError::Guest { .. } | daemon::DaemonError::NoNode(_) => "correct the guest's configuration",
+            _ => "see the message above; `-v` says more",
+        };
+        Failure::new("run the node", error, next)
+    })
+}
+
+async fn down(client: &Client, output: &Output) -> Result<(), Failure> {
+    match client.tell("down").await {
+        Ok(status) => output.result(&status, "left the mesh"),
+        Err(LocalError::NotRunning(_)) => output.result(&serde_json::json!({ "BackendState": "Stopped" }), "not running"),
+        Err(error) => return Err(unreached("leave the mesh", &error)),
+    }
+    Ok(())
+}
+
+/// A failure to ask the running node.
+fn unreached(tried: &str, error: &LocalError) -> Failure {
+    let (next, exit) = match error {
+        LocalError::NotRunning(_) => ("start it with `pvemesh node up`, or name its --socket", Exit::Unreachable),
+        LocalError::Denied(_) => ("run as root", Exit::Denied),
+        LocalError::Silent(_) => ("look at its log; restart it if it hangs", Exit::Unreachable),
+        LocalError::Refused(_) => ("correct what the message names and try again", Exit::Failed),
+    };
+    Failure::new(tried, error, next).exit(exit)
+}
+
+/// A time like `30s`, `2m`, `500ms`; a bare number is seconds; 0 means no limit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "write a time like 30s or 2m".to_owned())?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
+        _ => Err("write a time like 30s or 2m".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_with_their_units() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        for wrong in ["", "s", "-1", "1y", "1.5s"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn routes_are_read_and_mistakes_named() {
+        assert_eq!(routes("").unwrap(), []);
+        assert_eq!(routes("10.0.0.0/8, fd00::/8").unwrap().len(), 2);
+        assert!(routes("192.168.1.5/24").unwrap_err().happened.contains("192.168.1.0/24"));
+        assert_eq!(routes("10.0.0.0").unwrap_err().exit, Exit::Usage);
+    }
+}

@@ -1,0 +1,114 @@
+//! `pvemesh node status` and `ip`.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use super::{Exit, Failure, Output, unreached};
+use crate::node::{BackendState, PeerStatus, Status};
+use crate::sys::local_api::{Client, LocalError};
+
+pub(super) async fn status(client: &Client, output: &Output) -> Result<(), Failure> {
+    match client.status().await {
+        Ok(status) => {
+            output.result(&status, table(&status).trim_end());
+            Ok(())
+        }
+        Err(error @ LocalError::NotRunning(_)) if output.json() => {
+            output.result(&serde_json::json!({ "BackendState": "Stopped", "Health": [error.to_string()] }), "");
+            Err(unreached("show the node's state", &error))
+        }
+        Err(error) => Err(unreached("show the node's state", &error)),
+    }
+}
+
+pub(super) async fn addresses(client: &Client, output: &Output, (v4, v6): (bool, bool), peer: Option<&str>) -> Result<(), Failure> {
+    let status = client.status().await.map_err(|e| unreached("show the addresses", &e))?;
+    let all = match peer {
+        None => status.addresses.clone(),
+        Some(name) => find(&status, name)?.addresses.clone(),
+    };
+    let wanted: Vec<IpAddr> = all.into_iter().filter(|ip| !(v4 && ip.is_ipv6() || v6 && ip.is_ipv4())).collect();
+    if wanted.is_empty() {
+        let next = "join the mesh first (`pvemesh node up`)";
+        return Err(Failure::new("show the addresses", format!("the node has none; it is {:?}", status.backend_state), next));
+    }
+    let lines: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+    output.result(&wanted, lines.join("\n"));
+    Ok(())
+}
+
+/// The peer, or this node, that a name, an address or a stable id means.
+pub(super) fn find<'a>(status: &'a Status, wanted: &str) -> Result<&'a PeerStatus, Failure> {
+    let name = wanted.trim_end_matches('.');
+    let nodes = || status.peer.values().chain(&status.node);
+    let means = |node: &&PeerStatus| {
+        node.dns_name.trim_end_matches('.').eq_ignore_ascii_case(name)
+            || node.id.0 == wanted
+            || wanted.parse::<IpAddr>().is_ok_and(|ip| node.addresses.contains(&ip))
+    };
+    if let Some(node) = nodes().find(means).or_else(|| nodes().find(|node| node.host_name.eq_ignore_ascii_case(name))) {
+        return Ok(node);
+    }
+    let names: Vec<&str> = nodes().map(|node| node.host_name.as_str()).collect();
+    let next =
+        if names.is_empty() { "join the mesh first (`pvemesh node up`)".to_owned() } else { format!("known are: {}", names.join(", ")) };
+    Err(Failure::new(format!("find the node `{wanted}`"), "no node of the mesh has this name or address", next).exit(Exit::Conflict))
+}
+
+fn table(status: &Status) -> String {
+    let mut text = String::new();
+    let _ = match status.backend_state {
+        BackendState::Running => Ok(()),
+        BackendState::NeedsLogin if !status.auth_url.is_empty() => writeln!(text, "not let in yet; visit {}", status.auth_url),
+        BackendState::NeedsLogin => writeln!(text, "refused by {}: {}", status.login_server, status.refusal),
+        BackendState::NoState => writeln!(text, "not in a mesh; join one with `pvemesh node up --login-server URL`"),
+        BackendState::Stopped => writeln!(text, "stopped; start with `pvemesh node up`"),
+        BackendState::Starting => writeln!(text, "waiting for {}", status.login_server),
+    };
+    let rows: Vec<[String; 5]> =
+        status.node.iter().map(|node| row(node, "-".to_owned())).chain(status.peer.values().map(|p| row(p, doing(p)))).collect();
+    let mut widths = [0; 4];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    for [a, b, c, d, e] in &rows {
+        let [wa, wb, wc, wd] = widths;
+        let _ = writeln!(text, "{a:wa$}  {b:wb$}  {c:wc$}  {d:wd$}  {e}");
+    }
+    if !status.health.is_empty() {
+        let _ = writeln!(text, "\n# Health check:");
+        for line in &status.health {
+            let _ = writeln!(text, "#   - {line}");
+        }
+    }
+    text
+}
+
+fn row(node: &PeerStatus, doing: String) -> [String; 5] {
+    let address = node.addresses.first().map(ToString::to_string).unwrap_or_default();
+    [address, printable(&node.host_name), printable(&node.user), printable(&node.os), doing]
+}
+
+/// Names come from other people; they do not get to move the cursor.
+fn printable(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.chars().filter(|c| !c.is_control()).take(64).collect() }
+}
+
+fn doing(peer: &PeerStatus) -> String {
+    let mut parts = Vec::new();
+    if !peer.online {
+        parts.push(peer.last_seen.map_or_else(|| "offline".to_owned(), |seen| format!("offline, last seen {seen}")));
+    } else if peer.cur_addr.is_empty() {
+        parts.push("idle".to_owned());
+    } else {
+        parts.push(format!("active; direct {}, tx {} rx {}", peer.cur_addr, peer.tx_bytes, peer.rx_bytes));
+    }
+    if peer.exit_node {
+        parts.push("exit node".to_owned());
+    } else if peer.exit_node_option {
+        parts.push("offers exit node".to_owned());
+    }
+    parts.join("; ")
+}

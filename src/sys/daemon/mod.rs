@@ -1,0 +1,150 @@
+//! The mesh node's process: packet engine, routing and control session of one machine, and a local socket to steer it.
+//!
+//! One process per state directory, held by a lock. Stopping it (SIGTERM, SIGINT, or by the socket) takes routes, rules, firewall and
+//! TUN away; what a killed one left is cleared at the next start. Keys and preferences are on disk before anything depends on them.
+
+mod guest;
+mod member;
+pub mod state;
+mod surroundings;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+use crate::settings::GuestError;
+use crate::sys::local_api::{Reply, Request, Server};
+use crate::sys::router::{self, RouterError};
+use member::Member;
+use state::Store;
+pub use state::private_directory;
+
+/// Where a node's files are unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/pvemesh/node";
+
+/// How often the machine's own networks are looked at: a laptop that changes networks is reachable again within this time.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What a node is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where its files are.
+    pub state_dir: PathBuf,
+    /// Where its local socket is.
+    pub socket: PathBuf,
+    /// The TUN's name.
+    pub interface: String,
+    /// The UDP port; absent means what the guest's configuration says, or else the usual one.
+    pub port: Option<u16>,
+    /// The guest's configuration, in the appliance.
+    pub guest_config: Option<PathBuf>,
+    /// It was started in the background by `up`, so it ends with `down`.
+    pub background: bool,
+}
+
+/// Why a node does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Another process has the state directory.
+    #[error("another node runs with the files in {}", .0.display())]
+    Running(PathBuf),
+    /// A file cannot be used.
+    #[error("{tried} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        tried: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A state file is damaged.
+    #[error("{} is damaged ({reason}); restore it, or remove it to start with a new identity", path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        reason: String,
+    },
+    /// The guest's configuration is not usable.
+    #[error("{}: {source}", path.display())]
+    Guest {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: GuestError,
+    },
+    /// The guest's configuration is for something else.
+    #[error("{} has no [node] section", .0.display())]
+    NoNode(PathBuf),
+    /// The packet engine does not start.
+    #[error(transparent)]
+    Engine(io::Error),
+    /// Routing cannot be set up.
+    #[error(transparent)]
+    Router(#[from] RouterError),
+    /// The system has no randomness.
+    #[error(transparent)]
+    Entropy(io::Error),
+    /// Signals cannot be received.
+    #[error("wait for signals: {0}")]
+    Signals(io::Error),
+}
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+/// It cannot start. Once it runs, nothing but a signal or the socket ends it.
+pub async fn run(options: Options) -> Result<(), DaemonError> {
+    if !router::is_interface_name(&options.interface) {
+        return Err(RouterError::Name(options.interface.escape_default().to_string()).into());
+    }
+    let store = Store::open(&options.state_dir)?;
+    let _lock = store.lock()?;
+    if let Some(parent) = options.socket.parent() {
+        private_directory(parent)?;
+    }
+    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
+    if let Err(error) = router::clean_leftovers(&options.interface).await {
+        tracing::warn!(%error, "what an earlier run left could not all be cleared");
+    }
+    let (questions, mut asked) = mpsc::channel(16);
+    let socket = options.socket.clone();
+    let background = options.background;
+    let mut member = Member::start(options, store).await?;
+    let server = Server::listen(&socket, questions);
+    let _server = server.map_err(|source| DaemonError::File { tried: "listen on", path: socket, source })?;
+    tracing::info!("the node runs");
+
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            event = member.next_event() => member.on_event(event).await,
+            _ = look.tick() => member.look_around().await,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            question = asked.recv() => {
+                let Some((request, answer)) = question else { break };
+                let ends = matches!(request, Request::Stop) || (background && matches!(request, Request::Down));
+                let reply: Result<Reply, String> = member.answer(request).await;
+                let ends = ends && reply.is_ok();
+                // Whoever asked may have gone.
+                let _ = answer.send(reply);
+                if ends {
+                    // Let the answer leave before the socket closes.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    break;
+                }
+            }
+        }
+    }
+    member.stop().await;
+    tracing::info!("the node has stopped");
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! What the machine is and which networks it is in.
+
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt as _;
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::LinkAttribute;
+
+use crate::ident::is_mesh_address;
+use crate::node::Machine;
+
+/// The networks and addresses of the machine's own interfaces.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Surroundings {
+    /// Networks that are reached without a router.
+    pub(super) networks: Vec<IpNet>,
+    /// Own addresses on them, without those that come and go.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+/// Reads them. `tunnel` is our own interface, which does not count.
+pub(super) async fn look(tunnel: &str) -> Result<Surroundings, rtnetlink::Error> {
+    let (connection, handle, _) =
+        rtnetlink::new_connection().map_err(|e| rtnetlink::Error::NamespaceError(format!("open a routing socket: {e}")))?;
+    let driver = tokio::spawn(connection);
+    let found = read(&handle, tunnel).await;
+    driver.abort();
+    found
+}
+
+async fn read(handle: &rtnetlink::Handle, tunnel: &str) -> Result<Surroundings, rtnetlink::Error> {
+    let mut ours = Vec::new();
+    let mut links = handle.link().get().execute();
+    while let Some(link) = links.try_next().await? {
+        if link.attributes.iter().any(|a| matches!(a, LinkAttribute::IfName(name) if name == tunnel)) {
+            ours.push(link.header.index);
+        }
+    }
+    let mut found = Surroundings::default();
+    let mut messages = handle.address().get().execute();
+    while let Some(message) = messages.try_next().await? {
+        if !ours.contains(&message.header.index) {
+            add(&mut found, &message);
+        }
+    }
+    found.networks.sort();
+    found.networks.dedup();
+    Ok(found)
+}
+
+fn add(found: &mut Surroundings, message: &AddressMessage) {
+    if !matches!(message.header.scope, AddressScope::Universe | AddressScope::Site) {
+        return;
+    }
+    // For IPv4 the interface's own address is `Local`; `Address` may be the other end of a point-to-point link.
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
+    let local = find(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
+    let address = find(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None });
+    let Some(ip) = local.or(address) else { return };
+    let family_matches =
+        matches!((message.header.family, ip), (AddressFamily::Inet, IpAddr::V4(_)) | (AddressFamily::Inet6, IpAddr::V6(_)));
+    let Some(net) = IpNet::new(ip, message.header.prefix_len).ok().filter(|_| family_matches) else { return };
+    // Another mesh's single address on this machine is no network.
+    if !(is_mesh_address(ip) && net.prefix_len() == net.max_prefix_len()) {
+        found.networks.push(net.trunc());
+    }
+    if !message.header.flags.intersects(AddressHeaderFlags::Deprecated | AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed) {
+        found.addresses.push(ip);
+    }
+}
+
+/// What the system says of the machine.
+pub(super) fn machine() -> Machine {
+    let uname = rustix::system::uname();
+    let text = |t: &std::ffi::CStr| t.to_string_lossy().into_owned();
+    Machine {
+        hostname: text(uname.nodename()),
+        os_version: text(uname.release()),
+        architecture: text(uname.machine()),
+        container: std::path::Path::new("/run/host/container-manager").exists()
+            || std::fs::read("/proc/1/environ").is_ok_and(|e| e.split(|b| *b == 0).any(|v| v.starts_with(b"container="))),
+    }
+}
