@@ -283,7 +283,8 @@ fn a_lease_sets_address_route_and_name_servers_also_with_strict_reverse_path_che
         router.apply(&config).await.unwrap();
         assert!(advertised());
         // A forwarding guest asks for and hears advertisements too: all is gone with IPv6 off, and comes back.
-        lan.guest.run("f=/proc/sys/net/ipv6/conf/eth0/disable_ipv6; echo 1 > $f; ip -6 route show default | grep -q . && exit 1; echo 0 > $f");
+        lan.guest
+            .run("f=/proc/sys/net/ipv6/conf/eth0/disable_ipv6; echo 1 > $f; ip -6 route show default | grep -q . && exit 1; echo 0 > $f");
         wait_for("the next router advertisement", 30, || advertised().then_some(()));
         router.clear().await.unwrap();
     });
