@@ -86,8 +86,8 @@ fn form(text: &str) -> BTreeMap<String, Param> {
     let mut found: BTreeMap<String, Param> = BTreeMap::new();
     for pair in text.split(['&', ';']).filter(|p| !p.is_empty()) {
         let mut halves = pair.split('=');
-        let name = percent_decode(halves.next().unwrap_or_default());
-        let value = percent_decode(halves.next().unwrap_or_default());
+        let mut half = || percent_decode(&halves.next().unwrap_or_default().replace('+', " "));
+        let (name, value) = (half(), half());
         let merged = match found.remove(&name) {
             None => Param::Text(value),
             Some(Param::Many(mut values)) => {
@@ -102,14 +102,13 @@ fn form(text: &str) -> BTreeMap<String, Param> {
     found
 }
 
-/// Undoes percent-encoding; `+` is a blank.
+/// Undoes percent-encoding; a `+` stays one (only in forms it is a blank).
 pub fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
         rest = tail;
         match (first, tail) {
-            (b'+', _) => bytes.push(b' '),
             (b'%', [high, low, after @ ..]) => {
                 let digits = [*high, *low];
                 match std::str::from_utf8(&digits).ok().and_then(|d| u8::from_str_radix(d, 16).ok()) {
