@@ -1,6 +1,6 @@
 //! One mesh member: what the network map means for this machine.
 //!
-//! Pure: [`assemble`] turns map, preferences and the machine's own networks into peers for the packet engine and routes for the
+//! Pure: [`mod@assemble`] turns map, preferences and the machine's own networks into peers for the packet engine and routes for the
 //! router, [`hostinfo`] and [`endpoints`] make what is reported to the coordinator.
 
 mod assemble;

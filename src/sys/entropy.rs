@@ -17,7 +17,7 @@ pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
 /// 32 random bytes: the seed of a core or of a key.
 ///
 /// # Errors
-/// As [`bytes`].
+/// As [`bytes()`].
 pub fn seed() -> io::Result<[u8; 32]> {
     bytes()
 }
@@ -25,7 +25,7 @@ pub fn seed() -> io::Result<[u8; 32]> {
 /// A new machine key.
 ///
 /// # Errors
-/// As [`bytes`].
+/// As [`bytes()`].
 pub fn machine_key() -> io::Result<MachinePrivate> {
     seed().map(MachinePrivate::from_seed)
 }
@@ -33,7 +33,7 @@ pub fn machine_key() -> io::Result<MachinePrivate> {
 /// A new node key.
 ///
 /// # Errors
-/// As [`bytes`].
+/// As [`bytes()`].
 pub fn node_key() -> io::Result<NodePrivate> {
     seed().map(NodePrivate::from_seed)
 }
@@ -41,7 +41,7 @@ pub fn node_key() -> io::Result<NodePrivate> {
 /// A new disco key.
 ///
 /// # Errors
-/// As [`bytes`].
+/// As [`bytes()`].
 pub fn disco_key() -> io::Result<DiscoPrivate> {
     seed().map(DiscoPrivate::from_seed)
 }

@@ -21,7 +21,7 @@ pub(crate) struct Serve {
     /// Take the settings from a file with url, listen, base_domain and admin_keys (TOML).
     #[arg(long, value_name = "FILE", conflicts_with_all = ["url", "listen", "base_domain", "admin_keys"])]
     config: Option<PathBuf>,
-    /// The address clients are told: http(s)://HOST[:PORT].
+    /// The address clients are told: `http(s)://HOST[:PORT]`.
     #[arg(long)]
     url: Option<String>,
     /// Where to listen.
