@@ -326,7 +326,10 @@ impl Server {
         let routers = self.registry.nodes().filter(|node| !node.advertised.is_empty() && !node.expired(wall) && online(&node.id));
         let candidates = routers.flat_map(|node| node.effective_routes().map(|net| (node.id, net)));
         for id in self.primaries.elect(candidates) {
-            self.tell_all(id);
+            // Of a node that is being removed the others hear that it is gone, and nothing after that.
+            if self.registry.node(id).is_some() {
+                self.tell_all(id);
+            }
         }
     }
 

@@ -1,0 +1,23 @@
+//! The coordinator: its core by value, and the real server over loopback.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "test code"
+)]
+
+mod core_commands;
+mod core_maps;
+mod core_register;
+mod core_routes;
+mod net;
+mod net_admin;
+mod net_faults;
+mod net_join;
+mod world;
