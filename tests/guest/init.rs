@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use crate::netns::{Netns, has, root, wait_for};
 
 /// A guest's root, made from the image, and the process that is its init.
 struct Appliance {
-    root: tempfile::TempDir,
+    root: Rc<tempfile::TempDir>,
     child: Child,
     /// Init's number outside.
     pid: Pid,
@@ -39,17 +40,17 @@ pub(crate) fn image() -> &'static [u8] {
 }
 
 /// Unpacks the image into a new directory.
-fn unpack() -> tempfile::TempDir {
+fn unpack() -> Rc<tempfile::TempDir> {
     let root = tempfile::tempdir().unwrap();
     let mut tar = Command::new("tar").arg("-xzC").arg(root.path()).stdin(Stdio::piped()).spawn().unwrap();
     tar.stdin.take().unwrap().write_all(image()).unwrap();
     assert!(tar.wait().unwrap().success());
-    root
+    Rc::new(root)
 }
 
 impl Appliance {
     /// Starts init in a network namespace; `variable` is what `PVEMESH_CONFIG` holds.
-    fn start(netns: &Netns, root: tempfile::TempDir, variable: Option<&str>) -> Self {
+    fn start(netns: &Netns, root: Rc<tempfile::TempDir>, variable: Option<&str>) -> Self {
         let path = root.path().display();
         let line = format!(
             "mount --bind {path} {path} && mount -t proc proc {path}/proc && mount --bind /dev {path}/dev && exec chroot {path} /sbin/init"
@@ -202,8 +203,9 @@ fn every_stop_signal_is_answered_and_a_bad_configuration_is_told_and_kept_alive(
     }
     let netns = Netns::new("bad");
     let bad = base64::engine::general_purpose::STANDARD.encode("vmid = 101\nhostnam = \"x\"\nauth_key = \"test-join-key\"\n");
+    let root = unpack();
     for signal in [Signal::POWER, Signal::TERM, Signal::INT] {
-        let appliance = Appliance::start(&netns, unpack(), Some(&bad));
+        let appliance = Appliance::start(&netns, Rc::clone(&root), Some(&bad));
         appliance.wait_console("nothing is started");
         assert!(appliance.console().contains("PVEMESH_CONFIG: the guest configuration, line"), "{}", appliance.console());
         assert!(!appliance.console().contains("test-join-key"));
@@ -211,7 +213,7 @@ fn every_stop_signal_is_answered_and_a_bad_configuration_is_told_and_kept_alive(
         let (took, _) = appliance.stop(signal);
         assert!(took < Duration::from_secs(1), "{took:?}");
     }
-    let appliance = Appliance::start(&netns, unpack(), None);
+    let appliance = Appliance::start(&netns, root, None);
     appliance.wait_console("no configuration");
     let status = Command::new("kill").args(["-s", "RTMIN+3", &appliance.pid.as_raw_nonzero().to_string()]).status().unwrap();
     assert!(status.success());
@@ -268,11 +270,12 @@ fn a_lease_sets_address_route_and_name_servers_also_with_strict_reverse_path_che
     let advertised =
         || lan.guest.run("ip -6 route show default").contains("proto ra") && lan.guest.run("ip -6 addr show eth0").contains("2001:db8:77:");
     wait_for("the router advertisement", 30, || advertised().then_some(()));
-    lan.guest.run("ip tuntap add mode tun pvemesh0");
+    // The node itself has pvemesh0.
+    lan.guest.run("ip tuntap add mode tun test0");
     lan.guest.enter(async || {
         let mut router = Router::new().await.unwrap();
         let config = RouterConfig {
-            interface: "pvemesh0".to_owned(),
+            interface: "test0".to_owned(),
             addresses: vec!["100.64.0.1/32".parse().unwrap()],
             routes: Vec::new(),
             local_routes: Vec::new(),

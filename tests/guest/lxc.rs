@@ -132,7 +132,7 @@ fn the_image_runs_as_an_unprivileged_container_and_halts_within_a_second() {
     wait_for("name servers", 5, || {
         std::fs::read_to_string(container.rootfs("etc/resolv.conf")).unwrap().contains("192.168.77.1").then_some(())
     });
-    assert!(container.console().contains("node started as process"));
+    wait_for("the node", 10, || container.console().contains("node started as process").then_some(()));
     assert!(!container.console().contains("test-join-key"));
     let stored = std::fs::metadata(container.rootfs("var/lib/pvemesh/guest.toml")).unwrap();
     assert_eq!((stored.permissions().mode() & 0o777, std::os::unix::fs::MetadataExt::uid(&stored)), (0o600, FIRST_ID));
