@@ -1,0 +1,17 @@
+//! A node against coordinators: the real one, hostile ones, and the whole program in network namespaces.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::print_stdout,
+    reason = "test code"
+)]
+
+mod client;
+mod hostile;
+mod machine;
+mod session;
