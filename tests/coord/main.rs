@@ -20,4 +20,6 @@ mod net;
 mod net_admin;
 mod net_faults;
 mod net_join;
+mod net_setup;
+mod store;
 mod world;

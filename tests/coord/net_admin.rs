@@ -88,7 +88,8 @@ async fn settings_that_would_lock_clients_out_are_refused() {
         ("http://mesh.test:8080", "mesh.test"),
         ("ftp://x.example", "mesh.test"),
         ("http://x.example/path", "mesh.test"),
-        ("http://x.example", "single"),
+        ("http://x.example", ""),
+        ("http://x.example", "a..b"),
         ("http://x.example", "-bad.test"),
     ] {
         let mut options = options(dir.path());

@@ -36,6 +36,8 @@ pub const SOCKET: &str = "/run/pvemesh/coordinator.sock";
 
 /// How long a connection may take until it is upgraded, and a local one in all.
 const OUTER_TIME: Duration = Duration::from_secs(30);
+/// A DNS name has 253 characters; a node's name and a dot come before the base domain.
+const MAX_BASE_DOMAIN: usize = 253 - 64;
 /// Request bodies read at once, each up to 1 MiB, and how many of them may be strangers'.
 const BODY_TURNS: usize = 64;
 const STRANGER_BODY_TURNS: usize = 8;
@@ -209,8 +211,8 @@ fn check(options: &Options) -> Result<crate::coord::server::Settings, StartError
     };
     let base = options.settings.base_domain.clone();
     let labels_fit = base.split('.').all(|label| label.parse::<crate::ident::NodeName>().is_ok());
-    if !base.contains('.') || base.len() > 180 || !labels_fit {
-        return setting(format!("the base domain {base} is not a domain name of two or more labels, such as mesh.internal"));
+    if base.len() > MAX_BASE_DOMAIN || !labels_fit {
+        return setting(format!("the base domain {base} is not a domain name such as mesh.internal"));
     }
     // Names under the base domain are resolved through the mesh: the way to the coordinator must not need the mesh.
     if host.eq_ignore_ascii_case(&base) || host.to_ascii_lowercase().ends_with(&format!(".{}", base.to_ascii_lowercase())) {

@@ -1,0 +1,130 @@
+//! Ways to start a coordinator: TLS, relay map, settings files.
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pvemesh::sys::admin::LocalAdmin;
+use pvemesh::sys::coordinator::{Coordinator, StartError};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::net::*;
+
+#[tokio::test]
+async fn trap_27_with_a_certificate_it_speaks_tls_and_plain_http_is_closed_quickly() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["coord.example.test".to_owned()]).unwrap();
+    let (chain, key) = (dir.path().join("chain.pem"), dir.path().join("key.pem"));
+    std::fs::write(&chain, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let mut options = options(dir.path());
+    options.tls = Some((chain, key));
+    let coordinator = Coordinator::start(options).await.unwrap();
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let tcp = TcpStream::connect(coordinator.address()).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = ServerName::try_from("coord.example.test").unwrap();
+    let mut stream = within("TLS", connector.connect(name, tcp)).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]), "the upgrade needs HTTP/1.1");
+    stream.write_all(b"GET /key?v=145 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    let _ = within("the answer", stream.read_to_string(&mut answer)).await;
+    assert!(answer.contains(&coordinator.server_key().to_string()), "{answer}");
+
+    let mut plain = TcpStream::connect(coordinator.address()).await.unwrap();
+    plain.write_all(b"POST /ts2021 HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let begun = std::time::Instant::now();
+    let mut rest = Vec::new();
+    let _ = within("the end", plain.read_to_end(&mut rest)).await;
+    assert!(begun.elapsed() < Duration::from_millis(500), "stock clients wait for it: {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_relay_map_is_read_from_its_file_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("derp.json");
+    std::fs::write(
+        &file,
+        r#"{"Regions":{"900":{"RegionID":900,"Nodes":[{"Name":"900a","RegionID":900,"HostName":"relay.example.test"}]}}}"#,
+    )
+    .unwrap();
+    let mut with_map = options(dir.path());
+    with_map.derp_map = Some(file.clone());
+    let coordinator = Coordinator::start(with_map.clone()).await.unwrap();
+    let running = Running { dir, coordinator };
+    let map = running.joined(1, "alpha").await.stream("").await.next().await.unwrap();
+    assert_eq!(map.derp_map.unwrap().regions.unwrap().len(), 1);
+    running.coordinator.stop().await;
+    std::fs::write(&file, "{").unwrap();
+    assert!(matches!(Coordinator::start(with_map).await, Err(StartError::Path { .. })));
+}
+
+#[tokio::test]
+async fn a_damaged_server_key_is_named_and_not_replaced() {
+    let running = Running::start().await;
+    let file = running.dir.path().join("state/noise.key");
+    running.coordinator.stop().await;
+    std::fs::write(&file, "privkey:00").unwrap();
+    let error = Coordinator::start(options(running.dir.path())).await.unwrap_err().to_string();
+    assert!(error.contains("noise.key") && error.contains("backup"), "{error}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "privkey:00");
+}
+
+#[tokio::test]
+async fn settings_come_from_a_guest_configuration_or_a_file_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let role = |port: u16| format!("url = \"http://127.0.0.1:{port}\"\nlisten = \"127.0.0.1:{port}\"\nbase_domain = \"mesh.internal\"\n");
+    for option in ["--guest-config", "--config"] {
+        let (file, port) = (dir.path().join("settings.toml"), free_port());
+        let guest = format!("vmid = 100\nhostname = \"coordinator\"\n[network]\nipv4 = \"dhcp\"\n[coordinator]\n{}", role(port));
+        std::fs::write(&file, if option == "--config" { role(port) } else { guest }).unwrap();
+        let socket = dir.path().join("c.sock");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pvemesh"))
+            .args(["coordinator", "serve", option])
+            .arg(&file)
+            .arg("--state-dir")
+            .arg(dir.path().join("state"))
+            .arg("--socket")
+            .arg(&socket)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let admin = LocalAdmin::connect(&socket);
+        let info = within("its start", async {
+            loop {
+                if let Ok(info) = admin.info().await {
+                    return info;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(info.url, format!("http://127.0.0.1:{port}"), "{option}");
+    }
+    let wrong = dir.path().join("wrong.toml");
+    std::fs::write(&wrong, "url = \"http://x.example\"\nlisten = \"127.0.0.1:1\"\nbase_domain = \"m.test\"\nadmin_kees = []\n").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_pvemesh")).args(["coordinator", "serve", "--config"]).arg(&wrong).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("admin_kees"), "{text}");
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named() {
+    let running = Running::start().await;
+    let other = tempfile::tempdir().unwrap();
+    let mut options = options(other.path());
+    options.settings.listen = running.coordinator.address();
+    let error = Coordinator::start(options).await.unwrap_err();
+    assert!(matches!(error, StartError::Listen { .. }) && error.to_string().contains("127.0.0.1:"), "{error}");
+}
