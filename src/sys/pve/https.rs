@@ -142,9 +142,11 @@ impl Https {
 
     fn authorised(&self, request: RequestBuilder, ticket: Option<&Ticket>) -> RequestBuilder {
         match (&self.credentials, ticket) {
-            (Credentials::Token { id, secret }, _) => sensitive(request, "authorization", &format!("PVEAPIToken={id}={}", secret.expose())),
+            (Credentials::Token { id, secret }, _) => {
+                sensitive(request, "authorization", &format!("PVEAPIToken={}={}", escaped(id), escaped(secret.expose())))
+            }
             (Credentials::Password { .. }, Some(ticket)) => {
-                let request = sensitive(request, "cookie", &format!("PVEAuthCookie={}", ticket.cookie.expose()));
+                let request = sensitive(request, "cookie", &format!("PVEAuthCookie={}", escaped(ticket.cookie.expose())));
                 sensitive(request, "csrfpreventiontoken", ticket.csrf.expose())
             }
             (Credentials::Password { .. }, None) => request,
@@ -272,6 +274,21 @@ impl Executor for Https {
     fn place(&self) -> String {
         Self::place(self)
     }
+}
+
+/// Proxmox decodes percent signs in cookies and tokens, as browsers write them; so what could be taken for an escape is escaped.
+fn escaped(text: &str) -> String {
+    text.chars().fold(String::new(), |mut out, c| {
+        match c {
+            '%' => out.push_str("%25"),
+            '+' => out.push_str("%2B"),
+            ';' => out.push_str("%3B"),
+            ',' => out.push_str("%2C"),
+            '"' => out.push_str("%22"),
+            c => out.push(c),
+        }
+        out
+    })
 }
 
 fn sensitive(request: RequestBuilder, name: &'static str, value: &str) -> RequestBuilder {

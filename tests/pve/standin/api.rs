@@ -50,6 +50,7 @@ fn carry_out(context: &mut Context, request: &Request, caller: Option<Caller>) -
         let user = if get("realm").is_empty() { get("username").to_owned() } else { format!("{}@{}", get("username"), get("realm")) };
         return Ok(context.core.inner.lock().unwrap().access.log_in(&user, get("password")));
     }
+    let on_host = caller.is_some();
     context.caller = match caller {
         Some(caller) => caller,
         None => context.core.inner.lock().unwrap().access.authenticate(request)?,
@@ -81,6 +82,9 @@ fn carry_out(context: &mut Context, request: &Request, caller: Option<Caller>) -
     if !node.is_empty() && node != context.core.options.node && node != "localhost" {
         let why = format!("failed to get address info for: {node}: Name or service not known");
         return Err(Reply::died(&format!("hostname lookup '{node}' failed - {why}")));
+    }
+    if template.ends_with("/upload") && on_host {
+        return storage::take(context, of("storage"), &given);
     }
     if template.ends_with("/upload") {
         return storage::upload(context, of("storage"), request);

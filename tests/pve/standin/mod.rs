@@ -41,6 +41,8 @@ use backend::{Backend, Paper};
 use faults::Faults;
 use guest_config::Config;
 pub use http::Reply;
+#[allow(unused_imports, reason = "for includers with a backend of their own")]
+pub use tasks::TaskLog;
 
 /// The PVE release that is played.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,5 +1,6 @@
 //! Storages: what they hold, uploads, templates, volumes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -173,7 +174,7 @@ fn parts(request: &Request) -> Option<Vec<Part>> {
 pub fn upload(context: &Context, storage: &str, request: &Request) -> Result<Reply, Reply> {
     let parts = parts(request).ok_or_else(|| Reply::died("upload failed: unable to parse multipart body"))?;
     let order = ["content", "checksum-algorithm", "checksum", "filename"];
-    let mut fields = std::collections::BTreeMap::from([
+    let mut fields = BTreeMap::from([
         ("node".to_owned(), super::http::Param::Text(context.core.options.node.clone())),
         ("storage".to_owned(), super::http::Param::Text(storage.to_owned())),
     ]);
@@ -190,8 +191,33 @@ pub fn upload(context: &Context, storage: &str, request: &Request) -> Result<Rep
             file = part.file.map(|_| part.data);
         }
     }
+    let data = file.ok_or_else(|| Reply::parameter("filename", "property is missing and it is not optional"));
+    store(context, storage, &fields, data)
+}
+
+/// The upload that `pvesh` makes on the host: the file is there already, and is taken away.
+pub fn take(context: &Context, storage: &str, fields: &BTreeMap<String, super::http::Param>) -> Result<Reply, Reply> {
+    let Some(super::http::Param::Text(path)) = fields.get("tmpfilename") else {
+        return Err(Reply::parameter("tmpfilename", "property is missing and it is not optional"));
+    };
+    let name = path.strip_prefix("/var/tmp/pveupload-").filter(|n| !n.is_empty() && n.bytes().all(|b| b"0123456789abcdef".contains(&b)));
+    if name.is_none() {
+        return Err(Reply::parameter("tmpfilename", "value does not match the regex pattern"));
+    }
+    let data = std::fs::read(path).map_err(|e| Reply::died(&format!("unable to open '{path}': {e}")));
+    let reply = store(context, storage, fields, data)?;
+    let _ = std::fs::remove_file(path);
+    Ok(reply)
+}
+
+fn store(
+    context: &Context,
+    storage: &str,
+    fields: &BTreeMap<String, super::http::Param>,
+    data: Result<Vec<u8>, Reply>,
+) -> Result<Reply, Reply> {
     let properties = schema::method("/nodes/{node}/storage/{storage}/upload", "POST").expect("in the schema");
-    let params = schema::check(properties, &fields, context.core.options.version)?;
+    let params = schema::check(properties, fields, context.core.options.version)?;
     let storage = find(context, storage)?;
     if storage.kind != "dir" {
         return Err(Reply::died(&format!("can't upload to storage type '{}', not a file based storage!", storage.kind)));
@@ -207,7 +233,7 @@ pub fn upload(context: &Context, storage: &str, request: &Request) -> Result<Rep
     if content != "import" && !plain_tar && !known.iter().any(|e| name.ends_with(e)) {
         return Err(Reply::parameter("filename", "wrong file extension"));
     }
-    let data = file.ok_or_else(|| Reply::parameter("filename", "property is missing and it is not optional"))?;
+    let data = data?;
     let target = folder(context, &storage.name, content).join(name);
     let expected = params.get("checksum").cloned();
     let upid = tasks::spawn(context, "imgcopy", "", move |log| {

@@ -1,0 +1,22 @@
+//! The provisioner's commands against the stand-in API, as an admin types them: what is made, what is refused, what is taken back.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::print_stdout,
+    reason = "test code"
+)]
+#![allow(missing_docs, unreachable_pub, reason = "test code")]
+
+mod create;
+mod faults;
+mod join;
+mod login;
+mod refusals;
+#[path = "../pve/standin/mod.rs"]
+mod standin;
+mod world;
