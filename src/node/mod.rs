@@ -1,7 +1,7 @@
 //! One mesh member: what the network map means for this machine.
 //!
-//! Pure: [`mod@assemble`] turns map, preferences and the machine's own networks into peers for the packet engine and routes for the
-//! router, [`hostinfo`] and [`endpoints`] make what is reported to the coordinator.
+//! Pure: `assemble` turns map, preferences and the machine's own networks into peers for the packet engine and routes for the
+//! router, `hostinfo` and `endpoints` make what is reported to the coordinator.
 
 mod assemble;
 mod config;

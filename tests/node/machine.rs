@@ -313,6 +313,12 @@ fn traffic_goes_on_while_the_coordinator_is_away_and_after_a_restart_of_the_node
     let out = world.laptop.up(&["--timeout", "5s"]);
     assert!(out.status.success(), "the last map is enough: {}", text(&out.stderr));
     assert_eq!(world.seen_by_web().as_deref(), Some("203.0.113.2"));
+
+    // One can leave a mesh whose coordinator is gone for good.
+    let out = world.laptop.node(&["logout"]);
+    assert!(out.status.success() && text(&out.stderr).contains("could not be told"), "{}", text(&out.stderr));
+    assert_eq!(world.laptop.status().unwrap()["BackendState"], "NoState");
+    assert!(!world.laptop.sh("ip route show table all").contains("pvemesh0"));
 }
 
 #[test]

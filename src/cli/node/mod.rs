@@ -155,6 +155,7 @@ pub(super) async fn run(node: &Node, output: &Output) -> Result<(), Failure> {
         }
         Command::Logout => {
             let status = client.tell("logout").await.map_err(|e| unreached("log out", &e))?;
+            status.health.iter().for_each(|line| output.note(format_args!("note: {line}")));
             output.result(&status, "logged out");
             Ok(())
         }

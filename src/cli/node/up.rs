@@ -25,7 +25,7 @@ const LOG_TAIL: usize = 600;
 /// Joins the mesh.
 #[derive(Debug, clap::Args)]
 pub(super) struct Up {
-    /// The coordinator, http(s)://host[:port]; needed the first time.
+    /// The address of the coordinator, as its admin gave it; needed the first time.
     #[arg(long, value_name = "URL")]
     login_server: Option<String>,
     /// A file with the join key, `-` for standard input. (A key on the command line would be seen by every user of the machine.)

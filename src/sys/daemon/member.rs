@@ -270,6 +270,11 @@ impl Member {
             let changed = self.refresh_surroundings().await;
             if changed {
                 self.publish();
+                let waits = !self.progress.online && self.progress.auth_url.is_empty() && self.progress.refusal.is_empty();
+                if waits && self.session.is_some() {
+                    // The network has just come: no reason to sit out a pause of up to half a minute.
+                    self.start_session();
+                }
             }
             if changed || self.looks.is_multiple_of(LOOKS_PER_REPAIR) {
                 self.put_into_effect().await;
@@ -308,7 +313,12 @@ impl Member {
                 self.persist()?;
                 self.halt().await;
             }
-            Request::LogOut => self.log_out().await?,
+            Request::LogOut => {
+                let untold = self.log_out().await?;
+                let mut status = self.status();
+                status.health.extend(untold);
+                return Ok(Reply::Status(Box::new(status)));
+            }
         }
         Ok(Reply::Status(Box::new(self.status())))
     }
@@ -370,17 +380,22 @@ impl Member {
         Ok(())
     }
 
-    async fn log_out(&mut self) -> Result<(), String> {
+    /// Gives the membership up. A coordinator that cannot be told, for it is gone or another one now, does not keep the user in it; what
+    /// it was not told is said.
+    async fn log_out(&mut self) -> Result<Option<String>, String> {
+        let mut untold = None;
         if self.state.registered {
             let (identity, report) = (self.identity(), self.report());
             let told = tokio::time::timeout(LOGOUT_LIMIT, control::log_out(&identity, &report)).await;
-            told.unwrap_or_else(|_| Err(format!("no answer within {} s", LOGOUT_LIMIT.as_secs())))?;
+            let told = told.unwrap_or_else(|_| Err(format!("no answer within {} s", LOGOUT_LIMIT.as_secs())));
+            untold = told.err().map(|error| format!("the coordinator could not be told, remove the node there: {error}"));
         }
         self.halt().await;
         self.forget().map_err(|e| e.to_string())?;
         self.state.prefs.want_running = false;
         self.state.prefs.login_server.clear();
-        self.persist()
+        self.persist()?;
+        Ok(untold)
     }
 
     /// Forgets the membership: keys, pin, map. The machine key and the other preferences stay.
