@@ -52,10 +52,12 @@ pub(super) async fn run(args: Destroy, output: &Output) -> Result<(), Failure> {
     // Removing the coordinator itself must work when it does not answer.
     let mesh = if known == Some(Some(vmid)) { None } else { reachable_mesh(&session, output).await };
     let mut progress = Progress::new(output);
-    if lock.is_some() {
-        recover(&session, vmid, mesh.as_deref(), &mut progress).await?;
-    }
+    let undone = if lock.is_some() { recover(&session, vmid, mesh.as_deref(), &mut progress).await? } else { Vec::new() };
     let observed = observe::observe(&*session.executor, vmid, Vec::new()).await.map_err(|e| call_failure(&tried, &e))?;
+    if observed.guest(vmid).is_none() && !undone.is_empty() {
+        output.result(&serde_json::json!({ "vmid": vmid, "taken_back": undone }), format!("what a run for {vmid} had left is gone"));
+        return Ok(());
+    }
     let removal = destroy::destroy(vmid, &observed, known).map_err(|e| refusal(&tried, &e))?;
     if args.dry_run {
         output.result(&value(&removal, true, &[]), text(&removal));
@@ -99,12 +101,12 @@ async fn reachable_mesh(session: &Session, output: &Output) -> Option<Box<dyn Me
     }
 }
 
-async fn recover(session: &Session, vmid: Vmid, mesh: Option<&dyn Mesh>, progress: &mut Progress<'_>) -> Result<(), Failure> {
-    let Some(journal) = session.store.journal(vmid).map_err(config_failure)? else { return Ok(()) };
+async fn recover(session: &Session, vmid: Vmid, mesh: Option<&dyn Mesh>, progress: &mut Progress<'_>) -> Result<Vec<String>, Failure> {
+    let Some(journal) = session.store.journal(vmid).map_err(config_failure)? else { return Ok(Vec::new()) };
     let undoer = Undoer { executor: &*session.executor, mesh, store: &session.store };
     let tried = format!("take back what an earlier run left for {vmid}");
     match undoer.recover(&journal, progress).await {
-        Ok((_, left)) if left.is_empty() => Ok(()),
+        Ok((undone, left)) if left.is_empty() => Ok(undone),
         Ok((_, left)) => Err(Failure::new(tried, left.join("; "), "clear that up, then run the command again").exit(Exit::Left)),
         Err(error) => {
             let (next, exit, _) = step_advice(&error);

@@ -110,7 +110,7 @@ fn failure(tried: &str, error: &AdminError) -> Failure {
 }
 
 fn table(keys: &[KeyInfo]) -> String {
-    let mut text = format!("{:<5} {:<12} {:<12} {:<10} {}", "ID", "PREFIX", "USER", "STATE", "UNTIL");
+    let mut text = format!("{:<5} {:<26} {:<12} {:<10} {}", "ID", "PREFIX", "USER", "STATE", "UNTIL");
     for key in keys {
         let state = match (key.revoked, key.used, key.reusable) {
             (true, ..) => "revoked",
@@ -118,7 +118,7 @@ fn table(keys: &[KeyInfo]) -> String {
             (_, _, true) => "reusable",
             _ => "unused",
         };
-        text.push_str(&format!("\n{:<5} {:<12} {:<12} {:<10} {}", key.id, key.prefix, key.user, state, key.expires));
+        text.push_str(&format!("\n{:<5} {:<26} {:<12} {:<10} {}", key.id, key.prefix, key.user, state, key.expires));
     }
     text
 }

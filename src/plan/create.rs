@@ -128,7 +128,7 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
     if let Some(existing) = existing(options, role, observed)? {
         return Ok(Outcome::AlreadyThere(existing));
     }
-    if !observed.identity.is_root() {
+    if role.needs_tun() && !observed.identity.is_root() {
         let host = options.host.as_ref().map_or_else(|| "NODE".to_owned(), ToString::to_string);
         return Err(Refusal::NeedsRoot { identity: observed.identity.clone(), host });
     }
@@ -384,7 +384,7 @@ impl Maker<'_> {
             cores: self.options.cores,
             memory: self.options.memory,
             network,
-            device: Device::Tun,
+            device: self.role.needs_tun().then_some(Device::Tun),
             tags: vec![tag(TAG)?, tag(self.role.name())?],
             notes: self.mark(false).attach(&render::notes(&self.notes())?),
         })

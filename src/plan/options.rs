@@ -380,6 +380,11 @@ impl Role {
         }
     }
 
+    /// Whether it opens a TUN device, which has to be passed through.
+    pub const fn needs_tun(&self) -> bool {
+        matches!(self, Self::Node { .. })
+    }
+
     /// The role in words.
     pub const fn words(&self) -> &'static str {
         match self {

@@ -96,7 +96,7 @@ pub enum Arch {
     Arm64,
 }
 
-/// A new container. Always unprivileged, of unmanaged system type, with `/dev/net/tun`, and started by a call of its own.
+/// A new container. Always unprivileged, of unmanaged system type, and started by a call of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewContainer {
     /// Its number.
@@ -115,8 +115,8 @@ pub struct NewContainer {
     pub memory: u32,
     /// Its interface to the LAN.
     pub network: NetworkInterface,
-    /// The device passed through.
-    pub device: Device,
+    /// The device passed through, which only root@pam may ask for.
+    pub device: Option<Device>,
     /// Its tags.
     pub tags: Vec<Tag>,
     /// Its notes, Markdown.
@@ -144,7 +144,9 @@ pub fn create(on: &HostName, new: &NewContainer) -> Built {
     params.memory = Some(value("memory", &new.memory, i128::from(new.memory))?);
     params.swap = Some(value("swap", &0, 0_i128)?);
     params.nets.insert(0, new.network.to_string());
-    params.devs.insert(0, new.device.to_string());
+    if let Some(device) = new.device {
+        params.devs.insert(0, device.to_string());
+    }
     params.onboot = Some(true);
     params.cmode = Some(Cmode::Console);
     params.tags = Some(new.tags.iter().map(Tag::as_str).collect::<Vec<_>>().join(";"));
@@ -273,7 +275,7 @@ mod tests {
                 ipv6: Ipv6Config::Auto,
                 firewall: false,
             },
-            device: Device::Tun,
+            device: Some(Device::Tun),
             tags: vec!["pvemesh".parse().unwrap(), "exit-node".parse().unwrap()],
             notes: "made by pvemesh".to_owned(),
         };

@@ -98,6 +98,18 @@ fn what_cannot_be_taken_back_is_listed_and_the_next_run_takes_it_back() {
 }
 
 #[test]
+fn destroy_takes_back_what_a_failed_run_left() {
+    let world = World::new();
+    world.init();
+    world.standin.faults().on("POST", "/lxc/101/status/start", 1, Fault::TaskFails("no".to_owned()));
+    world.standin.faults().on("DELETE", "/nodes/pve/lxc/101", 1, Fault::Answer(500, "no such luck".to_owned()));
+    world.create("").failed(6, &["not taken back"]);
+    let ran = world.run("destroy 101 --yes");
+    assert!(ran.succeeded().out.contains("what a run for 101 had left is gone"), "{ran:?}");
+    assert!(world.is_untouched());
+}
+
+#[test]
 fn an_api_that_dies_and_stays_dead_leaves_a_journal_for_the_next_run() {
     for (method, path, nth) in CHANGES {
         let world = World::new();

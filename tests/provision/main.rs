@@ -16,6 +16,8 @@ mod create;
 mod faults;
 mod join;
 mod login;
+mod plan;
+mod recorded;
 mod refusals;
 #[path = "../pve/standin/mod.rs"]
 mod standin;
