@@ -1,6 +1,5 @@
 //! The main job, typed as an admin would, in the lab.
 
-use std::fs::File;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
@@ -192,8 +191,8 @@ impl Play<'_> {
         let exit = format!("create-exit-node {EXIT_NODE} --name exit-1 --ip 192.168.50.101/24 --gw 192.168.50.1 --endpoint {endpoint}");
         self.findings.seconds_to_first_packet = self.start.elapsed().as_secs_f64();
         self.pvemesh(PVE, "an exit node in container 101", &exit)?;
-        self.step("a join key for the laptop", "pvemesh keys create > laptop.key", |play| {
-            let output = play.prepared(PVE, "keys create").output().map_err(|e| e.to_string())?;
+        self.step("a join key for the laptop", "pvemesh keys create --only-for laptop > laptop.key", |play| {
+            let output = play.prepared(PVE, "keys create --only-for laptop").output().map_err(|e| e.to_string())?;
             if !output.status.success() {
                 return Err(format!("`pvemesh keys create` failed: {}", String::from_utf8_lossy(&output.stderr)));
             }
@@ -205,15 +204,7 @@ impl Play<'_> {
     fn on_the_laptop(&mut self) -> Done {
         let url = format!("http://{HOME_ADDRESS}:{FORWARDED_PORT}");
         let key = self.dir.join("laptop.key").display().to_string();
-        self.step("the laptop's node starts", "pvemesh node run &", |play| {
-            let log = File::create(play.dir.join("laptop.log")).map_err(|e| e.to_string())?;
-            let errors = log.try_clone().map_err(|e| e.to_string())?;
-            let mut command = play.prepared(LAPTOP, "node run");
-            command.stdout(log).stderr(errors);
-            std::os::unix::process::CommandExt::process_group(&mut command, 0);
-            command.spawn().map(drop).map_err(|e| e.to_string())
-        })?;
-        let up = format!("node up --login-server {url} --auth-key-file {key} --exit-node exit-1");
+        let up = format!("node up --login-server {url} --auth-key-file {key} --exit-node exit-1 --hostname laptop");
         self.pvemesh(LAPTOP, "in the cafe, the laptop joins", &up)?;
         self.step("after: who does the web server see?", &format!("curl http://{WEB_ADDRESS}/"), |play| {
             let mut seen = Err("not tried".to_owned());
