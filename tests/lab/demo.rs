@@ -104,7 +104,7 @@ fn show_consoles(dir: &Path) {
         eprintln!("--- console of container {id}, last lines");
         lines.iter().skip(lines.len().saturating_sub(30)).for_each(|line| eprintln!("    {line}"));
     }
-    let laptop = std::fs::read_to_string(dir.join("laptop.log")).unwrap_or_default();
+    let laptop = std::fs::read_to_string(dir.join("laptop/state/node.log")).unwrap_or_default();
     let lines: Vec<_> = laptop.lines().collect();
     eprintln!("--- the laptop's node, last lines");
     lines.iter().skip(lines.len().saturating_sub(30)).for_each(|line| eprintln!("    {line}"));

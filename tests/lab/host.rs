@@ -97,7 +97,7 @@ pub fn serve(dir: &Path, version: Version) -> Done {
         version,
         password: PASSWORD.to_owned(),
         hold_back: Duration::from_secs(1),
-        backend: Box::new(Lxc::new(&pve, None)),
+        backend: Box::new(Lxc::new(&pve, "pvl", None)),
         ..Options::new(&pve)
     };
     let standin = Standin::start(options).map_err(|e| format!("start the stand-in: {e}"))?;

@@ -13,7 +13,7 @@ use crate::standin::{Options, Standin};
 const BUSYBOX: &str = "/bin/busybox";
 
 /// A network namespace with a bridge, removed when dropped.
-struct Namespace(&'static str);
+struct Namespace(String);
 
 fn ip(arguments: &str) {
     let done = Command::new("ip").args(arguments.split(' ')).status().unwrap();
@@ -21,8 +21,8 @@ fn ip(arguments: &str) {
 }
 
 impl Namespace {
-    fn with_bridge(name: &'static str) -> Self {
-        let _ = Command::new("ip").args(["netns", "del", name]).stderr(std::process::Stdio::null()).status();
+    fn with_bridge() -> Self {
+        let name = format!("pvt-{}", std::process::id());
         ip(&format!("netns add {name}"));
         ip(&format!("-n {name} link add vmbr0 type bridge"));
         ip(&format!("-n {name} link set vmbr0 up"));
@@ -30,13 +30,13 @@ impl Namespace {
     }
 
     fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(self.0)
+        Path::new("/run/netns").join(&self.0)
     }
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", self.0]).status();
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
     }
 }
 
@@ -93,11 +93,11 @@ fn a_container_gets_its_device_its_environment_and_its_bridge_and_leaves_nothing
         println!("skipped: busybox-static is not installed (make deps)");
         return;
     }
-    let dir = tempfile::Builder::new().prefix("pvl-test").tempdir().unwrap();
+    let dir = tempfile::Builder::new().prefix("pvt").tempdir().unwrap();
     // The container's user must be able to walk to its root.
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let namespace = Namespace::with_bridge("pvl-test-ct");
-    let backend = Box::new(Lxc::new(dir.path(), Some(namespace.path())));
+    let namespace = Namespace::with_bridge();
+    let backend = Box::new(Lxc::new(dir.path(), &namespace.0, Some(namespace.path())));
     let standin = Standin::start(Options { backend, ..Options::new(dir.path()) }).unwrap();
     let root = log_in(&standin, "secret");
     template(&standin.storage_dir("local").join("template/cache/t.tar.gz"));
@@ -129,7 +129,7 @@ fn a_container_gets_its_device_its_environment_and_its_bridge_and_leaves_nothing
     let ready = until(Duration::from_secs(10), || text().contains("lo is down"));
     assert!(ready && text().contains("init bar baz probe") && text().contains("TUN works"), "{}", text());
     assert!(text().contains("crw-rw----"), "{}", text());
-    let bridged = Command::new("ip").args(["-n", namespace.0, "link", "show", "master", "vmbr0"]).output().unwrap();
+    let bridged = Command::new("ip").args(["-n", &namespace.0, "link", "show", "master", "vmbr0"]).output().unwrap();
     assert!(String::from_utf8_lossy(&bridged.stdout).contains("veth7100i0"));
     let status = call(&standin, &root, "GET", "/nodes/pve/lxc/7100/status/current", &[]).data();
     assert!(status["status"] == "running" && status["mem"].as_u64().unwrap() > 0, "{status}");

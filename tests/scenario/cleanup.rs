@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::stage::{Stage, until};
+use crate::stage::{Stage, said, until};
 
 /// What a machine shows of a lab: namespaces, interfaces, rules, mounts, control groups, files, processes.
 fn traces(stage: &Stage) -> BTreeSet<String> {
@@ -36,7 +36,7 @@ fn traces(stage: &Stage) -> BTreeSet<String> {
         found.insert(format!("directory: {dir}"));
     }
     // Namespaces that tests beside this one make and remove.
-    found.retain(|line| !line.starts_with("namespace: ") || line.contains("pvl-") && !line.contains("pvl-test"));
+    found.retain(|line| !line.starts_with("namespace: ") || line.contains("pvl-"));
     found.retain(|line| !line.starts_with("mount: nsfs"));
     found
 }
@@ -110,4 +110,24 @@ fn an_interrupted_demo_leaves_nothing() {
     assert!(until(Duration::from_secs(30), || demo.try_wait().unwrap().is_some()));
     assert!(!demo.wait().unwrap().success());
     assert_nothing_new(&stage, &before);
+}
+
+#[test]
+fn the_stand_in_for_pvesh_hides_failed_tasks_in_its_exit_code_as_the_real_one() {
+    let stage = match Stage::new() {
+        Ok(stage) => stage,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    stage.run(&["up"]);
+    let failed = stage.pvesh("create /nodes/pve/lxc --vmid 100 --ostemplate local:vztmpl/nosuch.tar.gz --rootfs local-lvm:1");
+    assert!(failed.status.success(), "{}", said(&failed));
+    let text = String::from_utf8_lossy(&failed.stdout).into_owned();
+    assert!(text.lines().last().unwrap().starts_with("UPID:pve:"), "{text}");
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("volume 'local:vztmpl/nosuch.tar.gz' does not exist"));
+    let wrong = stage.pvesh("create /nodes/pve/lxc --vmid abc");
+    let words = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(!wrong.status.success() && words.starts_with("400 Parameter verification failed.\n"), "{words}");
+    assert!(words.contains("vmid: type check ('integer') failed - got 'abc'\n"), "{words}");
+    let absent = stage.pvesh("get /nodes/pve/lxc/999/config");
+    assert_eq!(String::from_utf8_lossy(&absent.stderr), "Configuration file 'nodes/pve/lxc/999.conf' does not exist\n");
 }

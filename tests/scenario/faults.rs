@@ -1,6 +1,6 @@
 //! The demo as a test, and on the lab it leaves up, the faults of real life one after the other.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -31,6 +31,8 @@ fn a_laptop_in_a_cafe_leaves_through_home_and_stays_so_through_faults() {
     traffic_goes_on_while_the_coordinator_restarts(&stage);
     a_killed_node_comes_back_as_itself_without_leftovers(&stage);
     a_container_stops_within_a_second(&stage);
+    a_node_waits_for_a_coordinator_that_is_not_up_yet(&stage);
+    a_plain_node_gets_its_lan_address_by_dhcp(&stage);
     destroy_leaves_nothing(&stage);
 }
 
@@ -51,20 +53,20 @@ fn traffic_goes_on_while_the_coordinator_restarts(stage: &Stage) {
     assert_eq!(stage.answer("laptop", "node ip"), addresses, "the restart changed addresses");
 }
 
-/// The mesh node's process in the exit node's container.
-fn node_process(word: &str) -> Option<i32> {
+/// A process of a container, by its command line.
+fn node_process(container: &str, word: &str) -> Option<i32> {
     std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
         let pid: i32 = entry.file_name().to_string_lossy().parse().ok()?;
         let line = String::from_utf8_lossy(&std::fs::read(entry.path().join("cmdline")).ok()?).replace('\0', " ");
         let groups = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
-        (groups.contains("pvl-101") && line.contains(word)).then_some(pid)
+        (groups.contains(container) && line.contains(word)).then_some(pid)
     })
 }
 
 /// Policy rules, table 52 and packet filter of the exit node's container.
 fn rules(pid: i32) -> Vec<String> {
     let ask = |words: &[&str]| {
-        let output = std::process::Command::new("nsenter").args(["-t", &pid.to_string(), "-n"]).args(words).output().unwrap();
+        let output = Command::new("nsenter").args(["-t", &pid.to_string(), "-n"]).args(words).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let listed =
@@ -74,14 +76,14 @@ fn rules(pid: i32) -> Vec<String> {
 
 fn a_killed_node_comes_back_as_itself_without_leftovers(stage: &Stage) {
     let exit_node = stage.answer("laptop", "node ip exit-1");
-    let pid = node_process("node run").expect("the exit node runs");
+    let pid = node_process("pvl-101", "node run").expect("the exit node runs");
     let before = rules(pid);
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-    let again = until(Duration::from_secs(20), || node_process("node run").is_some_and(|p| p != pid));
+    let again = until(Duration::from_secs(20), || node_process("pvl-101", "node run").is_some_and(|p| p != pid));
     assert!(again, "the node was not started again");
     assert!(until(Duration::from_secs(30), || stage.web_page() == HOME), "no traffic after the node was killed");
     assert_eq!(stage.answer("laptop", "node ip exit-1"), exit_node, "the node came back as another");
-    let new = node_process("node run").unwrap();
+    let new = node_process("pvl-101", "node run").unwrap();
     assert!(until(Duration::from_secs(10), || rules(new) == before), "rules before {before:#?}, after {:#?}", rules(new));
 }
 
@@ -95,6 +97,48 @@ fn a_container_stops_within_a_second(stage: &Stage) {
     let started = stage.pvesh("create /nodes/pve/lxc/101/status/start");
     assert!(started.status.success() && started.stderr.is_empty(), "{}", said(&started));
     assert!(until(Duration::from_secs(30), || stage.web_page() == HOME), "no traffic after a restart of the container");
+}
+
+fn a_node_waits_for_a_coordinator_that_is_not_up_yet(stage: &Stage) {
+    let key = stage.answer("pve", "keys create --only-for late");
+    let file = stage.dir.join("late.key");
+    std::fs::write(&file, key).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let stopped = stage.pvesh("create /nodes/pve/lxc/100/status/shutdown --timeout 10");
+    assert!(stopped.status.success() && stopped.stderr.is_empty(), "{}", said(&stopped));
+    let up = format!("node up --login-server http://203.0.113.10:41641 --auth-key-file {} --hostname late", file.display());
+    let mut up = stage.pvemesh("inet", &up).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    assert!(until(Duration::from_secs(10), || stage.dir.join("inet/node.sock").exists()), "the late node did not start");
+    assert_eq!(stage.web_page(), HOME, "traffic stopped with the coordinator");
+    let started = stage.pvesh("create /nodes/pve/lxc/100/status/start");
+    assert!(started.status.success() && started.stderr.is_empty(), "{}", said(&started));
+    let joined = until(Duration::from_secs(60), || stage.pvemesh("pve", "keys list").output().unwrap().status.success());
+    assert!(joined, "the coordinator did not come back");
+    let mut address = String::new();
+    let joined = until(Duration::from_secs(60), || {
+        let output = stage.pvemesh("inet", "node ip -4").output().unwrap();
+        address = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        output.status.success() && address.starts_with("100.")
+    });
+    let _ = up.wait();
+    assert!(joined, "the late node did not join: {}", said(&stage.pvemesh("inet", "node status").output().unwrap()));
+    stage.answer("inet", "node logout");
+}
+
+fn a_plain_node_gets_its_lan_address_by_dhcp(stage: &Stage) {
+    stage.answer("pve", "create-node 102 --name plain");
+    let listed = stage.pvesh("get /nodes/pve/lxc/102/interfaces --output-format json");
+    let interfaces: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let eth0 = interfaces.as_array().unwrap().iter().find(|i| i["name"] == "eth0").expect("eth0").clone();
+    assert!(eth0["inet"].as_str().unwrap().starts_with("192.168.50.1"), "{eth0}");
+    let leases = std::fs::read_to_string(stage.dir.join("leases")).unwrap();
+    assert!(leases.contains(eth0["inet"].as_str().unwrap().split('/').next().unwrap()), "{leases}");
+    let exit_node = stage.answer("laptop", "node ip -4 exit-1");
+    let inside = node_process("pvl-102", "node run").expect("the node runs").to_string();
+    let ping = ["-t", inside.as_str(), "-n", "ping", "-q", "-c", "1", "-W", "2", exit_node.as_str()];
+    let reached = until(Duration::from_secs(20), || Command::new("nsenter").args(ping).output().unwrap().status.success());
+    assert!(reached, "it cannot reach the exit node: {}", said(&stage.pvemesh("laptop", "node status").output().unwrap()));
+    stage.answer("pve", "destroy 102 --yes");
 }
 
 fn destroy_leaves_nothing(stage: &Stage) {

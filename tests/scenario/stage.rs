@@ -101,8 +101,25 @@ impl Stage {
     }
 }
 
+impl Stage {
+    /// The ends of all logs, for whoever reads a failed test.
+    fn show_logs(&self) {
+        let containers = std::fs::read_dir(self.dir.join("pve/containers")).into_iter().flatten().flatten();
+        let consoles = containers.map(|c| c.path().join("console.log"));
+        let nodes = ["laptop", "inet"].map(|home| self.dir.join(home).join("state/node.log"));
+        for path in consoles.chain(nodes).filter(|p| p.exists()) {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let lines: Vec<_> = text.lines().collect();
+            println!("--- {}\n{}", path.display(), lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+    }
+}
+
 impl Drop for Stage {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show_logs();
+        }
         let output = self.lab().arg("down").output().unwrap();
         if !output.status.success() && !std::thread::panicking() {
             panic!("pvemesh-lab down: {}", said(&output));

@@ -26,13 +26,10 @@ const FIRST_ID: u32 = 100_000;
 /// Containers below one directory, in one network namespace.
 pub struct Lxc {
     dir: PathBuf,
+    prefix: String,
     namespace: Option<PathBuf>,
     /// First process and its start time, of every container started.
     started: Mutex<BTreeMap<u32, (u32, u64)>>,
-}
-
-fn name(id: u32) -> String {
-    format!("pvl-{id}")
 }
 
 /// Why real containers cannot run here, if so.
@@ -46,9 +43,13 @@ pub fn missing() -> Option<String> {
 }
 
 impl Lxc {
-    /// Containers below `dir`, their bridge in the named network namespace, or in the process's own.
-    pub fn new(dir: impl Into<PathBuf>, namespace: Option<PathBuf>) -> Self {
-        Self { dir: dir.into().join("containers"), namespace, started: Mutex::default() }
+    /// Containers below `dir`, named `PREFIX-ID`, their bridge in the named network namespace, or in the process's own.
+    pub fn new(dir: impl Into<PathBuf>, prefix: &str, namespace: Option<PathBuf>) -> Self {
+        Self { dir: dir.into().join("containers"), prefix: prefix.to_owned(), namespace, started: Mutex::default() }
+    }
+
+    fn name(&self, id: u32) -> String {
+        format!("{}-{id}", self.prefix)
     }
 
     fn home(&self, id: u32) -> PathBuf {
@@ -68,7 +69,7 @@ impl Lxc {
     }
 
     fn lxc(&self, program: &str, id: u32, arguments: &[&str]) -> std::io::Result<Output> {
-        self.command(program).arg("-P").arg(&self.dir).args(["-n", &name(id)]).args(arguments).stdin(Stdio::null()).output()
+        self.command(program).arg("-P").arg(&self.dir).args(["-n", &self.name(id)]).args(arguments).stdin(Stdio::null()).output()
     }
 
     fn script(&self, id: u32, file: &str, lines: &str) -> Result<PathBuf, String> {
@@ -144,13 +145,13 @@ impl Lxc {
                 }
             }
         }
-        let lxc_dir = self.dir.join(name(id));
+        let lxc_dir = self.dir.join(self.name(id));
         std::fs::create_dir_all(&lxc_dir).and_then(|()| std::fs::write(lxc_dir.join("config"), text)).map_err(|e| e.to_string())
     }
 
     /// Waits until nothing of a container runs any more, its monitor included.
     fn gone(&self, id: u32, limit: Duration) -> bool {
-        let title = format!("[lxc monitor] {} {}", self.dir.display(), name(id));
+        let title = format!("[lxc monitor] {} {}", self.dir.display(), self.name(id));
         until(limit, || !processes().any(|(_, line)| line.starts_with(&title)))
     }
 }
@@ -268,7 +269,7 @@ impl Backend for Lxc {
         self.gone(id, Duration::from_secs(10));
         self.started.lock().unwrap().remove(&id);
         let _ = std::fs::remove_dir_all(self.home(id));
-        let _ = std::fs::remove_dir_all(self.dir.join(name(id)));
+        let _ = std::fs::remove_dir_all(self.dir.join(self.name(id)));
     }
 
     fn pid(&self, id: u32) -> Option<u32> {
@@ -315,7 +316,7 @@ impl Backend for Lxc {
 
     fn memory(&self, id: u32) -> u64 {
         let files = ["/sys/fs/cgroup/memory/lxc.payload.NAME/memory.usage_in_bytes", "/sys/fs/cgroup/lxc.payload.NAME/memory.current"];
-        let read = |file: &&str| std::fs::read_to_string(file.replace("NAME", &name(id))).ok()?.trim().parse().ok();
+        let read = |file: &&str| std::fs::read_to_string(file.replace("NAME", &self.name(id))).ok()?.trim().parse().ok();
         files.iter().find_map(read).unwrap_or(0)
     }
 
