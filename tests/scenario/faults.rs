@@ -41,8 +41,10 @@ fn traffic_goes_on_while_the_coordinator_restarts(stage: &Stage) {
     let mut ping = stage.lab();
     ping.args(["exec", "laptop", "--", "ping", "-q", "-i", "0.1", "-c", "80", "192.0.2.80"]).stdout(Stdio::piped());
     let ping = ping.spawn().unwrap();
+    let before = process_number(stage);
     let restarted = stage.pvesh("create /nodes/pve/lxc/100/status/reboot --timeout 10");
-    assert!(restarted.status.success(), "{}", said(&restarted));
+    assert!(restarted.status.success() && restarted.stderr.is_empty(), "{}", said(&restarted));
+    assert_ne!(process_number(stage), before, "the coordinator's container did not restart");
     let output = ping.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains(" 0% packet loss"), "{text}");
@@ -51,6 +53,13 @@ fn traffic_goes_on_while_the_coordinator_restarts(stage: &Stage) {
     });
     assert!(answers, "the coordinator did not come back");
     assert_eq!(stage.answer("laptop", "node ip"), addresses, "the restart changed addresses");
+}
+
+/// The first process of the coordinator's container, as the host counts.
+fn process_number(stage: &Stage) -> u64 {
+    let status = stage.pvesh("get /nodes/pve/lxc/100/status/current --output-format json");
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    status["pid"].as_u64().expect("it runs")
 }
 
 /// A process of a container, by its command line.
