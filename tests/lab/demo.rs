@@ -237,7 +237,9 @@ impl Play<'_> {
         self.findings.laptop = addresses("node ip", self);
         self.findings.exit_node = addresses("node ip exit-1", self);
         self.findings.node_rss_kib = measure::node_memory(EXIT_NODE)?;
-        self.findings.image_bytes = measure::largest(&self.dir.join("pve/storage/local/template/cache"));
+        let image = self.dir.join("image.tar.gz");
+        self.pvemesh(PVE, "the appliance image, for its size", &format!("image build --output {}", image.display()))?;
+        self.findings.image_bytes = std::fs::metadata(&image).map_err(|e| format!("{}: {e}", image.display()))?.len();
         Ok(())
     }
 }

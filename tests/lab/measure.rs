@@ -100,9 +100,3 @@ fn resident(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
 }
-
-/// Bytes of the largest file in a directory.
-pub fn largest(dir: &Path) -> u64 {
-    let sizes = std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|e| Some(e.metadata().ok()?.len()));
-    sizes.max().unwrap_or(0)
-}
