@@ -158,9 +158,11 @@ fn credentials(args: &Init, pve: &mut Pve, old: &Pve, store: &Store, output: &Ou
         }
         None if interactive => {
             output.note(format!("the password is kept in {} (mode 0600)", store.directory().join("password").display()));
-            let term = console::Term::stderr();
-            let typed = term.write_str(&format!("password of {user}: ")).and_then(|()| term.read_secure_line());
-            keep(store, pve, &Secret::new(typed.map_err(|e| Failure::new(tried, e, "use --password-file"))?))?
+            let typed = unseen(output, &format!("password of {user}:")).map_err(|e| Failure::new(tried, e, "use --password-file"))?;
+            if typed.expose().is_empty() {
+                return Err(Failure::new(tried, "no password was typed", "run it again").exit(Exit::Usage));
+            }
+            keep(store, pve, &typed)?
         }
         None => return Err(missing(tried, "--password-file")),
     };
@@ -188,6 +190,21 @@ fn ask(output: &Output, question: &str) -> Result<String, Failure> {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).map_err(|e| Failure::new("read an answer", e, "give it as an option"))?;
     Ok(line.trim().to_owned())
+}
+
+/// Asks for a line that the terminal does not show. It stops showing before the question is there, so that nothing typed early is seen.
+fn unseen(output: &Output, question: &str) -> std::io::Result<Secret> {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    let before = tcgetattr(std::io::stdin())?;
+    let mut silent = before.clone();
+    silent.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(std::io::stdin(), OptionalActions::Now, &silent)?;
+    output.note(question);
+    let mut line = String::new();
+    let read = std::io::stdin().read_line(&mut line);
+    tcsetattr(std::io::stdin(), OptionalActions::Now, &before)?;
+    read?;
+    Ok(Secret::new(line.trim_end_matches(['\n', '\r'])))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {

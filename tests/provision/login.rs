@@ -104,6 +104,51 @@ fn a_refused_ticket_is_renewed_once_and_the_work_goes_on() {
     assert_eq!(world.standin.guests(), [101]);
 }
 
+/// Types each answer when its question is on the screen.
+fn converse(world: &World, words: &str, answers: &[(&str, &str)]) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut child = world.on_a_terminal(words).expect("`script` is there");
+    let (mut keyboard, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let (mut seen, mut answers) = (String::new(), answers.iter());
+    let mut next = answers.next();
+    let mut chunk = [0; 1024];
+    let mut at = 0;
+    while let Ok(length @ 1..) = screen.read(&mut chunk) {
+        seen.push_str(&String::from_utf8_lossy(&chunk[..length]));
+        while let Some((question, answer)) = next {
+            let Some(place) = seen[at..].find(question) else { break };
+            at += place + question.len();
+            keyboard.write_all(format!("{answer}\n").as_bytes()).unwrap();
+            next = answers.next();
+        }
+    }
+    assert!(child.wait().unwrap().success(), "{seen}");
+    assert!(next.is_none(), "never asked {next:?}: {seen}");
+    seen
+}
+
+#[test]
+fn on_a_terminal_init_asks_for_what_it_needs_and_shows_no_password() {
+    if !std::path::Path::new("/usr/bin/script").exists() {
+        println!("skipped: /usr/bin/script is missing");
+        return;
+    }
+    let world = World::new();
+    let url = world.standin.url();
+    let seen = converse(
+        &world,
+        "init",
+        &[("address of a Proxmox host", &url), ("user (empty", ""), ("password of root@pam:", crate::world::PASSWORD), ("(yes/no)", "yes")],
+    );
+    assert!(seen.contains(world.standin.fingerprint()) && !seen.contains(crate::world::PASSWORD), "{seen}");
+    assert!(std::fs::read_to_string(world.path("config/password")).unwrap().trim() == crate::world::PASSWORD);
+    world.create("").succeeded();
+    // On a terminal, removing asks for the number.
+    let seen = converse(&world, "destroy 101", &[("type 101 to remove it", "101")]);
+    assert!(seen.contains("is gone"), "{seen}");
+    assert!(world.is_untouched());
+}
+
 #[test]
 fn nobody_home_is_told() {
     let world = World::new();

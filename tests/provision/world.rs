@@ -141,6 +141,23 @@ impl World {
         }
     }
 
+    /// The same command with a terminal before it.
+    pub fn on_a_terminal(&self, words: &str) -> std::io::Result<Child> {
+        let plain = self.command(words);
+        let mut line = plain.get_program().to_str().unwrap().to_owned();
+        plain.get_args().for_each(|word| line.push_str(&format!(" '{}'", word.to_str().unwrap())));
+        // A question that never comes must not hang the test.
+        let mut command = Command::new("/usr/bin/timeout");
+        command
+            .args(["60", "/usr/bin/script", "-qec", &line, "/dev/null"])
+            .env_clear()
+            .env("PATH", "/nowhere")
+            .env("SHELL", "/bin/sh")
+            .env("TERM", "dumb");
+        command.env("PVEMESH_CONFIG_DIR", self.path("config"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+    }
+
     pub fn start(&self, words: &str) -> Child {
         self.command(words).spawn().unwrap()
     }
