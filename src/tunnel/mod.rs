@@ -19,6 +19,8 @@ mod segment;
 #[cfg(test)]
 mod shaping_tests;
 mod wireguard;
+#[cfg(test)]
+mod wireguard_tests;
 
 pub use coalesce::{Coalescer, Joining};
 pub use gate::{Admission, Gate};

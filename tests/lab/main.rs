@@ -14,6 +14,7 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a program of its own")]
 
+mod bench;
 mod demo;
 mod host;
 mod measure;
@@ -55,6 +56,11 @@ enum Command {
     Down,
     /// Bring the lab up and play the main job in it.
     Demo(demo::Options),
+    /// Measure throughput and latency through the tunnel, next to the bare path.
+    Bench(bench::Options),
+    /// One end of a tunnel for the bench.
+    #[command(hide = true)]
+    Engine(bench::EngineOptions),
     /// What is there: namespaces, containers, processes.
     Status,
     /// Run a command in a namespace: pve, home, inet, cafe or laptop.
@@ -105,6 +111,8 @@ fn main() -> ExitCode {
         Command::Host { pve_version } => run::prepare(&arguments.dir).and_then(|dir| host::serve(&dir, pve_version)),
         Command::Down => sweep::down(&arguments.dir),
         Command::Demo(options) => return demo::main(&arguments.dir, options),
+        Command::Bench(options) => bench::run(&options),
+        Command::Engine(options) => bench::engine(&options),
         Command::Status => host::status(&arguments.dir),
         Command::Fetch { namespace, server, path } => {
             measure::fetch(&namespaces::full(&namespace), &server, &path).map(|page| println!("{page}"))

@@ -1,0 +1,160 @@
+//! What is measured: the bare path, the mesh, its packet engine alone, another userspace WireGuard.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use pvemesh::ident::{NodeId, NodePrivate};
+use pvemesh::node::PeerConfig;
+use pvemesh::sys::engine::Engine;
+
+use super::machines::{Machine, ip};
+use super::measure::{Running, bound, start};
+use crate::run::Done;
+use crate::standin::lxc::until;
+
+/// One way from the near machine to the far one.
+pub struct Subject {
+    pub name: String,
+    /// The far end's address this way.
+    pub target: String,
+    processes: Vec<Running>,
+    /// Sockets that outlive their program.
+    files: Vec<PathBuf>,
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        self.processes.clear();
+        for file in &self.files {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn answers(machine: &Machine, target: &str) -> Done {
+    let target = target.to_owned();
+    let said = target.clone();
+    let reached = until(LIMIT, || {
+        let target = target.clone();
+        machine.run(move || bound("ping").args(["-c", "1", "-W", "1", &target]).stdout(Stdio::null()).status().is_ok_and(|s| s.success()))
+    });
+    if reached { Ok(()) } else { Err(format!("{said} does not answer within {LIMIT:?}")) }
+}
+
+/// Key and peer of the engine of machine `n`.
+fn key(n: u8) -> NodePrivate {
+    NodePrivate::from_seed([n; 32])
+}
+
+/// `pvemesh-lab engine`: a packet engine in this network namespace, with one peer, until killed.
+#[derive(Debug, Clone, clap::Args)]
+pub struct EngineOptions {
+    /// Which end this is: 1 or 2.
+    number: u8,
+}
+
+/// Runs one end of a tunnel.
+pub fn engine(options: &EngineOptions) -> Done {
+    let (own, peer) = (options.number, 3 - options.number);
+    let engine = Engine::start(pvemesh::sys::engine::EngineOptions {
+        interface: "pvlbench0".into(),
+        mtu: 1280,
+        port: 41641,
+        key: key(own),
+        mark: None,
+    });
+    let engine = engine.map_err(|e| e.to_string())?;
+    ip(&format!("addr add 100.64.0.{own}/32 dev pvlbench0"));
+    ip("route add 100.64.0.0/10 dev pvlbench0");
+    engine.set_peers(&[PeerConfig {
+        id: NodeId(peer.into()),
+        key: key(peer).public(),
+        disco: None,
+        name: format!("end-{peer}"),
+        allowed_ips: vec![format!("100.64.0.{peer}/32").parse().map_err(|_| "address")?],
+        endpoints: vec![format!("192.0.2.{peer}:41641").parse().map_err(|_| "address")?],
+    }]);
+    loop {
+        std::thread::park();
+    }
+}
+
+impl Subject {
+    pub fn bare() -> Self {
+        Self { name: "bare veth".into(), target: "192.0.2.2".into(), processes: Vec::new(), files: Vec::new() }
+    }
+
+    /// Two packet engines and nothing else.
+    pub fn engine(a: &Machine, b: &Machine) -> Done<Self> {
+        let own = std::env::current_exe().map_err(|e| e.to_string())?;
+        let mut processes = Vec::new();
+        for (machine, n) in [(a, "1"), (b, "2")] {
+            let mut command = bound(&own);
+            command.args(["engine", n]);
+            processes.push(start(machine, command)?);
+        }
+        answers(a, "100.64.0.2")?;
+        Ok(Self { name: "pvemesh engine".into(), target: "100.64.0.2".into(), processes, files: Vec::new() })
+    }
+
+    /// Another userspace WireGuard, configured through its socket in /var/run/wireguard.
+    pub fn other(program: &Path, n: usize, a: &Machine, b: &Machine) -> Done<Self> {
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut subject = Self { name: name.clone(), target: format!("10.88.{n}.2"), processes: Vec::new(), files: Vec::new() };
+        for (machine, own) in [(a, 1_u8), (b, 2)] {
+            let interface = format!("pvlb{n}{own}");
+            let mut command = bound(program);
+            command.args(["-f", &interface]).stdout(Stdio::null()).stderr(Stdio::null());
+            if name.contains("boringtun") {
+                command.arg("--disable-drop-privileges");
+            }
+            // A process that starts in the background would have no such parent.
+            command.env("WG_PROCESS_FOREGROUND", "1");
+            subject.processes.push(start(machine, command)?);
+            let socket = PathBuf::from(format!("/var/run/wireguard/{interface}.sock"));
+            subject.files.push(socket.clone());
+            if !until(LIMIT, || UnixStream::connect(&socket).is_ok()) {
+                return Err(format!("{name} does not open {}", socket.display()));
+            }
+            configure(&socket, own, n)?;
+            machine.ip(&format!("link set {interface} mtu 1280 up"));
+            machine.ip(&format!("addr add 10.88.{n}.{own}/24 dev {interface}"));
+        }
+        answers(a, &subject.target)?;
+        Ok(subject)
+    }
+
+    /// Resident memory of the near end's largest process, in KiB.
+    pub fn memory(&self) -> Option<u64> {
+        let sizes = self.processes.iter().filter_map(|p| {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", p.0.id())).ok()?;
+            status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
+        });
+        sizes.max()
+    }
+}
+
+fn configure(socket: &Path, own: u8, n: usize) -> Done {
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let peer = 3 - own;
+    let port = 51_000 + n * 10;
+    let text = format!(
+        "set=1\nprivate_key={}\nlisten_port={}\nreplace_peers=true\npublic_key={}\nendpoint=192.0.2.{peer}:{}\nallowed_ip=10.88.{n}.{peer}/32\n\n",
+        hex(key(own).as_bytes()),
+        port + usize::from(own),
+        hex(key(peer).public().as_bytes()),
+        port + usize::from(peer),
+    );
+    let mut stream = UnixStream::connect(socket).map_err(|e| e.to_string())?;
+    stream.set_read_timeout(Some(LIMIT)).map_err(|e| e.to_string())?;
+    stream.write_all(text.as_bytes()).map_err(|e| e.to_string())?;
+    let mut answer = vec![0; 256];
+    let length = stream.read(&mut answer).map_err(|e| e.to_string())?;
+    let answer = String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned();
+    if answer.contains("errno=0") { Ok(()) } else { Err(format!("{}: {answer}", socket.display())) }
+}
