@@ -111,7 +111,7 @@ fn main() -> ExitCode {
         Command::Host { pve_version } => run::prepare(&arguments.dir).and_then(|dir| host::serve(&dir, pve_version)),
         Command::Down => sweep::down(&arguments.dir),
         Command::Demo(options) => return demo::main(&arguments.dir, options),
-        Command::Bench(options) => bench::run(&options),
+        Command::Bench(options) => bench::run(&arguments.dir, &options),
         Command::Engine(options) => bench::engine(&options),
         Command::Status => host::status(&arguments.dir),
         Command::Fetch { namespace, server, path } => {

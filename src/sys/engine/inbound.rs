@@ -24,7 +24,7 @@ const MESSAGE: usize = 65_536;
 
 /// Sends a message straight back to where something came from.
 fn reply(shared: &Shared, to: SocketAddr, message: &[u8]) {
-    shared.socket.send(shared, to, message, message.len().max(1));
+    shared.socket.send_now(shared, to, message);
 }
 
 /// Sends what waited for a session.

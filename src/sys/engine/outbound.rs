@@ -1,6 +1,7 @@
 //! From the TUN to the socket.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
@@ -14,24 +15,32 @@ use crate::path::Path;
 use crate::sys::offload::Offload;
 use crate::tunnel::{MAX_PACKET, MIN_ROOM, OVERHEAD, Sealed, Segments, Tunnel, VirtioHeader};
 
-/// Sealed datagrams on their way out: those for one address and of one size leave in one send.
-pub(super) struct Batch {
-    buffer: Box<[u8]>,
-    /// Where the run begins that is not sent yet, and where it ends.
-    start: usize,
-    end: usize,
-    to: Option<SocketAddr>,
+/// Datagrams of one size for one address, the last may be shorter: one send.
+struct Run {
+    to: SocketAddr,
+    range: Range<usize>,
     segment: usize,
-    count: usize,
 }
 
+/// Sealed datagrams on their way out. Sealing gathers, under a peer's lock; sending comes after it: a full socket must not keep
+/// the inbound thread from the peer.
+struct Batch {
+    buffer: Box<[u8]>,
+    end: usize,
+    runs: Vec<Run>,
+}
+
+/// Room for what one super-packet becomes, and the beginning of the next.
+const BATCH: usize = 4 * MAX_SEND;
+
 impl Batch {
-    pub(super) fn new() -> Self {
-        Self { buffer: vec![0; 4 * MAX_SEND].into_boxed_slice(), start: 0, end: 0, to: None, segment: 0, count: 0 }
+    fn new() -> Self {
+        Self { buffer: vec![0; BATCH].into_boxed_slice(), end: 0, runs: Vec::with_capacity(16) }
     }
 
-    /// Room for a packet of so many bytes, sealed.
-    pub(super) fn room(&mut self, shared: &Shared, packet: usize) -> &mut [u8] {
+    /// Room for a packet of so many bytes, sealed. Sends what has gathered if there is none left, which only a super-packet of
+    /// very small segments brings about.
+    fn room(&mut self, shared: &Shared, packet: usize) -> &mut [u8] {
         let need = (packet + OVERHEAD).max(MIN_ROOM);
         if self.buffer.len() - self.end < need {
             self.flush(shared);
@@ -40,39 +49,39 @@ impl Batch {
     }
 
     /// The first so many bytes of the room are a datagram for this address.
-    pub(super) fn push(&mut self, shared: &Shared, to: SocketAddr, length: usize) {
-        let run = self.end - self.start;
-        let whole = run == self.segment * self.count;
-        let joins = self.to == Some(to)
-            && whole
-            && length <= self.segment
-            && self.count < MAX_SEGMENTS
-            && run + length <= MAX_SEND
-            && shared.socket.segmentation();
-        if joins {
-            self.count += 1;
-        } else {
-            self.send(shared);
-            self.to = Some(to);
-            self.segment = length;
-            self.count = 1;
+    fn push(&mut self, segmentation: bool, to: SocketAddr, length: usize) {
+        let range = self.end..self.end + length;
+        self.end = range.end;
+        if segmentation && let Some(run) = self.runs.last_mut() {
+            let total = run.range.len();
+            let whole = total % run.segment == 0;
+            let count = total / run.segment;
+            if run.to == to && whole && length <= run.segment && count < MAX_SEGMENTS && total + length <= MAX_SEND {
+                run.range.end = range.end;
+                return;
+            }
         }
-        self.end += length;
+        self.runs.push(Run { to, range, segment: length });
     }
 
+    /// Sends all but the last run, which the next packets may continue, or all if room gets short.
     fn send(&mut self, shared: &Shared) {
-        if let Some(to) = self.to.take()
-            && let Some(run) = self.buffer.get(self.start..self.end)
-        {
-            shared.socket.send(shared, to, run, self.segment);
+        if self.buffer.len() - self.end < BATCH / 2 {
+            return self.flush(shared);
         }
-        self.start = self.end;
+        let Some(last) = self.runs.len().checked_sub(1) else { return };
+        for run in self.runs.drain(..last) {
+            let contents = self.buffer.get(run.range).unwrap_or_default();
+            shared.socket.send(shared, run.to, contents, run.segment);
+        }
     }
 
-    /// Sends what has gathered.
-    pub(super) fn flush(&mut self, shared: &Shared) {
-        self.send(shared);
-        self.start = 0;
+    /// Sends everything.
+    fn flush(&mut self, shared: &Shared) {
+        for run in self.runs.drain(..) {
+            let contents = self.buffer.get(run.range).unwrap_or_default();
+            shared.socket.send(shared, run.to, contents, run.segment);
+        }
         self.end = 0;
     }
 }
@@ -88,7 +97,7 @@ pub(super) fn initiate(shared: &Shared, peer: &Peer, state: &mut State, message:
     }
     add(&shared.counters.initiations, paths.len() as u64);
     for Path::Direct(to) in paths {
-        shared.socket.send(shared, to, message, message.len());
+        shared.socket.send_now(shared, to, message);
     }
 }
 
@@ -98,7 +107,7 @@ fn seal(shared: &Shared, batch: &mut Batch, peer: &Peer, state: &mut State, to: 
     match state.tunnel.seal(packet, room) {
         Sealed::Data(length) => match to {
             Some(Path::Direct(to)) => {
-                batch.push(shared, to, length);
+                batch.push(shared.socket.segmentation(), to, length);
                 true
             }
             None => {
@@ -147,8 +156,10 @@ fn packets(shared: &Shared, batch: &mut Batch, header: &VirtioHeader, packet: &m
     if sent {
         state.sent = shared.now();
     }
+    drop(state);
     add(&counters.tun_in, count);
     peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
+    batch.send(shared);
 }
 
 /// The outbound thread.

@@ -117,7 +117,21 @@ impl Socket {
         }
     }
 
-    /// Sends datagrams of `segment` bytes each, the last may be shorter. What the kernel refuses is counted.
+    /// Sends one datagram, or drops it if the kernel's buffer is full: for handshakes and keepalives, which come again.
+    pub(super) fn send_now(&self, shared: &Shared, to: SocketAddr, message: &[u8]) {
+        let counters = &shared.counters;
+        add(&counters.udp_sends, 1);
+        match self.try_send(to, message, None) {
+            Ok(()) => add(&counters.udp_out, 1),
+            Err(error) => {
+                tracing::trace!(%error, %to, "a message was refused");
+                add(&counters.send_failed, 1);
+            }
+        }
+    }
+
+    /// Sends datagrams of `segment` bytes each, the last may be shorter. Waits while the kernel's buffer is full; what the kernel
+    /// refuses is counted.
     ///
     /// If it refuses several at once, they go one by one: for good after EIO (a network card without checksums), this time only
     /// after other errors, such as a path too narrow for them.

@@ -35,7 +35,7 @@ fn tick(shared: &Shared, peer: &Peer, room: &mut [u8]) {
     };
     if let (Some(length), Some(Path::Direct(to))) = (keepalive, state.chooser.best()) {
         state.sent = now;
-        shared.socket.send(shared, to, room.get(..length).unwrap_or_default(), length);
+        shared.socket.send_now(shared, to, room.get(..length).unwrap_or_default());
     }
 }
 

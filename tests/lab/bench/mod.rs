@@ -10,7 +10,7 @@ mod measure;
 mod report;
 mod subject;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::run::Done;
 use measure::{Figures, Load};
@@ -22,6 +22,9 @@ pub use subject::engine;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
+    /// The pvemesh program: a coordinator and two nodes of it are measured.
+    #[arg(long, required_unless_present = "engine")]
+    binary: Option<PathBuf>,
     /// Measure the packet engine alone, without coordinator and nodes.
     #[arg(long)]
     engine: bool,
@@ -40,12 +43,15 @@ pub struct Options {
 }
 
 /// Measures, prints a table and writes the figures.
-pub fn run(options: &Options) -> Done {
+pub fn run(dir: &Path, options: &Options) -> Done {
     if let Some(reason) = machines::lacking() {
         return Err(format!("the bench {reason}"));
     }
     let (a, b) = machines::pair();
     let mut subjects = vec![Subject::bare()];
+    if let Some(binary) = &options.binary {
+        subjects.push(Subject::mesh(binary, &dir.join("bench"), &a, &b)?);
+    }
     if options.engine {
         subjects.push(Subject::engine(&a, &b)?);
     }

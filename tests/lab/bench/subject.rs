@@ -1,6 +1,7 @@
 //! What is measured: the bare path, the mesh, its packet engine alone, another userspace WireGuard.
 
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,7 +13,7 @@ use pvemesh::sys::engine::Engine;
 
 use super::machines::{Machine, ip};
 use super::measure::{Running, bound, start};
-use crate::run::Done;
+use crate::run::{Done, output};
 use crate::standin::lxc::until;
 
 /// One way from the near machine to the far one.
@@ -89,6 +90,46 @@ impl Subject {
         Self { name: "bare veth".into(), target: "192.0.2.2".into(), processes: Vec::new(), files: Vec::new() }
     }
 
+    /// The real program: a coordinator and a node on the near machine, a node on the far one. Their state lies in `dir`.
+    pub fn mesh(binary: &Path, dir: &Path, a: &Machine, b: &Machine) -> Done<Self> {
+        let _ = std::fs::remove_dir_all(dir);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+        let binary = binary.canonicalize().map_err(|e| format!("{}: {e}", binary.display()))?;
+        let at = |name: &str| dir.join(name).display().to_string();
+        let (url, admin, key) = ("http://192.0.2.1:8080", at("coordinator.sock"), at("join.key"));
+        let background = |machine: &Machine, name: &str, line: String| -> Done<Running> {
+            let log = std::fs::File::create(dir.join(name)).map_err(|e| e.to_string())?;
+            let mut command = bound(&binary);
+            command.args(line.split_whitespace()).stdout(Stdio::null()).stderr(log);
+            start(machine, command)
+        };
+        let once = |machine: &Machine, line: String| -> Done<String> {
+            let binary = binary.clone();
+            machine.run(move || output(bound(binary).args(line.split_whitespace()), &format!("pvemesh {line}")))
+        };
+        let mut subject = Self { name: "pvemesh".into(), target: String::new(), processes: Vec::new(), files: Vec::new() };
+        let serve = format!("coordinator serve --url {url} --listen 192.0.2.1:8080 --state-dir {} --socket {admin}", at("coordinator"));
+        let coordinator = background(a, "coordinator.log", serve)?;
+        if !until(LIMIT, || UnixStream::connect(&admin).is_ok()) {
+            return Err(format!("the coordinator does not start: see {}", at("coordinator.log")));
+        }
+        once(a, format!("coordinator keys create --reusable --socket {admin} --output-file {key}"))?;
+        for (machine, n) in [(a, 1), (b, 2)] {
+            let socket = at(&format!("node{n}.sock"));
+            let run = format!("node run --socket {socket} --state-dir {} --tun pvlmesh{n} --port 41643", at(&format!("node{n}")));
+            subject.processes.push(background(machine, &format!("node{n}.log"), run)?);
+            if !until(LIMIT, || UnixStream::connect(&socket).is_ok()) {
+                return Err(format!("a node does not start: see {}", at(&format!("node{n}.log"))));
+            }
+            once(machine, format!("node up --socket {socket} --login-server {url} --auth-key-file {key} --hostname end-{n}"))?;
+            subject.target = once(machine, format!("node ip -4 --socket {socket}"))?.trim().to_owned();
+        }
+        // Behind the nodes, so that the memory of the first process is a node's.
+        subject.processes.push(coordinator);
+        answers(a, &subject.target)?;
+        Ok(subject)
+    }
+
     /// Two packet engines and nothing else.
     pub fn engine(a: &Machine, b: &Machine) -> Done<Self> {
         let own = std::env::current_exe().map_err(|e| e.to_string())?;
@@ -129,13 +170,10 @@ impl Subject {
         Ok(subject)
     }
 
-    /// Resident memory of the near end's largest process, in KiB.
+    /// Resident memory of the near end, in KiB.
     pub fn memory(&self) -> Option<u64> {
-        let sizes = self.processes.iter().filter_map(|p| {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", p.0.id())).ok()?;
-            status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
-        });
-        sizes.max()
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.processes.first()?.0.id())).ok()?;
+        status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
     }
 }
 
