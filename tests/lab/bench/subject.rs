@@ -22,7 +22,7 @@ pub struct Subject {
     /// The far end's address this way.
     pub target: String,
     processes: Vec<Running>,
-    /// Sockets that outlive their program.
+    /// Files and directories that outlive their program.
     files: Vec<PathBuf>,
 }
 
@@ -30,7 +30,7 @@ impl Drop for Subject {
     fn drop(&mut self) {
         self.processes.clear();
         for file in &self.files {
-            let _ = std::fs::remove_file(file);
+            let _ = if file.is_dir() { std::fs::remove_dir_all(file) } else { std::fs::remove_file(file) };
         }
     }
 }
@@ -124,6 +124,7 @@ impl Subject {
             once(machine, format!("node up --socket {socket} --login-server {url} --auth-key-file {key} --hostname end-{n}"))?;
             subject.target = once(machine, format!("node ip -4 --socket {socket}"))?.trim().to_owned();
         }
+        subject.files.push(dir.to_owned());
         // Behind the nodes, so that the memory of the first process is a node's.
         subject.processes.push(coordinator);
         answers(a, &subject.target)?;
