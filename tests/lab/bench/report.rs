@@ -25,8 +25,16 @@ const ROWS: [Row; 10] = [
 ];
 
 const KEYS: [&str; 10] = [
-    "tcp_1_gbit", "tcp_4_gbit", "cpu_s_per_gbit", "udp_gbit", "udp_lost_percent", "ping_idle_p50_ms", "ping_idle_p99_ms",
-    "ping_loaded_p50_ms", "ping_loaded_p99_ms", "memory_mib",
+    "tcp_1_gbit",
+    "tcp_4_gbit",
+    "cpu_s_per_gbit",
+    "udp_gbit",
+    "udp_lost_percent",
+    "ping_idle_p50_ms",
+    "ping_idle_p99_ms",
+    "ping_loaded_p50_ms",
+    "ping_loaded_p99_ms",
+    "memory_mib",
 ];
 
 impl Report {
