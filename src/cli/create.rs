@@ -19,7 +19,7 @@ use crate::pve::reply;
 use crate::sys::config::{WorkLock, read_secret};
 use crate::sys::entropy;
 use crate::sys::image::ImageError;
-use crate::sys::pve::{Findings, Images as _, Mesh, Provisioner, RunError, Stock, Undoer, observe};
+use crate::sys::pve::{Findings, Images as _, Mesh, Provisioner, RunError, StepError, Stock, Undoer, observe};
 
 /// What every new guest takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -430,7 +430,10 @@ impl Making<'_> {
             happened.push_str("; what had been made was taken back");
         } else {
             happened.push_str(&format!("; not taken back: {}", error.left.join(", ")));
-            next = format!("run the same command again, which takes that back first ({next})");
+            next = match error.error {
+                StepError::Interrupted => "run the same command again, which takes that back first".to_owned(),
+                _ => format!("run the same command again, which takes that back first ({next})"),
+            };
             exit = Exit::Left;
         }
         Failure::new(&self.tried, happened, next).exit(exit)
