@@ -216,6 +216,43 @@ fn a_restarted_engine_is_reached_again_at_once() {
 }
 
 #[test]
+fn a_handshake_that_came_before_the_map_is_answered_when_it_arrives() {
+    need_root!();
+    let (a, b) = mesh([true, true]);
+    b.peers(&[]);
+    let (at_a, at_b) = (a.udp("100.64.0.1"), b.udp("100.64.0.2"));
+    assert!(!reaches(&at_a, &at_b, 100));
+    assert_eq!(b.counters().stranger, 1);
+    b.peers(&[peer(1, &[])]);
+    // WireGuard alone would try again after 5 s.
+    eventually("the datagram that waited", Duration::from_secs(2), || reaches(&at_a, &at_b, 101));
+    assert_eq!(a.counters().initiations, 1);
+}
+
+#[test]
+fn a_path_with_a_small_mtu_carries_the_mesh_in_fragments() {
+    need_root!();
+    let (a, b) = mesh([true, true]);
+    a.machine.ip("link set data-a mtu 1280");
+    b.machine.ip("link set data-b mtu 1280");
+    tcp_both_ways(&a, &b, "100.64.0.2", 3_000_000);
+    assert_eq!(a.counters().send_failed, 0, "{:?}", a.counters());
+}
+
+#[test]
+fn the_mesh_goes_over_ipv6_too() {
+    need_root!();
+    let (a, b) = mesh([true, true]);
+    a.peers(&[peer(2, &["[fd00::2]:41641"])]);
+    b.peers(&[peer(1, &["[fd00::1]:41641"])]);
+    tcp_both_ways(&a, &b, "fd7a:115c:a1e0::2", 3_000_000);
+    assert_eq!(a.endpoint(), Some("[fd00::2]:41641".parse().unwrap()));
+    a.machine.ip("link set data-a mtu 1280");
+    b.machine.ip("link set data-b mtu 1280");
+    tcp_both_ways(&a, &b, "100.64.0.2", 3_000_000);
+}
+
+#[test]
 fn the_path_follows_a_peer_to_its_new_address() {
     need_root!();
     let (a, b) = mesh([true, true]);

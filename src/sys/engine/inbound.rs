@@ -236,7 +236,10 @@ fn control(shared: &Shared, table: &Table, from: SocketAddr, message: &[u8], roo
         kind @ (Kind::Initiation | Kind::Response { .. }) => match shared.gate.admit(from.ip(), message, &mut cookie) {
             Admission::Initiation(key) => match table.by_key(&key) {
                 Some(peer) => handshake(shared, peer, from, message, room),
-                None => add(&counters.stranger, 1),
+                None => {
+                    add(&counters.stranger, 1);
+                    shared.strangers().keep(shared.now(), key, from, message);
+                }
             },
             Admission::Response => {
                 let Kind::Response { receiver } = kind else { return };
@@ -258,6 +261,18 @@ fn control(shared: &Shared, table: &Table, from: SocketAddr, message: &[u8], roo
         Kind::Data { .. } => lost(shared, table, from, room),
         Kind::Disco | Kind::Stun => add(&counters.unasked, 1),
         Kind::Junk => add(&counters.junk, 1),
+    }
+}
+
+/// Answers the initiations of those who were strangers when they came and are peers now.
+pub(super) fn meet_strangers(shared: &Shared) {
+    let table = shared.table();
+    let mut room = [0; 2 * MIN_ROOM];
+    let known = shared.strangers().take(shared.now(), |key| table.by_key(key).is_some());
+    for stranger in known {
+        if let Some(peer) = table.by_key(&stranger.key) {
+            handshake(shared, peer, stranger.from, &stranger.message, &mut room);
+        }
     }
 }
 

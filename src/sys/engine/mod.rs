@@ -12,6 +12,7 @@ mod counters;
 mod inbound;
 mod outbound;
 mod socket;
+mod strangers;
 mod table;
 mod timers;
 
@@ -19,7 +20,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 
 pub use counters::Counters;
 use socket::Socket;
+use strangers::Strangers;
 use table::{Registry, Table};
 
 use super::offload::Tun;
@@ -72,6 +74,7 @@ struct Shared {
     gate: Gate,
     table: RwLock<Arc<Table>>,
     counters: counters::Shared,
+    strangers: Mutex<Strangers>,
     started: Instant,
     stopping: AtomicBool,
     wake: OwnedFd,
@@ -84,6 +87,10 @@ impl Shared {
 
     fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn strangers(&self) -> MutexGuard<'_, Strangers> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stopping(&self) -> bool {
@@ -146,6 +153,7 @@ impl Engine {
             gate: Gate::new(&options.key),
             table: RwLock::default(),
             counters: counters::Shared::default(),
+            strangers: Mutex::default(),
             started: Instant::now(),
             stopping: AtomicBool::new(false),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -171,6 +179,7 @@ impl Engine {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let table = Arc::new(registry.update(peers));
         *self.shared.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+        inbound::meet_strangers(&self.shared);
     }
 
     /// How each peer is doing.
