@@ -33,21 +33,22 @@ pub struct Options {
     /// Do not measure throughput.
     #[arg(long)]
     quick: bool,
-    /// The caller holds the machine's lab lock.
-    #[arg(long, hide = true)]
-    no_lock: bool,
     /// The Proxmox release played.
     #[arg(long, default_value = "9.1")]
     pve_version: Version,
 }
 
+/// The lock, if nobody has it.
+pub fn try_lock() -> Option<UnixListener> {
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name("pvemesh-lab").ok()?).ok()
+}
+
 /// One lab per machine, as its namespaces have fixed names; the lock goes with the process.
 pub fn lock() -> Done<UnixListener> {
-    let name = SocketAddr::from_abstract_name("pvemesh-lab").map_err(|e| e.to_string())?;
     let mut said = false;
     let mut held = None;
     until(Duration::from_secs(1200), || {
-        held = UnixListener::bind_addr(&name).ok();
+        held = try_lock();
         if held.is_none() && !said {
             eprintln!("another lab runs on this machine; waiting for it to end");
             said = true;
@@ -58,11 +59,11 @@ pub fn lock() -> Done<UnixListener> {
 }
 
 /// Plays the demo; whatever ends it, the lab is taken down unless it is to be kept.
-pub fn main(dir: &Path, options: Options) -> ExitCode {
+pub fn main(dir: &Path, options: Options, locked: bool) -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let (keep, home) = (options.keep, dir.to_owned());
     let playing = runtime.spawn_blocking(move || {
-        let _lock = if options.no_lock { None } else { Some(lock()?) };
+        let _lock = if locked { None } else { Some(lock()?) };
         let dir = prepare(&home)?;
         let played = play(&dir, &options);
         if played.is_err() {

@@ -4,7 +4,6 @@ use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::namespaces::{self, HOME, INET, PVE, inside};
@@ -28,14 +27,11 @@ pub fn up(dir: &Path, version: Version) -> Done {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
     let background = |namespace: &str, program: &Path, arguments: &[&str], log: &str| -> Done {
         let log = File::create(dir.join(log)).map_err(|e| e.to_string())?;
-        let (errors, said) = (log.try_clone().map_err(|e| e.to_string())?, program.display().to_string());
+        let errors = log.try_clone().map_err(|e| e.to_string())?;
         let mut command = inside(namespace, program);
         command.arg("--dir").arg(dir).args(arguments).stdin(Stdio::null()).stdout(log).stderr(errors);
-        if arguments.is_empty() {
-            return Err(format!("nothing to start: {said}"));
-        }
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.spawn().map(drop).map_err(|e| format!("{said}: {e}"))
+        command.spawn().map(drop).map_err(|e| format!("{}: {e}", program.display()))
     };
     background(INET, &program, &["web"], "web.log")?;
     background(PVE, &program, &["host", "--pve-version", &format!("{}.{}", version.0, version.1)], "standin.log")?;
@@ -87,8 +83,6 @@ pub fn secret(path: &Path, text: &str) -> Done {
     options.open(path).and_then(|mut f| std::io::Write::write_all(&mut f, text.as_bytes())).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-static STOPPED: AtomicBool = AtomicBool::new(false);
-
 /// The stand-in's own process: serves until it is told to stop, then removes its containers.
 pub fn serve(dir: &Path, version: Version) -> Done {
     let pve = dir.join("pve");
@@ -108,7 +102,6 @@ pub fn serve(dir: &Path, version: Version) -> Done {
         let Ok(mut ended) = signal(SignalKind::terminate()) else { return };
         ended.recv().await;
     });
-    STOPPED.store(true, Ordering::SeqCst);
     drop(standin);
     Ok(())
 }

@@ -40,6 +40,9 @@ struct Arguments {
     /// Where the lab keeps its state; containers' roots too, so every user must be able to walk there.
     #[arg(long, global = true, default_value = "target/lab")]
     dir: PathBuf,
+    /// The caller holds the machine's lab lock.
+    #[arg(long, global = true, hide = true)]
+    no_lock: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -107,10 +110,16 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Pvesh { socket, arguments } => return pvesh::main(&socket, &arguments),
         Command::Web => web::serve(),
-        Command::Up { pve_version } => run::prepare(&arguments.dir).and_then(|dir| host::up(&dir, pve_version)),
+        Command::Up { pve_version } => {
+            let free = if arguments.no_lock { Ok(()) } else { sweep::not_anothers(&arguments.dir) };
+            free.and_then(|()| run::prepare(&arguments.dir)).and_then(|dir| host::up(&dir, pve_version))
+        }
         Command::Host { pve_version } => run::prepare(&arguments.dir).and_then(|dir| host::serve(&dir, pve_version)),
-        Command::Down => sweep::down(&arguments.dir),
-        Command::Demo(options) => return demo::main(&arguments.dir, options),
+        Command::Down => {
+            let free = if arguments.no_lock { Ok(()) } else { sweep::not_anothers(&arguments.dir) };
+            free.and_then(|()| sweep::down(&arguments.dir))
+        }
+        Command::Demo(options) => return demo::main(&arguments.dir, options, arguments.no_lock),
         Command::Bench(options) => bench::run(&arguments.dir, &options),
         Command::Engine(options) => bench::engine(&options),
         Command::Status => host::status(&arguments.dir),

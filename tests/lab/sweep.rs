@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::namespaces;
 use crate::run::{Done, quietly};
-use crate::standin::lxc::until;
+use crate::standin::lxc::{processes, until};
+use crate::{demo, namespaces};
 
 fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw)
@@ -71,6 +71,19 @@ pub fn traces(dir: &Path) -> Vec<String> {
         found.push(format!("directory {}", dir.display()));
     }
     found
+}
+
+/// Refuses while somebody else's demo or test is under way, as can be seen from its stand-in's directory.
+pub fn not_anothers(dir: &Path) -> Done {
+    let ours = dir.canonicalize().unwrap_or_else(|_| dir.to_owned()).display().to_string();
+    let standins = processes().filter(|(_, line)| line.contains(" host --pve-version "));
+    let other = standins.filter_map(|(_, line)| line.split(" --dir ").nth(1)?.split(' ').next().map(str::to_owned)).find(|d| *d != ours);
+    match other {
+        Some(other) if demo::try_lock().is_none() => {
+            Err(format!("another lab is in use on this machine, with its state in {other}: wait for it, or name it with --dir"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes every trace. The stand-in is asked first, since it stops its containers in order; whatever is left then is ended.

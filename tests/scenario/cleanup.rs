@@ -103,7 +103,7 @@ fn an_interrupted_demo_leaves_nothing() {
     std::fs::write(&program, format!("#!/bin/sh\ntouch {}\nexec sleep 600\n", flag.display())).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let mut demo = stage.lab();
-    demo.args(["demo", "--no-lock", "--quick", "--binary"]).arg(&program).stdout(Stdio::null()).stderr(Stdio::null());
+    demo.args(["demo", "--quick", "--binary"]).arg(&program).stdout(Stdio::null()).stderr(Stdio::null());
     let mut demo = demo.spawn().unwrap();
     assert!(until(Duration::from_secs(30), || flag.exists()), "the demo did not get to its first command");
     kill_process(Pid::from_child(&demo), Signal::INT).unwrap();

@@ -60,7 +60,7 @@ impl Stage {
     /// The lab program with its state directory.
     pub fn lab(&self) -> Command {
         let mut command = Command::new(&self.lab);
-        command.arg("--dir").arg(&self.dir).stdin(Stdio::null());
+        command.arg("--no-lock").arg("--dir").arg(&self.dir).stdin(Stdio::null());
         command
     }
 

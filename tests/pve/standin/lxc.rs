@@ -17,7 +17,6 @@ use serde_json::{Value, json};
 
 use super::backend::{Backend, Stop};
 use super::guest_config::Config;
-use super::schema::property_string;
 use super::tasks::TaskLog;
 
 /// The first host id of an unprivileged container's ids.
@@ -327,9 +326,4 @@ impl Backend for Lxc {
             self.destroy(id);
         }
     }
-}
-
-/// The key of a property string, for what only needs one.
-pub fn key_of(parameter: &str, text: &str, key: &str) -> Option<String> {
-    property_string(parameter, text).ok()?.get(key).cloned()
 }
