@@ -14,6 +14,10 @@ pub const UNANSWERED: Duration = Duration::from_secs(5);
 /// Candidates kept for a peer. A handshake goes to all of them, so this bounds what one initiation can cause.
 pub const MAX_CANDIDATES: usize = 16;
 
+/// How often an idle path through the internet carries a keepalive while there is a session: below the 30 s after which
+/// common NATs forget a UDP mapping. It ends with the session, 3 minutes after the last data, so that idle peers cost nothing.
+pub const KEEPALIVE: Duration = Duration::from_secs(25);
+
 /// How we know of a candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Origin {
@@ -133,6 +137,12 @@ impl Chooser {
         self.best.map(Path::Direct)
     }
 
+    /// Whether something should be sent on the path in use, only to keep a NAT's mapping for it: nothing was for [`KEEPALIVE`],
+    /// and the path is not within a local network.
+    pub fn wants_keepalive(&self, now: Time, last_sent: Time) -> bool {
+        self.best.is_some_and(|best| !Reach::of(best.ip()).is_local()) && now.since(last_sent) >= KEEPALIVE
+    }
+
     /// The address in use, for status.
     pub fn endpoint(&self) -> Option<SocketAddr> {
         self.best
@@ -238,6 +248,17 @@ mod tests {
         assert_eq!(chooser.ask(at(2000)).len(), 1);
         assert_eq!(chooser.ask(at(2006)).len(), MAX_CANDIDATES);
         assert!(chooser.knows(address(WAN)) && chooser.knows(SocketAddr::from(([198, 51, 100, 1], 2023))));
+    }
+
+    #[test]
+    fn an_idle_path_is_kept_open_through_nats_only() {
+        let mut chooser = chooser(&[WAN, LAN]);
+        assert!(!chooser.wants_keepalive(at(100), at(0)), "there is no path yet");
+        chooser.answered(at(1), address(WAN));
+        assert!(!chooser.wants_keepalive(at(25), at(1)));
+        assert!(chooser.wants_keepalive(at(26), at(1)));
+        chooser.heard(at(30), address(LAN));
+        assert!(!chooser.wants_keepalive(at(100), at(1)));
     }
 
     #[test]

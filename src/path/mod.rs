@@ -11,7 +11,7 @@
 
 mod choice;
 
-pub use choice::{Chooser, MAX_CANDIDATES, Origin, TRUST, UNANSWERED};
+pub use choice::{Chooser, KEEPALIVE, MAX_CANDIDATES, Origin, TRUST, UNANSWERED};
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,11 +1,12 @@
 //! WireGuard for one peer, and the shaping of packets around it.
 //!
 //! * [`Tunnel`] is one peer's WireGuard state (boringtun), [`Gate`] what is shared by all peers in front of it: cookies against
-//!   floods, and finding the peer a handshake initiation belongs to.
+//!   floods, and finding the peer a handshake initiation belongs to; [`Strangers`] keeps those that came too early.
 //! * [`demux`] tells apart what arrives on the one UDP socket; [`Routes`] finds the peer of an address.
 //! * [`Segments`] splits a super-packet read from the TUN, [`Coalescer`] joins packets into one to be written to it.
 //!
-//! It does no I/O. It is the one core that may read a clock, through boringtun, which keeps its timers itself: whoever
+//! It does no I/O. It is the one core that may read a clock and draw the system's randomness, through boringtun, which
+//! keeps its timers and makes its ephemeral keys itself: whoever
 //! drives a [`Tunnel`] calls [`Tunnel::tick`] about four times a second and gets WireGuard's timers to that precision.
 //! Bytes from the wire never panic here and never grow anything; what is bad is a [`Refusal`], for counting.
 
@@ -18,6 +19,7 @@ mod routes;
 mod segment;
 #[cfg(test)]
 mod shaping_tests;
+mod strangers;
 mod wireguard;
 #[cfg(test)]
 mod wireguard_tests;
@@ -27,6 +29,7 @@ pub use gate::{Admission, Gate};
 pub use packet::{MAX_PACKET, Segmentation, VirtioHeader};
 pub use routes::Routes;
 pub use segment::{BadPacket, Segments};
+pub use strangers::{Stranger, Strangers};
 pub use wireguard::{MAX_TUNNELS, Opened, Refusal, Sealed, Tick, Tunnel};
 
 /// What a data packet adds to the IP packet in it: type 4, index 4, counter 8, tag 16 bytes (WireGuard paper, section 5.4.6).

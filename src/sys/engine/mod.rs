@@ -12,7 +12,6 @@ mod counters;
 mod inbound;
 mod outbound;
 mod socket;
-mod strangers;
 mod table;
 mod timers;
 
@@ -28,14 +27,13 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 
 pub use counters::Counters;
 use socket::Socket;
-use strangers::Strangers;
 use table::{Registry, Table};
 
 use super::offload::Tun;
 use crate::ident::{NodePrivate, NodePublic};
 use crate::node::PeerConfig;
 use crate::time::{Time, Wall};
-use crate::tunnel::Gate;
+use crate::tunnel::{Gate, Strangers};
 
 /// What an engine is started with.
 #[derive(Debug, Clone)]

@@ -1,22 +1,16 @@
 //! WireGuard's timers, and keeping NAT mappings open.
 
-use std::time::Duration;
-
 use rustix::event::Timespec;
 
 use super::Shared;
 use super::outbound::initiate;
 use super::table::Peer;
-use crate::path::{Path, Reach};
+use crate::path::Path;
 use crate::time::Wall;
 use crate::tunnel::{MIN_ROOM, Tick};
 
 /// boringtun's timers are exact to this.
 const PERIOD: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
-/// How often an idle path through the internet carries a keepalive while there is a session: below the 30 s after which
-/// common NATs forget a UDP mapping. It ends with the session, 3 minutes after the last data, so that idle peers cost nothing.
-const KEEPALIVE: Duration = Duration::from_secs(25);
-
 fn tick(shared: &Shared, peer: &Peer, room: &mut [u8]) {
     let mut state = peer.lock();
     state.note_handshake(Wall::now());
@@ -27,11 +21,8 @@ fn tick(shared: &Shared, peer: &Peer, room: &mut [u8]) {
             return;
         }
         Tick::Keepalive(length) => Some(length),
-        Tick::Nothing => {
-            let idle = now.since(state.sent) >= KEEPALIVE;
-            let natted = state.chooser.endpoint().is_some_and(|to| !Reach::of(to.ip()).is_local());
-            if idle && natted { state.tunnel.keepalive(room) } else { None }
-        }
+        Tick::Nothing if state.chooser.wants_keepalive(now, state.sent) => state.tunnel.keepalive(room),
+        Tick::Nothing => None,
     };
     if let (Some(length), Some(Path::Direct(to))) = (keepalive, state.chooser.best()) {
         state.sent = now;

@@ -19,20 +19,23 @@ const LENGTH: usize = 148;
 
 /// An initiation from someone who is no peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stranger {
-    pub(super) key: NodePublic,
-    pub(super) from: SocketAddr,
-    pub(super) message: [u8; LENGTH],
+pub struct Stranger {
+    /// Who claims to have sent it.
+    pub key: NodePublic,
+    /// Where it came from.
+    pub from: SocketAddr,
+    /// The initiation itself.
+    pub message: [u8; LENGTH],
     at: Time,
 }
 
 /// The last few of them, at most one of each key.
 #[derive(Debug, Default)]
-pub(super) struct Strangers(VecDeque<Stranger>);
+pub struct Strangers(VecDeque<Stranger>);
 
 impl Strangers {
     /// Keeps an initiation for a while.
-    pub(super) fn keep(&mut self, at: Time, key: NodePublic, from: SocketAddr, message: &[u8]) {
+    pub fn keep(&mut self, at: Time, key: NodePublic, from: SocketAddr, message: &[u8]) {
         let Ok(message) = message.try_into() else { return };
         self.0.retain(|s| s.key != key);
         if self.0.len() == KEPT {
@@ -42,7 +45,7 @@ impl Strangers {
     }
 
     /// Takes out those who are known now; forgets what is too old.
-    pub(super) fn take(&mut self, now: Time, known: impl Fn(&NodePublic) -> bool) -> Vec<Stranger> {
+    pub fn take(&mut self, now: Time, known: impl Fn(&NodePublic) -> bool) -> Vec<Stranger> {
         let (known, rest) = self.0.drain(..).filter(|s| now.since(s.at) < AGE).partition(|s| known(&s.key));
         self.0 = rest;
         Vec::from(known)
