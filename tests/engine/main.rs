@@ -6,7 +6,7 @@ mod netns;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use netns::{Machine, eventually, ip, lacking, pair};
@@ -17,12 +17,16 @@ use pvemesh::sys::engine::{Counters, Engine, EngineOptions};
 const PORT: u16 = 41641;
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// Tests run side by side, but for one that looks at the memory of the whole process.
+static TURN: RwLock<()> = RwLock::new(());
+
 macro_rules! need_root {
-    () => {
+    ($turn:ident) => {
         if let Some(reason) = lacking() {
             println!("skipped: {reason}");
             return;
         }
+        let _turn = TURN.$turn().unwrap_or_else(PoisonError::into_inner);
     };
 }
 
@@ -185,25 +189,25 @@ fn everything_passes(offload: [bool; 2]) {
 
 #[test]
 fn udp_tcp_and_icmp_pass_byte_for_byte_with_offloads() {
-    need_root!();
+    need_root!(read);
     everything_passes([true, true]);
 }
 
 #[test]
 fn udp_tcp_and_icmp_pass_byte_for_byte_without_offloads() {
-    need_root!();
+    need_root!(read);
     everything_passes([false, false]);
 }
 
 #[test]
 fn an_engine_with_offloads_talks_to_one_without() {
-    need_root!();
+    need_root!(read);
     everything_passes([true, false]);
 }
 
 #[test]
 fn a_restarted_engine_is_reached_again_at_once() {
-    need_root!();
+    need_root!(read);
     let (a, b) = mesh([true, true]);
     let from = a.udp("100.64.0.1");
     eventually("the first datagram", LIMIT, || reaches(&from, &b.udp("100.64.0.2"), 100));
@@ -217,7 +221,7 @@ fn a_restarted_engine_is_reached_again_at_once() {
 
 #[test]
 fn a_handshake_that_came_before_the_map_is_answered_when_it_arrives() {
-    need_root!();
+    need_root!(read);
     let (a, b) = mesh([true, true]);
     b.peers(&[]);
     let (at_a, at_b) = (a.udp("100.64.0.1"), b.udp("100.64.0.2"));
@@ -231,7 +235,7 @@ fn a_handshake_that_came_before_the_map_is_answered_when_it_arrives() {
 
 #[test]
 fn a_path_with_a_small_mtu_carries_the_mesh_in_fragments() {
-    need_root!();
+    need_root!(read);
     let (a, b) = mesh([true, true]);
     a.machine.ip("link set data-a mtu 1280");
     b.machine.ip("link set data-b mtu 1280");
@@ -241,7 +245,7 @@ fn a_path_with_a_small_mtu_carries_the_mesh_in_fragments() {
 
 #[test]
 fn the_mesh_goes_over_ipv6_too() {
-    need_root!();
+    need_root!(read);
     let (a, b) = mesh([true, true]);
     a.peers(&[peer(2, &["[fd00::2]:41641"])]);
     b.peers(&[peer(1, &["[fd00::1]:41641"])]);
@@ -254,7 +258,7 @@ fn the_mesh_goes_over_ipv6_too() {
 
 #[test]
 fn the_path_follows_a_peer_to_its_new_address() {
-    need_root!();
+    need_root!(read);
     let (a, b) = mesh([true, true]);
     let (at_a, at_b) = (a.udp("100.64.0.1"), b.udp("100.64.0.2"));
     eventually("the first datagram", LIMIT, || reaches(&at_a, &at_b, 100));
@@ -269,7 +273,7 @@ fn the_path_follows_a_peer_to_its_new_address() {
 
 #[test]
 fn a_peer_that_is_removed_is_cut_off_and_the_others_are_not() {
-    need_root!();
+    need_root!(read);
     let (a, b) = mesh([true, true]);
     let (at_a, at_b) = (a.udp("100.64.0.1"), b.udp("100.64.0.2"));
     eventually("the first datagram", LIMIT, || reaches(&at_a, &at_b, 100));
@@ -286,7 +290,7 @@ fn a_peer_that_is_removed_is_cut_off_and_the_others_are_not() {
 
 #[test]
 fn a_packet_from_an_address_that_is_not_the_peers_is_dropped() {
-    need_root!();
+    need_root!(read);
     let (a, b) = mesh([true, true]);
     let (at_a, at_b) = (a.udp("100.64.0.1"), b.udp("100.64.0.2"));
     eventually("the first datagram", LIMIT, || reaches(&at_a, &at_b, 100));
@@ -299,7 +303,7 @@ fn a_packet_from_an_address_that_is_not_the_peers_is_dropped() {
 
 #[test]
 fn a_flood_of_junk_is_counted_and_changes_nothing() {
-    need_root!();
+    need_root!(write);
     let (a, b) = mesh([true, true]);
     let (at_a, at_b) = (a.udp("100.64.0.1"), b.udp("100.64.0.2"));
     eventually("the first datagram", LIMIT, || reaches(&at_a, &at_b, 100));

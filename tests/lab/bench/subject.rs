@@ -42,7 +42,11 @@ fn answers(machine: &Machine, target: &str) -> Done {
     let said = target.clone();
     let reached = until(LIMIT, || {
         let target = target.clone();
-        machine.run(move || bound("ping").args(["-c", "1", "-W", "1", &target]).stdout(Stdio::null()).status().is_ok_and(|s| s.success()))
+        machine.run(move || {
+            let mut ping = bound("ping");
+            ping.args(["-c", "1", "-W", "1", &target]).stdout(Stdio::null()).stderr(Stdio::null());
+            ping.status().is_ok_and(|s| s.success())
+        })
     });
     if reached { Ok(()) } else { Err(format!("{said} does not answer within {LIMIT:?}")) }
 }
