@@ -2,11 +2,13 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rand_core::{RngCore as _, SeedableRng as _};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
@@ -17,7 +19,7 @@ const WEB: &str = "203.0.113.1:80";
 fn possible() -> bool {
     let root = rustix::process::geteuid().is_root();
     let tools = ["ip", "nft"].iter().all(|tool| Command::new(tool).arg("-V").output().is_ok_and(|out| out.status.success()));
-    let tun = std::path::Path::new("/dev/net/tun").exists();
+    let tun = Path::new("/dev/net/tun").exists();
     if !(root && tools && tun) {
         println!("skipped: needs root, iproute2, nftables and /dev/net/tun");
     }
@@ -360,4 +362,58 @@ fn a_coordinator_that_is_not_there_is_named_and_waited_for() {
     assert_eq!(out.status.code(), Some(4), "{}", text(&out.stderr));
     assert!(text(&out.stderr).contains("127.0.0.1:9"), "{}", text(&out.stderr));
     assert_eq!(laptop.status().unwrap()["BackendState"], "Starting");
+}
+
+/// Resident memory of a process, KiB.
+fn resident(child: &Child) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Sends 64 KiB that begin like a request or like nothing, and reads what comes back for a moment.
+fn throw(socket: &Path, seed: u64) {
+    let mut bytes =
+        [&b""[..], b"GET /status HTTP/1.1\r\n", b"POST /up HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n"][seed as usize % 3].to_vec();
+    let mut random = vec![0; 64 * 1024];
+    rand_chacha::ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut random);
+    bytes.extend(random);
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let _ = stream.write_all(&bytes);
+    let _ = stream.read(&mut [0; 4096]);
+}
+
+#[test]
+fn garbage_on_the_local_sockets_neither_stops_nor_grows_the_programs() {
+    if !possible() {
+        return;
+    }
+    let seed = 20_261_123;
+    println!("seed {seed}");
+    let mut world = World::new();
+    world.exit.run_node(&[]);
+    wait_for("the node's socket", || world.exit.status());
+    for (machine, socket) in [(&world.exit, "node.sock"), (&world.coordinator, "c.sock")] {
+        let (socket, child) = (machine.path(socket), machine.children.last().unwrap());
+        // Half a request each, held open throughout.
+        let half_open: Vec<_> = (0..20)
+            .map(|_| {
+                let mut stream = UnixStream::connect(&socket).unwrap();
+                stream.write_all(b"GET /status HT").unwrap();
+                stream
+            })
+            .collect();
+        let rounds: Vec<_> = (0..5)
+            .map(|round| {
+                (0..30).for_each(|n| throw(&socket, seed + round * 100 + n));
+                resident(child)
+            })
+            .collect();
+        assert!(rounds[4] < rounds[1] + 4096, "resident KiB after each round: {rounds:?}");
+        drop(half_open);
+    }
+    // Both still serve.
+    world.start_exit_node();
 }
