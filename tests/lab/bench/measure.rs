@@ -82,7 +82,21 @@ fn percentile(values: &[f64], part: f64) -> f64 {
 }
 
 impl Load<'_> {
-    fn iperf(&self, extra: &str) -> Done<Value> {
+    /// Runs iperf3, again if it gives up: under its own UDP flood it may lose the connection it reports over.
+    fn iperf(&self, extra: &str, wanted: &str) -> Done<Value> {
+        let mut why = String::new();
+        for _ in 0..4 {
+            match self.iperf_once(extra) {
+                Ok(report) if report.pointer(wanted).is_some_and(Value::is_number) => return Ok(report),
+                Ok(report) => why = format!("iperf3 reports no {wanted}: {}", report["error"]),
+                Err(error) => why = error,
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        Err(why)
+    }
+
+    fn iperf_once(&self, extra: &str) -> Done<Value> {
         let line = format!("-c {} -J --connect-timeout 5000 -t {} {extra}", self.target, self.seconds);
         let text = self.machine.run(move || output(bound("iperf3").args(line.split_whitespace()), &format!("iperf3 {line}")))?;
         serde_json::from_str(&text).map_err(|e| format!("iperf3: {e}"))
@@ -111,7 +125,7 @@ fn busy() -> f64 {
 impl Figures {
     pub fn tcp(&mut self, load: &Load<'_>, streams: u32) -> Done {
         let before = busy();
-        let report = load.iperf(&format!("-P {streams}"))?;
+        let report = load.iperf(&format!("-P {streams}"), "/end/sum_received/bits_per_second")?;
         let used = busy() - before;
         let gigabits = report["end"]["sum_received"]["bits_per_second"].as_f64().ok_or("iperf3 reports no rate")? / 1e9;
         if streams == 1 {
@@ -125,7 +139,7 @@ impl Figures {
 
     /// As many datagrams as the sender can make: what arrives counts.
     pub fn udp(&mut self, load: &Load<'_>) -> Done {
-        let report = load.iperf("-u -b 0 -l 1200")?;
+        let report = load.iperf("-u -b 0 -l 1200", "/end/sum/lost_percent")?;
         let sum = &report["end"]["sum"];
         let (rate, lost) = (sum["bits_per_second"].as_f64(), sum["lost_percent"].as_f64());
         let (Some(rate), Some(lost)) = (rate, lost) else { return Err("iperf3 reports no UDP rate".to_owned()) };
