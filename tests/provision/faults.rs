@@ -110,12 +110,12 @@ fn destroy_takes_back_what_a_failed_run_left() {
 }
 
 #[test]
-fn an_api_that_dies_and_stays_dead_leaves_a_journal_for_the_next_run() {
+fn a_run_killed_at_any_call_is_taken_back_by_the_next_one() {
     for (method, path, nth) in CHANGES {
         let world = World::new();
         world.init();
         let faults = world.standin.faults();
-        // The call is carried out, its reply is lost, and so are all that come after it in this run.
+        // The call is carried out while the program that made it dies.
         faults.on(method, path, nth, Fault::Slow(Duration::from_secs(30)));
         let mut child = world.start(CREATE);
         world.wait("the call arrives", || faults.is_empty());
