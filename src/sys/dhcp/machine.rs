@@ -171,9 +171,9 @@ impl Machine {
     /// Takes what arrived on port 68. Anything that is no answer to us is ignored.
     pub fn handle_datagram(&mut self, now: Time, bytes: &[u8]) {
         let Ok(message) = Message::from_bytes(bytes) else { return };
-        let ours =
-            message.opcode() == Opcode::BootReply && message.xid() == self.exchange && message.chaddr().get(..6) == Some(&self.hardware);
-        if !ours {
+        // The length first: `chaddr` slices its 16 bytes by it, and panics on a longer one.
+        let to_us = usize::from(message.hlen()) == self.hardware.len() && message.chaddr() == self.hardware;
+        if message.opcode() != Opcode::BootReply || message.xid() != self.exchange || !to_us {
             return;
         }
         let server = match message.opts().get(OptionCode::ServerIdentifier) {

@@ -165,6 +165,19 @@ fn answers_to_somebody_else_and_senseless_ones_are_ignored() {
 }
 
 #[test]
+fn a_hardware_address_of_any_claimed_length_is_no_panic() {
+    let mut machine = client();
+    let (_, discover) = sent(&mut machine);
+    let good = reply(&discover, MessageType::Offer, 1000).to_vec().unwrap();
+    for length in (0..=255).filter(|length| *length != HARDWARE.len() as u8) {
+        let mut bytes = good.clone();
+        bytes[2] = length;
+        machine.handle_datagram(at(0), &bytes);
+        assert!(machine.poll_transmit().is_none(), "hlen {length}");
+    }
+}
+
+#[test]
 fn a_domain_that_would_add_lines_to_resolv_conf_is_left_out() {
     for name in ["a b", "x\nnameserver 1.2.3.4", "", "é"] {
         assert_eq!(domain_name(name), None, "{name:?}");
