@@ -3,8 +3,12 @@
 //! One process per state directory, held by a lock. Stopping it (SIGTERM, SIGINT, or by the socket) takes routes, rules, firewall and
 //! TUN away; what a killed one left is cleared at the next start. Keys and preferences are on disk before anything depends on them.
 
+mod effect;
 mod guest;
+mod kept_map;
 mod member;
+mod membership;
+mod session;
 pub mod state;
 mod surroundings;
 

@@ -1,0 +1,133 @@
+//! What the map means on this machine, put into effect: packet engine and routing, by the machine's own networks.
+
+use super::DaemonError;
+use super::surroundings::{self, Surroundings};
+use crate::coord::client::NetMap;
+use crate::ident::{NodePrivate, NodePublic};
+use crate::node::{Assembly, Prefs, Situation, TUN_MTU, Traffic, assemble};
+use crate::sys::clock;
+use crate::sys::dial::BYPASS_MARK;
+use crate::sys::engine::{Engine, EngineOptions};
+use crate::sys::router::Router;
+
+/// Engine, router, and what they were last told.
+#[derive(Debug)]
+pub(super) struct Effect {
+    interface: String,
+    port: u16,
+    surroundings: Surroundings,
+    router: Router,
+    engine: Option<Engine>,
+    assembly: Option<Assembly>,
+}
+
+impl Effect {
+    pub(super) async fn new(interface: &str, port: u16) -> Result<Self, DaemonError> {
+        Ok(Self {
+            interface: interface.to_owned(),
+            port,
+            surroundings: Surroundings::default(),
+            router: Router::new().await?,
+            engine: None,
+            assembly: None,
+        })
+    }
+
+    pub(super) fn runs(&self) -> bool {
+        self.engine.is_some()
+    }
+
+    /// The UDP port in use; 0 if none.
+    pub(super) fn port(&self) -> u16 {
+        self.engine.as_ref().map_or(0, Engine::port)
+    }
+
+    pub(super) fn surroundings(&self) -> &Surroundings {
+        &self.surroundings
+    }
+
+    pub(super) fn assembly(&self) -> Option<&Assembly> {
+        self.assembly.as_ref()
+    }
+
+    /// Starts the engine with a key, unless it runs.
+    pub(super) fn start(&mut self, key: &NodePrivate) -> Result<(), DaemonError> {
+        if self.engine.is_none() {
+            let options = EngineOptions {
+                interface: self.interface.clone(),
+                mtu: TUN_MTU,
+                port: self.port,
+                key: key.clone(),
+                mark: Some(BYPASS_MARK),
+            };
+            self.engine = Some(Engine::start(options).map_err(DaemonError::Engine)?);
+        }
+        Ok(())
+    }
+
+    /// Stops the engine; routing stays for the one that follows.
+    pub(super) fn drop_engine(&mut self) {
+        self.engine = None;
+    }
+
+    /// Gives engine and router what map, preferences and networks mean together.
+    pub(super) async fn apply(&mut self, map: &NetMap, prefs: &Prefs) {
+        let Some(engine) = &self.engine else { return };
+        let situation = Situation { interface: &self.interface, local_networks: &self.surroundings.networks, now: clock::wall() };
+        let mut assembly = assemble(map, prefs, situation);
+        engine.set_peers(&assembly.peers);
+        if let Err(error) = self.router.apply(&assembly.router).await {
+            tracing::warn!(%error, "routing is not as it should be");
+            assembly.notes.push(format!("routing is not as it should be: {error}"));
+        }
+        let before = self.assembly.as_ref().map(|a| &a.notes);
+        for note in assembly.notes.iter().filter(|note| before.is_none_or(|notes| !notes.contains(note))) {
+            tracing::warn!("{note}");
+        }
+        self.assembly = Some(assembly);
+    }
+
+    /// Looks at the machine's own networks; says whether they have changed.
+    pub(super) async fn look(&mut self) -> bool {
+        match surroundings::look(&self.interface).await {
+            Ok(found) if found != self.surroundings => {
+                tracing::debug!(networks = ?found.networks, "local networks");
+                self.surroundings = found;
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                tracing::warn!(%error, "the machine's own networks cannot be read");
+                false
+            }
+        }
+    }
+
+    /// What the engine knows of its peers.
+    pub(super) fn traffic(&self) -> impl Fn(&NodePublic) -> Traffic + use<> {
+        let peers = self.engine.as_ref().map(Engine::peers).unwrap_or_default();
+        move |key| {
+            peers.iter().find(|peer| peer.key == *key).map_or_else(Traffic::default, |peer| Traffic {
+                endpoint: peer.endpoint,
+                last_handshake: peer.last_handshake,
+                rx_bytes: peer.rx_bytes,
+                tx_bytes: peer.tx_bytes,
+            })
+        }
+    }
+
+    /// Takes the machine out of the mesh: routes, then the TUN.
+    pub(super) async fn undo(&mut self) {
+        self.assembly = None;
+        if let Err(error) = self.router.clear().await {
+            tracing::warn!(%error, "routing could not all be undone");
+        }
+        self.engine = None;
+    }
+
+    /// Forgets a membership's peers; what is routed is changed with the next map.
+    pub(super) fn forget(&mut self) {
+        self.engine = None;
+        self.assembly = None;
+    }
+}
