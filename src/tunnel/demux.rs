@@ -2,10 +2,8 @@
 //!
 //! The order matters: a STUN binding response starts 01 01, a WireGuard initiation 01 00 00 00, so STUN is looked for first.
 
-/// "TS💬" in UTF-8: how a disco packet starts.
-const DISCO_MAGIC: [u8; 6] = [0x54, 0x53, 0xf0, 0x9f, 0x92, 0xac];
-/// Magic, sender's key, nonce: a disco packet is at least this long.
-const DISCO_MIN: usize = 62;
+use crate::wire::disco;
+
 /// RFC 5389, section 6.
 const STUN_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 
@@ -47,7 +45,7 @@ pub fn classify(datagram: &[u8]) -> Kind {
     if first[0] & 0xc0 == 0 && first[1] == 1 && word(datagram, 4) == Some(STUN_COOKIE) {
         return Kind::Stun;
     }
-    if datagram.starts_with(&DISCO_MAGIC) && datagram.len() >= DISCO_MIN {
+    if disco::looks_like(datagram) {
         return Kind::Disco;
     }
     let index = |at| word(datagram, at).map(u32::from_le_bytes);

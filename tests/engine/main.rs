@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use netns::{Machine, eventually, ip, lacking, pair};
-use pvemesh::ident::{NodeId, NodePrivate};
+use pvemesh::ident::{DiscoPrivate, NodeId, NodePrivate};
 use pvemesh::node::PeerConfig;
 use pvemesh::sys::engine::{Counters, Engine, EngineOptions};
 
@@ -63,7 +63,14 @@ impl Node {
     fn start(&self) {
         let (engine, n, offload) = (Arc::clone(&self.engine), self.n, self.offload);
         self.machine.run(move || {
-            let options = EngineOptions { interface: "pm0".into(), mtu: 1280, port: PORT, key: key(n), mark: None };
+            let options = EngineOptions {
+                interface: "pm0".into(),
+                mtu: 1280,
+                port: PORT,
+                key: key(n),
+                disco: DiscoPrivate::from_seed([100 + n; 32]),
+                mark: None,
+            };
             *engine.lock().unwrap() = Some(Engine::start_with(options, offload).unwrap());
             ip(&format!("addr add 100.64.0.{n}/32 dev pm0"));
             ip(&format!("addr add fd7a:115c:a1e0::{n}/128 dev pm0 nodad"));

@@ -3,7 +3,7 @@
 use super::DaemonError;
 use super::surroundings::{self, Surroundings};
 use crate::coord::client::NetMap;
-use crate::ident::{NodePrivate, NodePublic};
+use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::{Assembly, Prefs, Situation, TUN_MTU, Traffic, assemble};
 use crate::sys::clock;
 use crate::sys::dial::BYPASS_MARK;
@@ -50,14 +50,15 @@ impl Effect {
         self.assembly.as_ref()
     }
 
-    /// Starts the engine with a key, unless it runs.
-    pub(super) fn start(&mut self, key: &NodePrivate) -> Result<(), DaemonError> {
+    /// Starts the engine with these keys, unless it runs.
+    pub(super) fn start(&mut self, key: &NodePrivate, disco: &DiscoPrivate) -> Result<(), DaemonError> {
         if self.engine.is_none() {
             let options = EngineOptions {
                 interface: self.interface.clone(),
                 mtu: TUN_MTU,
                 port: self.port,
                 key: key.clone(),
+                disco: disco.clone(),
                 mark: Some(BYPASS_MARK),
             };
             self.engine = Some(Engine::start(options).map_err(DaemonError::Engine)?);

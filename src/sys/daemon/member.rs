@@ -12,7 +12,7 @@ use super::session::Session;
 use super::state::Store;
 use super::{DaemonError, Options, guest, surroundings};
 use crate::coord::client::NetMap;
-use crate::ident::{DiscoPublic, NodePrivate};
+use crate::ident::{DiscoPrivate, NodePrivate};
 use crate::node::{Machine, Prefs, PrefsChange, Progress, Status, endpoints, hostinfo, status};
 use crate::settings::DEFAULT_PORT;
 use crate::sys::control::{self, Event, Report};
@@ -27,7 +27,7 @@ const LOGOUT_LIMIT: Duration = Duration::from_secs(15);
 /// The node.
 pub(super) struct Member {
     options: Options,
-    disco: DiscoPublic,
+    disco: DiscoPrivate,
     machine: Machine,
     membership: Membership,
     map: KeptMap,
@@ -43,7 +43,7 @@ impl Member {
         let (membership, port) = Membership::load(store.clone(), options.guest_config.as_deref())?;
         let port = options.port.or(port).unwrap_or(DEFAULT_PORT);
         let mut member = Self {
-            disco: entropy::disco_key().map_err(DaemonError::Entropy)?.public(),
+            disco: entropy::disco_key().map_err(DaemonError::Entropy)?,
             machine: surroundings::machine(),
             map: KeptMap::load(store, membership.state()),
             effect: Effect::new(&options.interface, port).await?,
@@ -74,7 +74,7 @@ impl Member {
     }
 
     fn start_engine(&mut self) -> Result<(), DaemonError> {
-        self.effect.start(&self.membership.state().node)?;
+        self.effect.start(&self.membership.state().node, &self.disco)?;
         self.progress.port = self.effect.port();
         Ok(())
     }
@@ -85,7 +85,7 @@ impl Member {
         self.progress.auth_url.clear();
         self.progress.trouble.clear();
         self.progress.online = false;
-        self.session.start(self.membership.identity(self.disco), self.report());
+        self.session.start(self.membership.identity(self.disco.public()), self.report());
     }
 
     fn report(&self) -> Report {
@@ -274,7 +274,7 @@ impl Member {
     async fn log_out(&mut self) -> Result<Option<String>, String> {
         let mut untold = None;
         if self.membership.state().registered {
-            let (identity, report) = (self.membership.identity(self.disco), self.report());
+            let (identity, report) = (self.membership.identity(self.disco.public()), self.report());
             let told = tokio::time::timeout(LOGOUT_LIMIT, control::log_out(&identity, &report)).await;
             let told = told.unwrap_or_else(|_| Err(format!("no answer within {} s", LOGOUT_LIMIT.as_secs())));
             untold = told.err().map(|error| format!("the coordinator could not be told, remove the node there: {error}"));

@@ -30,7 +30,7 @@ use socket::Socket;
 use table::{Registry, Table};
 
 use super::offload::Tun;
-use crate::ident::{NodePrivate, NodePublic};
+use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::PeerConfig;
 use crate::time::{Time, Wall};
 use crate::tunnel::{Gate, Strangers};
@@ -46,6 +46,8 @@ pub struct EngineOptions {
     pub port: u16,
     /// The node's WireGuard key.
     pub key: NodePrivate,
+    /// The key of this run's path probes.
+    pub disco: DiscoPrivate,
     /// The firewall mark of the engine's own datagrams, which keeps them out of the mesh's routes.
     pub mark: Option<u32>,
 }

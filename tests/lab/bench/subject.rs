@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use pvemesh::ident::{NodeId, NodePrivate};
+use pvemesh::ident::{DiscoPrivate, NodeId, NodePrivate};
 use pvemesh::node::PeerConfig;
 use pvemesh::sys::engine::Engine;
 
@@ -56,6 +56,10 @@ fn key(n: u8) -> NodePrivate {
     NodePrivate::from_seed([n; 32])
 }
 
+fn disco(n: u8) -> DiscoPrivate {
+    DiscoPrivate::from_seed([100 + n; 32])
+}
+
 /// `pvemesh-lab engine`: a packet engine in this network namespace, with one peer, until killed.
 #[derive(Debug, Clone, clap::Args)]
 pub struct EngineOptions {
@@ -71,6 +75,7 @@ pub fn engine(options: &EngineOptions) -> Done {
         mtu: 1280,
         port: 41641,
         key: key(own),
+        disco: disco(own),
         mark: None,
     });
     let engine = engine.map_err(|e| e.to_string())?;
@@ -79,7 +84,7 @@ pub fn engine(options: &EngineOptions) -> Done {
     engine.set_peers(&[PeerConfig {
         id: NodeId(peer.into()),
         key: key(peer).public(),
-        disco: None,
+        disco: Some(disco(peer).public()),
         name: format!("end-{peer}"),
         allowed_ips: vec![format!("100.64.0.{peer}/32").parse().map_err(|_| "address")?],
         endpoints: vec![format!("192.0.2.{peer}:41641").parse().map_err(|_| "address")?],
