@@ -64,6 +64,7 @@ pub(super) async fn run(command: Keys, output: &Output) -> Result<(), Failure> {
                 tags: Vec::new(),
                 approve_routes: Vec::new(),
                 only_for: args.only_for,
+                address: None,
             };
             let made = admin.create_key(&wanted).await.map_err(|e| failure("make a join key", &e))?;
             let use_it = format!("join with it: pvemesh node up --login-server {} --auth-key-file FILE", known.url);

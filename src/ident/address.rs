@@ -56,6 +56,16 @@ impl AddressPlan {
         let v6 = Ipv6Addr::from(u128::from(self.v6.network()) | u128::from(slot));
         (!reserved && v6 != QUAD100_V6).then_some((v4, v6))
     }
+
+    /// The pair that a given IPv4 address belongs to; `None` where it is outside the plan or reserved.
+    pub fn pair_of(&self, v4: Ipv4Addr) -> Option<(Ipv4Addr, Ipv6Addr)> {
+        u32::from(v4).checked_sub(u32::from(self.v4.network())).and_then(|slot| self.pair(slot))
+    }
+
+    /// The IPv4 range addresses are taken from.
+    pub fn range(&self) -> Ipv4Net {
+        self.v4
+    }
 }
 
 #[cfg(test)]
@@ -73,6 +83,15 @@ mod tests {
             assert_eq!(plan.pair(slot(address)), None, "{address}");
         }
         assert_eq!(plan.pair(u32::MAX), None);
+    }
+
+    #[test]
+    fn an_address_names_its_slot() {
+        let plan = AddressPlan::within("100.80.0.0/24".parse().unwrap()).unwrap();
+        assert_eq!(plan.pair_of(Ipv4Addr::new(100, 80, 0, 7)), plan.pair(7));
+        for outside in [[100, 79, 255, 255], [100, 80, 1, 1], [100, 80, 0, 0], [100, 80, 0, 255], [10, 0, 0, 1]] {
+            assert_eq!(plan.pair_of(Ipv4Addr::from(outside)), None, "{outside:?}");
+        }
     }
 
     #[test]

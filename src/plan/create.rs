@@ -318,6 +318,7 @@ impl Maker<'_> {
             tags: vec![format!("tag:{}", self.role.name())],
             approve_routes,
             only_for: Some(self.name.clone()),
+            address: None,
         };
         Some(Step::undone_by(format!("make a join key for {}", self.name), Action::MintKey(key), Undo::RevokeKey { id: None }))
     }

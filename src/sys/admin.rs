@@ -1,5 +1,6 @@
 //! Administering a coordinator: over its local socket, or from elsewhere through its control protocol with a machine key it trusts.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use serde_json::Value;
 use crate::ident::{MachinePrivate, MachinePublic, NodeId, NodeName, UserId};
 use crate::sys::dial::{ControlConnection, DialError, fetch_server_key};
 use crate::wire::admin::{
-    ADMIN_PREFIX, AdminFailure, Approve, ApproveRoutes, CoordinatorInfo, CreateKey, CreateUser, CreatedKey, KeyInfo, NodeInfo,
-    Registration, Rename, User,
+    ADMIN_PREFIX, AdminFailure, Approve, ApproveRoutes, CoordinatorInfo, CreateKey, CreateUser, CreatedKey, DnsSettings, Expire, KeyInfo,
+    MoveNode, NodeInfo, Registration, Rename, RenameUser, SetAddress, SetTags, User,
 };
 
 /// How long one request may take.
@@ -110,6 +111,14 @@ impl<W: Way + Sync> Admin<W> {
         self.post("users", &CreateUser { name: name.to_owned() }).await
     }
 
+    /// Gives a user another name.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn rename_user(&self, id: UserId, name: &str) -> Result<User, AdminError> {
+        self.post(&format!("users/{id}/name"), &RenameUser { name: name.to_owned() }).await
+    }
+
     /// Deletes a user without nodes, and its join keys.
     ///
     /// # Errors
@@ -174,12 +183,52 @@ impl<W: Way + Sync> Admin<W> {
         self.post(&format!("nodes/{id}/name"), &Rename { name: name.clone() }).await
     }
 
-    /// Ends the validity of a node's key now.
+    /// Sets when a node's key expires.
     ///
     /// # Errors
     /// See [`AdminError`].
-    pub async fn expire_node(&self, id: NodeId) -> Result<NodeInfo, AdminError> {
-        self.post(&format!("nodes/{id}/expire"), &serde_json::json!({})).await
+    pub async fn expire_node(&self, id: NodeId, when: Expire) -> Result<NodeInfo, AdminError> {
+        self.post(&format!("nodes/{id}/expire"), &when).await
+    }
+
+    /// Gives a node another address.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn set_address(&self, id: NodeId, address: Ipv4Addr) -> Result<NodeInfo, AdminError> {
+        self.post(&format!("nodes/{id}/address"), &SetAddress { address }).await
+    }
+
+    /// Replaces a node's tags.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn tag_node(&self, id: NodeId, tags: &[String]) -> Result<NodeInfo, AdminError> {
+        self.post(&format!("nodes/{id}/tags"), &SetTags { tags: tags.to_vec() }).await
+    }
+
+    /// Gives a node to another user.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn move_node(&self, id: NodeId, user: &str) -> Result<NodeInfo, AdminError> {
+        self.post(&format!("nodes/{id}/user"), &MoveNode { user: user.to_owned() }).await
+    }
+
+    /// How names are resolved.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn dns(&self) -> Result<DnsSettings, AdminError> {
+        self.get("dns").await
+    }
+
+    /// Replaces how names are resolved.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn set_dns(&self, dns: &DnsSettings) -> Result<DnsSettings, AdminError> {
+        self.post("dns", dns).await
     }
 
     /// The nodes that wait for approval.

@@ -14,14 +14,15 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, params};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use crate::coord::server::{Counters, Snapshot, Write};
+use crate::coord::server::{Snapshot, Write};
 
 /// The statements that lead from one version of the database to the next. Only ever appended to.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE counters (id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL) STRICT;
     CREATE TABLE users (
         id INTEGER PRIMARY KEY, record TEXT NOT NULL,
@@ -37,7 +38,12 @@ const MIGRATIONS: [&str; 1] = ["
         machine TEXT GENERATED ALWAYS AS (record ->> '$.machine') VIRTUAL,
         v4 TEXT GENERATED ALWAYS AS (record ->> '$.v4') VIRTUAL
     ) STRICT;
-"];
+    ",
+    "
+    CREATE TABLE dns (id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL) STRICT;
+    CREATE TABLE policy (id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL) STRICT;
+    ",
+];
 
 /// How long a failed write waits before it is tried again without a new one coming.
 const RETRY: Duration = Duration::from_secs(5);
@@ -185,16 +191,12 @@ fn prepare(connection: &mut Connection, path: &Path, sqlite: &impl Fn(rusqlite::
 }
 
 fn read_all(connection: &Connection, path: &Path, sqlite: &impl Fn(rusqlite::Error) -> StoreError) -> Result<Snapshot, StoreError> {
-    let counters: Option<String> = connection.query_row("SELECT record FROM counters", [], |row| row.get(0)).optional().map_err(sqlite)?;
-    let counters = match counters {
-        Some(text) => serde_json::from_str(&text).map_err(|source| corrupt(path, "counters", 1, source))?,
-        None => Counters::default(),
-    };
     Ok(Snapshot {
         users: read_table(connection, path, "users", sqlite)?,
         keys: read_table(connection, path, "join_keys", sqlite)?,
         nodes: read_table(connection, path, "nodes", sqlite)?,
-        counters,
+        counters: read_table(connection, path, "counters", sqlite)?.pop().unwrap_or_default(),
+        dns: read_table(connection, path, "dns", sqlite)?.pop().unwrap_or_default(),
     })
 }
 
@@ -231,6 +233,7 @@ impl Row {
         let row = |table, id, record| Self { table, id, record };
         match write {
             Write::Counters(counters) => row("counters", 1, Some(serde_json::to_string(counters))),
+            Write::Dns(dns) => row("dns", 1, Some(serde_json::to_string(dns))),
             Write::Key(key) => row("join_keys", key.id, Some(serde_json::to_string(key))),
             Write::Node(node) => row("nodes", node.id.0, Some(serde_json::to_string(node))),
             Write::RemoveKey(id) => row("join_keys", *id, None),

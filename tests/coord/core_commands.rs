@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pvemesh::coord::server::{CommandError, LoadError, Server};
 use pvemesh::ident::{NodeId, UserId};
+use pvemesh::wire::admin::Expire;
 
 use crate::world::*;
 
@@ -57,7 +58,7 @@ fn commands_on_what_does_not_exist_say_so() {
     let errors = [
         world.server.delete_node(at, id).unwrap_err(),
         world.server.approve_routes(at, id, &[]).unwrap_err(),
-        world.server.expire_node(at, id).unwrap_err(),
+        world.server.expire_node(at, id, Expire::default()).unwrap_err(),
         world.server.rename(at, id, &"x".parse().unwrap()).unwrap_err(),
     ];
     for error in errors {

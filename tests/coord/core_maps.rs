@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pvemesh::coord::server::{Event, MAX_PENDING, MapAnswer, MapRefusal, OFFLINE_GRACE};
+use pvemesh::coord::server::{Event, MAX_PENDING, MapAnswer, MapRefusal, OFFLINE_GRACE, STREAM_TURN};
+use pvemesh::wire::admin::Expire;
 use pvemesh::wire::control::{DerpMap, Hostinfo, MapRequest, Service, json};
 
 use crate::world::*;
@@ -221,9 +222,9 @@ fn online_is_told_at_once_and_offline_after_a_grace() {
     assert_eq!(told.peers_changed_patch[0].online, Some(true));
     world.hang_up(beta);
     let left = world.at.wall;
-    world.pass(OFFLINE_GRACE - Duration::from_secs(1));
+    world.pass(OFFLINE_GRACE - Duration::from_millis(100));
     assert!(world.take(session).is_none(), "a reconnect within the grace is nobody's business");
-    world.pass(Duration::from_secs(2));
+    world.pass(Duration::from_millis(100));
     let told = world.take(session).unwrap();
     let [patch] = told.peers_changed_patch.as_slice() else { panic!("{told:?}") };
     assert_eq!((patch.online, patch.last_seen, patch.disco_key), (Some(false), Some(left), None));
@@ -255,6 +256,7 @@ fn a_dying_old_stream_does_not_take_the_new_one_offline() {
     let viewer = world.settled(2);
     let old = world.settled(1);
     world.take(viewer);
+    world.pass(STREAM_TURN);
     let new = world.stream(1);
     assert!(world.ended(old), "the newest stream wins");
     world.take(new).unwrap();
@@ -264,7 +266,7 @@ fn a_dying_old_stream_does_not_take_the_new_one_offline() {
     assert!(world.take(viewer).is_none(), "nothing happened that anyone has to know");
     // The same the other way round: the old one dies before the new one is opened.
     world.hang_up(new);
-    world.pass(Duration::from_secs(5));
+    world.pass(OFFLINE_GRACE / 2);
     let newest = world.settled(1);
     world.hang_up(new);
     world.pass(Duration::from_secs(120));
@@ -298,7 +300,7 @@ fn an_expired_node_sees_itself_only_and_its_peers_are_told() {
     world.join(2, "beta");
     let (own, viewer) = (world.settled(1), world.settled(2));
     world.take(own);
-    world.server.expire_node(world.at, node.id).unwrap();
+    world.server.expire_node(world.at, node.id, Expire::default()).unwrap();
     let told = world.take(own).unwrap();
     assert!(told.node.unwrap().expired && !world.ended(own), "the stream stays open");
     assert!(world.take(viewer).unwrap().peers_changed[0].key_expiry.unwrap() <= world.at.wall);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pvemesh::coord::server::{Event, KEY_LIFE, OFFLINE_GRACE, Registered, TAGGED_USER};
 use pvemesh::ident::UserId;
 use pvemesh::time::Wall;
-use pvemesh::wire::admin::CreateKey;
+use pvemesh::wire::admin::{CreateKey, Expire};
 
 use crate::world::*;
 
@@ -105,7 +105,8 @@ fn a_new_node_key_of_a_known_machine_replaces_the_old_one_in_place() {
     assert_eq!((after.id, &after.name, &after.addresses), (before.id, &before.name, &before.addresses));
     assert!(world.ended(session), "the stream of the old key has to end");
     let told = world.take(viewer).unwrap();
-    assert_eq!(told.peers_changed.iter().map(|peer| (peer.id, peer.key)).collect::<Vec<_>>(), [(before.id, node_key(2))]);
+    let [patch] = told.peers_changed_patch.as_slice() else { panic!("{told:?}") };
+    assert_eq!((patch.node_id, patch.key), (before.id, Some(node_key(2))));
     assert!(world.map(1, &lite(1)).is_err(), "the old key is no longer one of a node");
 }
 
@@ -137,7 +138,7 @@ fn trap_19_a_past_expiry_is_a_logout_even_with_a_valid_key_beside_it() {
 fn trap_19_an_expired_key_is_told_so_and_a_fresh_one_never() {
     let mut world = World::new();
     let before = world.join(1, "alpha");
-    world.server.expire_node(world.at, before.id).unwrap();
+    world.server.expire_node(world.at, before.id, Expire::default()).unwrap();
     assert!(world.register(1, &registration(1, None, "alpha")).node_key_expired);
     let fresh = world.register(1, &registration(2, None, "alpha"));
     assert!(!fresh.node_key_expired && fresh.error.is_empty());
@@ -186,7 +187,7 @@ fn tagged_nodes_do_not_expire_and_show_no_owner() {
     let key = world.key(tagged);
     let mut claim = registration(2, Some(&key), "beta");
     claim.hostinfo.as_mut().unwrap().request_tags = vec!["tag:admin".to_owned()];
-    assert!(world.register(2, &claim).error.contains("does not give the tag tag:admin"));
+    assert!(world.register(2, &claim).error.contains("the tag tag:admin is not this node's to claim"));
 }
 
 #[test]

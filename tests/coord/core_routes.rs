@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pvemesh::coord::server::{OFFLINE_GRACE, SessionId};
+use pvemesh::coord::server::{OFFLINE_GRACE, ROUTE_GRACE, SessionId};
+use pvemesh::wire::admin::Expire;
 use pvemesh::wire::control::MapResponse;
 
 use crate::world::*;
@@ -91,7 +92,11 @@ fn trap_23_a_prefix_has_one_carrier_and_a_handover_is_one_message() {
     world.pass(OFFLINE_GRACE + Duration::from_secs(1));
     assert_eq!(told(&mut world, again), [(ids[0], vec![LAN.to_owned()]), (ids[1], vec![])], "both sides in one message");
     world.hang_up(first);
-    world.pass(OFFLINE_GRACE + Duration::from_secs(1));
+    world.pass(ROUTE_GRACE - Duration::from_secs(1));
+    let told_meanwhile = world.take(again).unwrap();
+    assert!(told_meanwhile.peers_changed.is_empty(), "with nobody to take over, the carrier keeps the prefix for a while");
+    assert_eq!(told_meanwhile.peers_changed_patch[0].online, Some(false));
+    world.pass(Duration::from_secs(1));
     assert_eq!(told(&mut world, again), [(ids[0], vec![])], "nobody is there");
 }
 
@@ -110,7 +115,7 @@ fn deleting_or_expiring_a_carrier_hands_its_routes_over() {
     world.server.delete_node(world.at, ids[0]).unwrap();
     let change = world.take(viewer).unwrap();
     assert_eq!((change.peers_removed.clone(), routed(&change)), (vec![ids[0]], vec![(ids[1].0, vec![LAN.to_owned()])]));
-    world.server.expire_node(world.at, ids[1]).unwrap();
+    world.server.expire_node(world.at, ids[1], Expire::default()).unwrap();
     assert_eq!(told(&mut world, viewer), [(ids[1].0, vec![]), (ids[2].0, vec![LAN.to_owned()])]);
 }
 

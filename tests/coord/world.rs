@@ -6,9 +6,9 @@ use ipnet::IpNet;
 use pvemesh::coord::server::{
     Event, MapAnswer, MapRefusal, Moment, Next, NodeRecord, Registered, Server, SessionId, Settings, Snapshot, Write,
 };
-use pvemesh::ident::{AddressPlan, DiscoPrivate, DiscoPublic, MachinePrivate, MachinePublic, NodePrivate, NodePublic, Secret};
+use pvemesh::ident::{DiscoPrivate, DiscoPublic, MachinePrivate, MachinePublic, NodePrivate, NodePublic, Secret};
 use pvemesh::time::{Time, Wall};
-use pvemesh::wire::admin::{CreateKey, NodeInfo};
+use pvemesh::wire::admin::{CreateKey, DnsSettings, NodeInfo};
 use pvemesh::wire::control::{Hostinfo, MapRequest, MapResponse, NetInfo, RegisterAuth, RegisterRequest, RegisterResponse, json};
 
 pub fn machine(n: u8) -> MachinePublic {
@@ -56,6 +56,7 @@ pub fn key_wanted() -> CreateKey {
         tags: Vec::new(),
         approve_routes: Vec::new(),
         only_for: None,
+        address: None,
     }
 }
 
@@ -67,12 +68,7 @@ pub struct World {
 }
 
 pub fn settings() -> Settings {
-    Settings {
-        url: "https://coord.example.test".to_owned(),
-        base_domain: "mesh.test".to_owned(),
-        plan: AddressPlan::default(),
-        derp_map: None,
-    }
+    Settings::new("https://coord.example.test", "mesh.test")
 }
 
 impl World {
@@ -97,6 +93,7 @@ impl World {
         let stored = &mut self.stored;
         match write {
             Write::Counters(counters) => stored.counters = *counters,
+            Write::Dns(dns) => stored.dns = DnsSettings::clone(dns),
             Write::Key(key) => {
                 stored.keys.retain(|k| k.id != key.id);
                 stored.keys.push(key.clone());

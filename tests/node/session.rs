@@ -70,6 +70,7 @@ impl Home {
             tags: vec![],
             approve_routes: vec![],
             only_for: None,
+            address: None,
         };
         self.admin().create_key(&wanted).await.unwrap().key.expose().to_owned()
     }

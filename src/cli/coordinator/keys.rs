@@ -1,13 +1,14 @@
 //! `pvemesh coordinator keys`.
 
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::Place;
 use super::table::{Table, joined, moment};
+use super::{Place, span};
 use crate::cli::{Failure, Output};
 use crate::ident::NodeName;
 use crate::wire::admin::{CreateKey, CreatedKey, KeyInfo};
@@ -41,7 +42,7 @@ pub(crate) struct Create {
     #[arg(long)]
     ephemeral: bool,
     /// How long it works: a number with s, m, h or d.
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = span::seconds)]
     expires: u64,
     /// A tag for the nodes that join with it, such as tag:server; may be repeated. Tagged nodes' keys do not expire.
     #[arg(long = "tag", value_name = "TAG")]
@@ -55,6 +56,9 @@ pub(crate) struct Create {
     /// The only host name it works for.
     #[arg(long, value_name = "NAME")]
     only_for: Option<NodeName>,
+    /// The IPv4 address its node gets, such as 100.64.0.50; kept free until the key can no longer be used.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "reusable")]
+    address: Option<Ipv4Addr>,
     /// Write the key to this file (mode 0600) instead of showing it.
     #[arg(long, value_name = "FILE")]
     output_file: Option<PathBuf>,
@@ -89,6 +93,7 @@ fn make(create: &Create, output: &Output) -> Result<(), Failure> {
         tags: create.tags.clone(),
         approve_routes: create.approve_routes.iter().copied().chain(exit).collect(),
         only_for: create.only_for.clone(),
+        address: create.address,
     };
     // Opened first: a key that cannot be handed over would lie around unused.
     let file = create.output_file.as_deref().map(open).transpose()?;
@@ -136,6 +141,9 @@ fn listed(keys: &[KeyInfo]) -> Table {
         if let Some(name) = &key.only_for {
             kind.push_str(&format!(",only for {name}"));
         }
+        if let Some(address) = key.address {
+            kind.push_str(&format!(",gives {address}"));
+        }
         let state = match (key.revoked, key.used) {
             (true, _) => "revoked",
             (false, true) => "used",
@@ -153,31 +161,4 @@ fn listed(keys: &[KeyInfo]) -> Table {
         ]);
     }
     table
-}
-
-/// Reads a time such as `90s`, `30m`, `1h` or `7d`.
-fn seconds(text: &str) -> Result<u64, String> {
-    let unit = |unit: char| match unit {
-        's' => Some(1),
-        'm' => Some(60),
-        'h' => Some(3600),
-        'd' => Some(24 * 3600),
-        _ => None,
-    };
-    let split = text.chars().next_back().and_then(unit).and_then(|unit| Some((text.get(..text.len() - 1)?, unit)));
-    let seconds: Option<u64> = split.and_then(|(number, unit)| number.parse::<u64>().ok()?.checked_mul(unit));
-    seconds.filter(|seconds| *seconds > 0).ok_or_else(|| "write a number with s, m, h or d, such as 1h".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_a_number_and_a_unit() {
-        assert_eq!((seconds("90s"), seconds("1h"), seconds("7d")), (Ok(90), Ok(3600), Ok(604_800)));
-        for wrong in ["", "h", "0h", "1", "1w", "-1h", "1é", "99999999999999999999d"] {
-            assert!(seconds(wrong).is_err(), "{wrong}");
-        }
-    }
 }

@@ -1,8 +1,11 @@
 //! `pvemesh coordinator`: running one, and administering the one on this machine.
 
+mod dns;
 mod keys;
 mod nodes;
+mod routes;
 mod serve;
+mod span;
 mod table;
 mod users;
 
@@ -30,7 +33,10 @@ pub(in crate::cli) enum Coordinator {
     Nodes(nodes::Nodes),
     /// Routes that nodes offer to carry.
     #[command(subcommand)]
-    Routes(nodes::Routes),
+    Routes(routes::Routes),
+    /// Names: how they are resolved on all nodes.
+    #[command(subcommand)]
+    Dns(dns::Dns),
 }
 
 /// Where the coordinator to be administered is.
@@ -49,7 +55,8 @@ pub(in crate::cli) fn run(command: Coordinator, output: &Output) -> Result<(), F
         Coordinator::Users(users) => users::run(users, output),
         Coordinator::Keys(keys) => keys::run(keys, output),
         Coordinator::Nodes(nodes) => nodes::run(nodes, output),
-        Coordinator::Routes(routes) => nodes::run_routes(routes, output),
+        Coordinator::Routes(routes) => routes::run(routes, output),
+        Coordinator::Dns(dns) => dns::run(dns, output),
     }
 }
 

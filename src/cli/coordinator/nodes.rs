@@ -1,15 +1,16 @@
-//! `pvemesh coordinator nodes` and `routes`.
+//! `pvemesh coordinator nodes`.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-
+use super::span::{self, Expiry};
 use super::table::{Table, joined, moment};
 use super::{Place, failure};
 use crate::cli::{Exit, Failure, Output};
 use crate::ident::NodeName;
 use crate::sys::admin::LocalAdmin;
-use crate::wire::admin::{NodeInfo, Registration};
+use crate::time::Wall;
+use crate::wire::admin::{Expire, NodeInfo, Registration};
 
 /// Nodes of the mesh.
 #[derive(Debug, clap::Subcommand)]
@@ -32,10 +33,58 @@ pub(crate) enum Nodes {
         #[command(flatten)]
         place: Place,
     },
-    /// End the validity of a node's key now: its user has to log in again.
+    /// Show everything about a node.
+    Show {
+        /// Name or number of the node.
+        node: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// End the validity of a node's key, now or later: its user has to log in again then.
     Expire {
         /// Name or number of the node.
         node: String,
+        /// When: a span from now (180d), a time (2027-01-31T12:00:00Z), or never, which a later login does not change.
+        #[arg(long, value_name = "WHEN", value_parser = span::expiry)]
+        expiry: Option<Expiry>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Give a node another IPv4 address; its IPv6 address follows.
+    SetAddress {
+        /// Name or number of the node.
+        node: String,
+        /// A free one of 100.64.0.0/10.
+        address: Ipv4Addr,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Tag a node. It then acts as its tags instead of its user, and its key does not expire.
+    Tag {
+        /// Name or number of the node.
+        node: String,
+        /// Tags such as tag:server, in addition to those it has.
+        #[arg(value_name = "TAG", required = true)]
+        tags: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Take tags off a node; without the last one it is its user's again.
+    Untag {
+        /// Name or number of the node.
+        node: String,
+        /// Tags; none named means all.
+        #[arg(value_name = "TAG")]
+        tags: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Give a node to another user.
+    Move {
+        /// Name or number of the node.
+        node: String,
+        /// Login name of an existing user.
+        user: String,
         #[command(flatten)]
         place: Place,
     },
@@ -46,29 +95,6 @@ pub(crate) enum Nodes {
         /// Whose node it becomes; the user is made if it does not exist.
         #[arg(long)]
         user: String,
-        #[command(flatten)]
-        place: Place,
-    },
-}
-
-/// Routes that nodes offer to carry.
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum Routes {
-    /// List the routes that are offered or approved.
-    List(Place),
-    /// Let a node carry routes, in addition to those it may carry already.
-    Approve {
-        /// Name or number of the node.
-        node: String,
-        /// Networks.
-        #[arg(value_name = "NET")]
-        routes: Vec<IpNet>,
-        /// Let it be an exit node.
-        #[arg(long)]
-        exit_node: bool,
-        /// These and no others: what was approved before and is not named loses its approval.
-        #[arg(long)]
-        replace: bool,
         #[command(flatten)]
         place: Place,
     },
@@ -87,46 +113,60 @@ pub(super) fn run(command: Nodes, output: &Output) -> Result<(), Failure> {
             output.result(&node, format!("node {} is now {}", node.id, node.fqdn));
             Ok(())
         }
-        Nodes::Expire { node, place } => {
-            let node = on_node(&place, "expire the node's key", &node, async |admin, node| admin.expire_node(node.id).await)?;
-            output.result(&node, format!("node {} has to log in again", node.name));
+        Nodes::Show { node, place } => {
+            let node = on_node(&place, "look up the node", &node, async |_, node| Ok(node))?;
+            output.result(&node, described(&node));
+            Ok(())
+        }
+        Nodes::Expire { node, expiry, place } => {
+            let when = match expiry {
+                None => Expire::default(),
+                Some(Expiry::Never) => Expire { never: true, in_secs: None },
+                Some(Expiry::After(seconds)) => Expire { never: false, in_secs: Some(seconds) },
+                Some(Expiry::At(time)) => Expire {
+                    never: false,
+                    in_secs: u64::try_from(time.as_second() - Wall::now().as_second()).ok().filter(|left| *left > 0),
+                },
+            };
+            let node =
+                on_node(&place, "set when the node's key expires", &node, async |admin, node| admin.expire_node(node.id, when).await)?;
+            let text = match node.key_expiry {
+                None => format!("the key of node {} does not expire", node.name),
+                Some(_) if when.in_secs.is_none() => format!("node {} has to log in again", node.name),
+                Some(expiry) => format!("the key of node {} expires at {}", node.name, moment(expiry)),
+            };
+            output.result(&node, text);
+            Ok(())
+        }
+        Nodes::SetAddress { node, address, place } => {
+            let node = on_node(&place, "set the node's address", &node, async |admin, node| admin.set_address(node.id, address).await)?;
+            output.result(&node, format!("node {} has {}", node.name, joined(&node.addresses)));
+            Ok(())
+        }
+        Nodes::Tag { node, tags, place } => {
+            let node = on_node(&place, "tag the node", &node, async |admin, node| {
+                let all: BTreeSet<String> = node.tags.into_iter().chain(tags).collect();
+                admin.tag_node(node.id, &all.into_iter().collect::<Vec<_>>()).await
+            })?;
+            tagged(&node, output);
+            Ok(())
+        }
+        Nodes::Untag { node, tags, place } => {
+            let node = on_node(&place, "untag the node", &node, async |admin, node| {
+                let left: Vec<String> = node.tags.into_iter().filter(|tag| !tags.is_empty() && !tags.contains(tag)).collect();
+                admin.tag_node(node.id, &left).await
+            })?;
+            tagged(&node, output);
+            Ok(())
+        }
+        Nodes::Move { node, user, place } => {
+            let node = on_node(&place, "move the node", &node, async |admin, node| admin.move_node(node.id, &user).await)?;
+            output.result(&node, format!("node {} belongs to {}", node.name, node.user));
             Ok(())
         }
         Nodes::Register { id, user, place } => {
             let node = place.ask("let the node in", async |admin| admin.approve(&id, &user).await)?;
             output.result(&node, format!("{} is in, as {}", node.fqdn, joined(&node.addresses)));
-            Ok(())
-        }
-    }
-}
-
-pub(super) fn run_routes(command: Routes, output: &Output) -> Result<(), Failure> {
-    match command {
-        Routes::List(place) => {
-            let nodes = place.ask("list the routes", async |admin| admin.nodes().await)?;
-            let rows: Vec<Route> = nodes.iter().flat_map(routes_of).collect();
-            let mut table = Table::new(&["NODE", "NAME", "ROUTE", "OFFERED", "APPROVED"], "no node offers routes");
-            for row in &rows {
-                let word = |yes| if yes { "yes" } else { "no" }.to_owned();
-                table.row([row.node.to_string(), row.name.clone(), row.route.to_string(), word(row.offered), word(row.approved)]);
-            }
-            output.result(&rows, table);
-            Ok(())
-        }
-        Routes::Approve { node, routes, exit_node, replace, place } => {
-            const TRIED: &str = "approve routes";
-            if routes.is_empty() && !exit_node && !replace {
-                let next = "name networks, or --exit-node; --replace alone withdraws all approvals";
-                return Err(Failure::new(TRIED, "no routes are named", next).exit(Exit::Usage));
-            }
-            let exit = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
-            let named: Vec<IpNet> = routes.into_iter().chain(exit.into_iter().filter(|_| exit_node)).collect();
-            let node = on_node(&place, TRIED, &node, async |admin, node| {
-                let before = if replace { Vec::new() } else { node.approved_routes };
-                let all: BTreeSet<IpNet> = before.into_iter().chain(named).collect();
-                admin.approve_routes(node.id, &all.into_iter().collect::<Vec<_>>()).await
-            })?;
-            output.result(&node, format!("node {} may carry {}", node.name, joined(&node.approved_routes)));
             Ok(())
         }
     }
@@ -154,8 +194,9 @@ fn list(place: &Place, output: &Output) -> Result<(), Failure> {
     }
     let mut text = table.to_string();
     for one in &waiting {
+        let claims = if one.tags.is_empty() { String::new() } else { format!(", wants {}", joined(&one.tags)) };
         text.push_str(&format!(
-            "\nwaiting since {}: {} ({}): pvemesh coordinator nodes register {} --user NAME",
+            "\nwaiting since {}: {} ({}{claims}): pvemesh coordinator nodes register {} --user NAME",
             moment(one.asked),
             one.hostname,
             one.os,
@@ -167,7 +208,7 @@ fn list(place: &Place, output: &Output) -> Result<(), Failure> {
 }
 
 fn state(node: &NodeInfo) -> String {
-    let expired = node.key_expiry.is_some_and(|expiry| expiry <= crate::time::Wall::now());
+    let expired = node.key_expiry.is_some_and(|expiry| expiry <= Wall::now());
     match (expired, node.online, node.last_seen) {
         (true, ..) => "expired".to_owned(),
         (false, true, _) => "online".to_owned(),
@@ -176,30 +217,44 @@ fn state(node: &NodeInfo) -> String {
     }
 }
 
-#[derive(serde::Serialize)]
-struct Route {
-    node: crate::ident::NodeId,
-    name: String,
-    route: IpNet,
-    offered: bool,
-    approved: bool,
+fn tagged(node: &NodeInfo, output: &Output) {
+    let text = match node.tags.as_slice() {
+        [] => format!("node {} has no tags and acts as {}", node.name, node.user),
+        tags => format!("node {} has {}", node.name, joined(tags)),
+    };
+    output.result(node, text);
 }
 
-fn routes_of(node: &NodeInfo) -> Vec<Route> {
-    let all: BTreeSet<IpNet> = node.advertised_routes.iter().chain(&node.approved_routes).copied().collect();
-    all.into_iter()
-        .map(|route| Route {
-            node: node.id,
-            name: node.name.to_string(),
-            route,
-            offered: node.advertised_routes.contains(&route),
-            approved: node.approved_routes.contains(&route),
-        })
-        .collect()
+/// Everything about a node, a line each.
+fn described(node: &NodeInfo) -> String {
+    let expiry = node.key_expiry.map_or_else(|| "never".to_owned(), moment);
+    let relay = if node.home_relay == 0 { "-".to_owned() } else { node.home_relay.to_string() };
+    let carried = node.advertised_routes.iter().filter(|route| node.approved_routes.contains(route));
+    [
+        ("id", node.id.to_string()),
+        ("name", node.fqdn.clone()),
+        ("addresses", joined(&node.addresses)),
+        ("user", node.user.clone()),
+        ("tags", joined(&node.tags)),
+        ("state", state(node)),
+        ("key expires", expiry),
+        ("ephemeral", if node.ephemeral { "yes" } else { "no" }.to_owned()),
+        ("routes offered", joined(&node.advertised_routes)),
+        ("routes approved", joined(&node.approved_routes)),
+        ("routes carried", joined(carried)),
+        ("endpoints", joined(&node.endpoints)),
+        ("home relay", relay),
+        ("system", format!("{} {}", node.os, node.client).trim().to_owned()),
+        ("joined", node.created.map_or_else(|| "-".to_owned(), moment)),
+        ("node key", node.key.to_string()),
+        ("machine key", node.machine_key.to_string()),
+    ]
+    .map(|(what, value)| format!("{what:<16} {value}"))
+    .join("\n")
 }
 
 /// Finds a node by name or number and does something with it.
-fn on_node<T>(
+pub(super) fn on_node<T>(
     place: &Place,
     tried: &str,
     which: &str,

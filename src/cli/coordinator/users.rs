@@ -3,6 +3,8 @@
 use super::table::{Table, moment};
 use super::{Place, failure};
 use crate::cli::{Exit, Failure, Output};
+use crate::sys::admin::{AdminError, LocalAdmin};
+use crate::wire::admin::User;
 
 /// Users: whoever owns nodes.
 #[derive(Debug, clap::Subcommand)]
@@ -12,6 +14,15 @@ pub(crate) enum Users {
     /// Make a user.
     Create {
         /// Login name.
+        name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Give a user another login name. Its nodes stay its own.
+    Rename {
+        /// Login name or number.
+        user: String,
+        /// The new login name.
         name: String,
         #[command(flatten)]
         place: Place,
@@ -39,20 +50,31 @@ pub(super) fn run(command: Users, output: &Output) -> Result<(), Failure> {
             let user = place.ask("make the user", async |admin| admin.create_user(&name).await)?;
             output.result(&user, format!("user {} is number {}", user.name, user.id));
         }
+        Users::Rename { user, name, place } => {
+            let renamed = on_user(&place, "rename the user", &user, async |admin, user| admin.rename_user(user.id, &name).await)?;
+            output.result(&renamed, format!("user {} is now {}", renamed.id, renamed.name));
+        }
         Users::Delete { user, place } => {
-            const TRIED: &str = "delete the user";
-            let found = place.run(TRIED, async |admin| {
-                let users = admin.users().await.map_err(|e| failure(TRIED, &e))?;
-                let found = users.into_iter().find(|known| known.name == user || known.id.to_string() == user);
-                let Some(found) = found else {
-                    let next = "see `pvemesh coordinator users list`";
-                    return Err(Failure::new(TRIED, format!("there is no user {user}"), next).exit(Exit::Conflict));
-                };
-                admin.delete_user(found.id).await.map_err(|e| failure(TRIED, &e))?;
-                Ok(found)
-            })?;
+            let found = on_user(&place, "delete the user", &user, async |admin, user| admin.delete_user(user.id).await.map(|()| user))?;
             output.result(&serde_json::json!({ "deleted": found.id }), format!("user {} is deleted", found.name));
         }
     }
     Ok(())
+}
+
+/// Finds a user by name or number and does something with it.
+fn on_user<T>(
+    place: &Place,
+    tried: &str,
+    which: &str,
+    act: impl AsyncFnOnce(&LocalAdmin, User) -> Result<T, AdminError>,
+) -> Result<T, Failure> {
+    place.run(tried, async |admin| {
+        let users = admin.users().await.map_err(|e| failure(tried, &e))?;
+        let Some(user) = users.into_iter().find(|known| known.name == which || known.id.to_string() == which) else {
+            let next = "see `pvemesh coordinator users list`";
+            return Err(Failure::new(tried, format!("there is no user {which}"), next).exit(Exit::Conflict));
+        };
+        act(admin, user).await.map_err(|e| failure(tried, &e))
+    })
 }

@@ -1,21 +1,17 @@
 //! What a stream is told, made from the state of the moment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use ipnet::IpNet;
-
-use super::session::{Change, Ending, Fields, Session, SessionId};
-use super::{Moment, NodeRecord, Server, TAGGED_USER, is_exit};
-use crate::ident::{NodeId, UserId};
+use super::describe::shown_user;
+use super::session::{Change, Ending, Fields, Parts, Session, SessionId};
+use super::{Moment, NodeRecord, Server};
+use crate::ident::NodeId;
 use crate::time::Wall;
-use crate::wire::control::{
-    Debug as ClientDebug, DnsConfig, FilterRule, MapResponse, NetPortRange, Node, PeerChange, PortRange, UserProfile,
-};
+use crate::wire::control::{Debug as ClientDebug, DerpMap, MapResponse, PeerChange};
 
 /// A message of the map stream. Peers are encoded once and shared by all streams they are sent to.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Message {
     head: MapResponse,
     peers: Vec<Arc<str>>,
@@ -23,6 +19,11 @@ pub struct Message {
 }
 
 impl Message {
+    /// A message without peers.
+    pub(super) fn of(head: MapResponse) -> Self {
+        Self { head, ..Self::default() }
+    }
+
     /// The JSON text.
     ///
     /// # Errors
@@ -64,13 +65,6 @@ pub enum Next {
     Message(Message),
 }
 
-/// The relation of a node to the routes it offers.
-struct Routes {
-    /// Everything that may be routed to it: its own addresses first.
-    allowed: Vec<IpNet>,
-    primary: Vec<IpNet>,
-}
-
 impl Server {
     /// What a stream is to send now.
     pub fn next_message(&mut self, session: SessionId, at: Moment) -> Next {
@@ -99,43 +93,51 @@ impl Server {
         if !open.ready() {
             return Next::Idle;
         }
-        let pending = std::mem::take(&mut open.peers);
+        let (pending, parts) = (std::mem::take(&mut open.peers), std::mem::take(&mut open.parts));
         let mut message = Message::default();
-        message.head.control_time = Some(at.wall);
-        if std::mem::take(&mut open.full) {
-            open.own = false;
+        let whole = std::mem::take(&mut open.full);
+        if whole {
             open.users.clear();
             self.fill_whole(&mut message, &node, expired, at.wall);
         } else {
-            if std::mem::take(&mut open.own) {
-                message.head.node = Some(self.own_node(&node, at.wall));
-            }
+            self.fill_parts(&mut message.head, parts, &node, at.wall);
             self.fill_changes(&mut message, &pending, at.wall);
         }
-        self.fill_users(&mut message.head, open, &node, pending.keys(), expired);
+        self.fill_users(&mut message.head, open, &node, pending.keys(), whole && !expired);
+        if message == Message::default() {
+            return Next::Idle;
+        }
+        message.head.control_time = Some(at.wall);
         Next::Message(message)
     }
 
-    /// The complete map: what the first message of a stream has to hold.
+    /// The complete map but for users: what the first message of a stream has to hold.
     fn fill_whole(&mut self, message: &mut Message, node: &NodeRecord, expired: bool, wall: Wall) {
-        let base = self.settings.base_domain.clone();
-        let any = PortRange { first: 0, last: u16::MAX };
-        let everything = FilterRule {
-            src_ips: vec!["*".to_owned()],
-            dst_ports: vec![NetPortRange { ip: "*".to_owned(), ports: any }],
-            ..FilterRule::default()
-        };
         let head = &mut message.head;
         head.derp_map.clone_from(&self.settings.derp_map);
-        head.dns_config = Some(DnsConfig { proxied: true, domains: vec![base.clone()], ..DnsConfig::default() });
-        head.domain = base;
+        head.dns_config = Some(self.dns_config());
+        head.domain.clone_from(&self.settings.base_domain);
         head.collect_services = Some(false);
-        head.packet_filters = BTreeMap::from([("base".to_owned(), Some(vec![everything]))]);
+        head.packet_filters = BTreeMap::from([("base".to_owned(), Some(self.filter_of(node).to_vec()))]);
         head.debug = Some(ClientDebug { disable_log_tail: true, ..ClientDebug::default() });
         head.node = Some(self.own_node(node, wall));
         if !expired {
             let others: Vec<NodeId> = self.registry.nodes().map(|peer| peer.id).filter(|id| *id != node.id).collect();
-            message.peers = others.into_iter().filter_map(|id| self.encoded(id, wall)).collect();
+            message.peers = others.into_iter().filter_map(|id| self.described(id, wall)).collect();
+        }
+    }
+
+    fn fill_parts(&self, head: &mut MapResponse, parts: Parts, node: &NodeRecord, wall: Wall) {
+        if parts.own {
+            head.node = Some(self.own_node(node, wall));
+        }
+        if parts.dns {
+            head.dns_config = Some(self.dns_config());
+        }
+        if parts.derp {
+            // No relays any more: an absent map would mean "unchanged".
+            let none = || DerpMap { regions: Some(BTreeMap::new()), ..DerpMap::default() };
+            head.derp_map = Some(self.settings.derp_map.clone().unwrap_or_else(none));
         }
     }
 
@@ -143,17 +145,17 @@ impl Server {
         for (id, change) in pending {
             match change {
                 Change::Removed => message.head.peers_removed.push(*id),
-                Change::Whole => message.changed.extend(self.encoded(*id, wall)),
-                Change::Fields(fields) => match self.patch(*id, *fields) {
+                Change::Whole => message.changed.extend(self.described(*id, wall)),
+                Change::Fields(fields) => match self.patch(*id, *fields, wall) {
                     Some(patch) => message.head.peers_changed_patch.push(patch),
-                    None => message.changed.extend(self.encoded(*id, wall)),
+                    None => message.changed.extend(self.described(*id, wall)),
                 },
             }
         }
     }
 
     /// The short form of a change; `None` where it has none.
-    fn patch(&self, id: NodeId, fields: Fields) -> Option<PeerChange> {
+    fn patch(&self, id: NodeId, fields: Fields, wall: Wall) -> Option<PeerChange> {
         let node = self.registry.node(id)?;
         let mut patch = PeerChange { node_id: id, ..PeerChange::default() };
         if fields.derp {
@@ -163,9 +165,14 @@ impl Server {
         if fields.disco {
             patch.disco_key = (!node.disco.is_zero()).then_some(node.disco);
         }
+        if fields.expiry {
+            // "Never" cannot be said in a patch, and "expired" is a field of its own.
+            patch.key_expiry = Some(node.key_expiry.filter(|expiry| *expiry > wall)?);
+        }
+        patch.key = fields.key.then_some(node.key);
         patch.endpoints = fields.endpoints.then(|| node.endpoints.clone());
         if fields.online {
-            let online = self.presence.get(&id).is_some_and(|presence| presence.online);
+            let online = self.presences.is_online(id);
             patch.online = Some(online);
             patch.last_seen = if online { None } else { node.last_seen };
         }
@@ -179,10 +186,11 @@ impl Server {
         open: &mut Session,
         node: &NodeRecord,
         changed: impl Iterator<Item = &'a NodeId>,
-        expired: bool,
+        everyone: bool,
     ) {
-        let mut users: BTreeSet<UserId> = BTreeSet::from([shown_user(node)]);
-        if open.users.is_empty() && !expired {
+        let mut users = std::mem::take(&mut open.renamed);
+        users.insert(shown_user(node));
+        if everyone {
             users.extend(self.registry.nodes().map(shown_user));
         } else {
             users.extend(changed.filter_map(|id| self.registry.node(*id)).map(shown_user));
@@ -190,88 +198,4 @@ impl Server {
         head.user_profiles = users.difference(&open.users).map(|id| self.profile(*id)).collect();
         open.users.extend(users);
     }
-
-    pub(super) fn profile(&self, id: UserId) -> UserProfile {
-        let name = self.registry.user(id).map_or("tagged-devices", |user| user.name.as_str());
-        UserProfile { id, login_name: self.login_name(name), display_name: name.to_owned(), ..UserProfile::default() }
-    }
-
-    /// The name in the form `user@domain`, which clients expect.
-    pub(super) fn login_name(&self, name: &str) -> String {
-        if name.contains('@') || name == "tagged-devices" { name.to_owned() } else { format!("{name}@{}", self.settings.base_domain) }
-    }
-
-    /// A node as its peers see it.
-    fn encoded(&mut self, id: NodeId, wall: Wall) -> Option<Arc<str>> {
-        if let Some(encoded) = self.encoded.get(&id) {
-            return Some(encoded.clone());
-        }
-        let node = self.registry.node(id)?;
-        let json: Arc<str> = serde_json::to_string(&self.wire_node(node, wall)).ok()?.into();
-        self.encoded.insert(id, json.clone());
-        Some(json)
-    }
-
-    fn own_node(&self, node: &NodeRecord, wall: Wall) -> Node {
-        let mut own = self.wire_node(node, wall);
-        own.cap_map = BTreeMap::from([("https://tailscale.com/cap/file-sharing".to_owned(), Vec::new())]);
-        own
-    }
-
-    /// The last message to a node that is removed: its key has expired, so that its user is asked to log in again instead of the client
-    /// retrying for ever.
-    pub(super) fn farewell(&self, id: NodeId, wall: Wall) -> Option<Arc<Message>> {
-        let node = self.registry.node(id)?;
-        let mut own = self.own_node(node, wall);
-        own.key_expiry = Some(wall.checked_sub(Duration::from_secs(3600)).unwrap_or(wall));
-        own.expired = true;
-        let head = MapResponse { node: Some(own), control_time: Some(wall), ..MapResponse::default() };
-        Some(Arc::new(Message { head, ..Message::default() }))
-    }
-
-    fn wire_node(&self, node: &NodeRecord, wall: Wall) -> Node {
-        let online = self.presence.get(&node.id).is_some_and(|presence| presence.online);
-        let routes = self.routes_of(node);
-        Node {
-            id: node.id,
-            stable_id: node.stable_id.clone(),
-            name: format!("{}.{}.", node.name, self.settings.base_domain),
-            user: shown_user(node),
-            key: node.key,
-            key_expiry: node.key_expiry,
-            machine: node.machine,
-            disco_key: node.disco,
-            addresses: addresses(node).to_vec(),
-            allowed_ips: Some(routes.allowed),
-            primary_routes: routes.primary,
-            endpoints: node.endpoints.clone(),
-            home_derp: node.home_derp,
-            hostinfo: Some(node.hostinfo.clone()),
-            created: Some(node.created),
-            cap: node.version,
-            tags: node.tags.clone(),
-            last_seen: if online { None } else { node.last_seen },
-            online: Some(online),
-            machine_authorized: true,
-            expired: node.expired(wall),
-            ..Node::default()
-        }
-    }
-
-    fn routes_of(&self, node: &NodeRecord) -> Routes {
-        let primary: Vec<IpNet> = self.primaries.of(node.id).collect();
-        let exit = node.effective_routes().filter(is_exit);
-        let allowed = addresses(node).into_iter().chain(primary.iter().copied()).chain(exit).collect();
-        Routes { allowed, primary }
-    }
-}
-
-/// A node's own two addresses, IPv4 first: one client needs exactly this.
-fn addresses(node: &NodeRecord) -> [IpNet; 2] {
-    [IpNet::from(std::net::IpAddr::from(node.v4)), IpNet::from(std::net::IpAddr::from(node.v6))]
-}
-
-/// The user clients are told a node belongs to.
-pub(super) fn shown_user(node: &NodeRecord) -> UserId {
-    if node.tags.is_empty() { node.user } else { TAGGED_USER }
 }

@@ -1,20 +1,24 @@
 //! The coordinator's core: who is in the mesh, and what each node has to be told about the others.
 //!
-//! What it is: a registry of users, join keys and nodes; the rules of registration; addresses, names and routes; and per open map
-//! stream the set of changes not yet told. What it does not do: sockets, HTTP, Noise, compression, storage, clocks. Machine keys reach it
-//! as facts, proven by the Noise handshake; everything else in a request is a claim and is checked.
+//! What it is: a registry of users, join keys and nodes; the rules of registration; addresses, names, routes and DNS; who sees whom;
+//! and per open map stream the set of changes not yet told. What it does not do: sockets, HTTP, Noise, compression, storage, clocks.
+//! Machine keys reach it as facts, proven by the Noise handshake; everything else in a request is a claim and is checked.
 //!
 //! The caller's duties: one call, then drain [`Server::poll_event`] and [`Server::take_writes`]; answer a request only when what it
 //! changed is stored; call [`Server::handle_timeout`] when [`Server::poll_timeout`] is due. `Moment::now` must not go back.
 //!
 //! Invariants: a node key, a name, an address belongs to one node; numbers are never given twice; a prefix has at most one carrier; what
-//! a node is told never contains a node twice in one list.
+//! a node is told never contains a node twice in one list, nor one that it may not see.
 //!
 //! The wire contract is that of Tailscale's control protocol; the rules of registration follow what its stock coordinators do.
 
 mod command;
+mod describe;
+mod dns;
+mod due;
 mod join_key;
 mod message;
+mod presence;
 mod record;
 mod register;
 mod registry;
@@ -23,8 +27,7 @@ mod session;
 mod update;
 mod waiting;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use rand_core::SeedableRng as _;
@@ -32,8 +35,9 @@ use rand_core::SeedableRng as _;
 pub use command::CommandError;
 pub use join_key::Digest;
 pub use message::{Message, Next};
+pub use presence::{EPHEMERAL_AFTER, OFFLINE_GRACE, RESTART_GRACE, ROUTE_GRACE, STREAM_TURN};
 pub use record::{Counters, JoinKeyRecord, NodeRecord, Snapshot, UserRecord, Write};
-pub use register::Registered;
+pub use register::{KEY_LIFE, Registered};
 pub use registry::LoadError;
 pub use routes::{approval, is_exit};
 pub use session::{MAX_PENDING, SessionId};
@@ -41,20 +45,15 @@ pub use update::{MapAnswer, MapRefusal};
 
 use crate::ident::{AddressPlan, NodeId, UserId};
 use crate::time::{Deadline, Time, Wall};
+use crate::wire::admin::DnsSettings;
 use crate::wire::control::DerpMap;
+use describe::Descriptions;
+use presence::Presences;
 use registry::Registry;
 use routes::Primaries;
-use session::{Change, Ending, Fields, Session};
+use session::{Change, Ending, Part, Session};
 use waiting::WaitingRoom;
 
-/// How long a node key lives, as the hosted service has it by default. Tagged nodes' keys do not expire.
-pub const KEY_LIFE: Duration = Duration::from_secs(180 * 24 * 3600);
-/// How long a node whose stream ended still counts as online: reconnects within it are told to nobody.
-pub const OFFLINE_GRACE: Duration = Duration::from_secs(10);
-/// The same after a restart of the coordinator. Clients back off up to 30 s, so twice that brings all of them back.
-pub const RESTART_GRACE: Duration = Duration::from_secs(60);
-/// How long an ephemeral node is kept after it went offline.
-pub const EPHEMERAL_AFTER: Duration = Duration::from_secs(30 * 60);
 /// How often expired node keys are looked for.
 const EXPIRY_CHECK: Duration = Duration::from_secs(30);
 /// The number under which tagged nodes appear to clients, who know a user for every node; the one stock coordinators use.
@@ -80,6 +79,24 @@ pub struct Settings {
     pub plan: AddressPlan,
     /// The relays clients are told; `None` leaves the field out.
     pub derp_map: Option<DerpMap>,
+    /// How long a node key lives after a login; `None` for ever. Tagged nodes' keys do not expire.
+    pub key_life: Option<Duration>,
+    /// How long an ephemeral node is kept after it went offline.
+    pub ephemeral_after: Duration,
+}
+
+impl Settings {
+    /// The usual settings for an address and a base domain.
+    pub fn new(url: impl Into<String>, base_domain: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            base_domain: base_domain.into(),
+            plan: AddressPlan::default(),
+            derp_map: None,
+            key_life: Some(KEY_LIFE),
+            ephemeral_after: EPHEMERAL_AFTER,
+        }
+    }
 }
 
 /// Something the caller has to do.
@@ -91,33 +108,21 @@ pub enum Event {
     Wake(SessionId),
 }
 
-/// Whether a node is here.
-#[derive(Debug, Clone, Copy, Default)]
-struct Presence {
-    online: bool,
-    session: Option<SessionId>,
-    offline_at: Option<Time>,
-    remove_at: Option<Time>,
-    told_expired: bool,
-}
-
 /// The coordinator's core.
 #[derive(Debug)]
 pub struct Server {
     settings: Settings,
     rng: rand_chacha::ChaCha20Rng,
     registry: Registry,
-    presence: BTreeMap<NodeId, Presence>,
-    /// Nodes to be taken for offline, and ephemeral nodes to be removed.
-    offline_due: BTreeSet<(Time, NodeId)>,
-    removal_due: BTreeSet<(Time, NodeId)>,
+    dns: DnsSettings,
+    presences: Presences,
     expiry_check: Time,
     primaries: Primaries,
     waiting: WaitingRoom,
     sessions: BTreeMap<SessionId, Session>,
     last_session: u64,
-    /// Each node as its peers are told, encoded once for all of them.
-    encoded: BTreeMap<NodeId, Arc<str>>,
+    descriptions: Descriptions,
+    unsaved_dns: bool,
     events: VecDeque<Event>,
 }
 
@@ -127,32 +132,24 @@ impl Server {
     /// # Errors
     /// The stored state contradicts itself.
     pub fn new(settings: Settings, seed: [u8; 32], snapshot: Snapshot, at: Moment) -> Result<Self, LoadError> {
+        let dns = snapshot.dns.clone();
         let registry = Registry::load(settings.plan, snapshot)?;
         let mut server = Self {
             settings,
             rng: rand_chacha::ChaCha20Rng::from_seed(seed),
             registry,
-            presence: BTreeMap::new(),
-            offline_due: BTreeSet::new(),
-            removal_due: BTreeSet::new(),
+            dns,
+            presences: Presences::default(),
             expiry_check: at.now + EXPIRY_CHECK,
             primaries: Primaries::default(),
             waiting: WaitingRoom::default(),
             sessions: BTreeMap::new(),
             last_session: 0,
-            encoded: BTreeMap::new(),
+            descriptions: Descriptions::default(),
+            unsaved_dns: false,
             events: VecDeque::new(),
         };
-        let stored: Vec<(NodeId, bool, bool, bool)> =
-            server.registry.nodes().map(|node| (node.id, node.connected, node.ephemeral, node.expired(at.wall))).collect();
-        for (id, connected, ephemeral, expired) in stored {
-            server.presence.insert(id, Presence { online: connected, told_expired: expired, ..Presence::default() });
-            if connected {
-                server.schedule_offline(id, at.now + RESTART_GRACE);
-            } else if ephemeral {
-                server.schedule_removal(id, at.now + EPHEMERAL_AFTER);
-            }
-        }
+        server.restore_presences(at);
         server.elect(at.wall);
         Ok(server)
     }
@@ -169,35 +166,23 @@ impl Server {
 
     /// What has to be stored since the last call.
     pub fn take_writes(&mut self) -> Vec<Write> {
-        self.registry.take_writes()
+        let mut writes = self.registry.take_writes();
+        if std::mem::take(&mut self.unsaved_dns) {
+            writes.push(Write::Dns(Box::new(self.dns.clone())));
+        }
+        writes
     }
 
     /// When [`Self::handle_timeout`] is due next.
     pub fn poll_timeout(&self) -> Option<Deadline> {
-        let first = |due: &BTreeSet<(Time, NodeId)>, why| due.first().map(|(at, _)| Deadline { at: *at, why });
-        [
-            first(&self.offline_due, "a node is offline"),
-            first(&self.removal_due, "an ephemeral node is removed"),
-            self.waiting.next_expiry().map(|at| Deadline { at, why: "a waiting registration lapses" }),
-            Some(Deadline { at: self.expiry_check, why: "expired node keys are looked for" }),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        let lapse = self.waiting.next_expiry().map(|at| Deadline { at, why: "a waiting registration lapses" });
+        let check = Deadline { at: self.expiry_check, why: "expired node keys are looked for" };
+        self.presences.next().into_iter().chain(lapse).chain([check]).min()
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, at: Moment) {
-        while let Some(&(due, id)) = self.offline_due.first()
-            && due <= at.now
-        {
-            self.go_offline(id, at);
-        }
-        while let Some(&(due, id)) = self.removal_due.first()
-            && due <= at.now
-        {
-            self.remove(id, at);
-        }
+        self.handle_absences(at);
         if self.waiting.expire(at.now) {
             self.events.push_back(Event::Decided);
         }
@@ -207,67 +192,12 @@ impl Server {
         }
     }
 
-    fn schedule_offline(&mut self, id: NodeId, due: Time) {
-        let presence = self.presence.entry(id).or_default();
-        if let Some(old) = presence.offline_at.replace(due) {
-            self.offline_due.remove(&(old, id));
+    /// Changes the relays that clients are told.
+    pub fn set_derp_map(&mut self, derp_map: Option<DerpMap>) {
+        if self.settings.derp_map != derp_map {
+            self.settings.derp_map = derp_map;
+            self.tell_part_to_all(Part::Derp);
         }
-        self.offline_due.insert((due, id));
-    }
-
-    fn schedule_removal(&mut self, id: NodeId, due: Time) {
-        let presence = self.presence.entry(id).or_default();
-        if let Some(old) = presence.remove_at.replace(due) {
-            self.removal_due.remove(&(old, id));
-        }
-        self.removal_due.insert((due, id));
-    }
-
-    /// The node is here: nothing is due for its absence any more.
-    fn unschedule(&mut self, id: NodeId) {
-        let presence = self.presence.entry(id).or_default();
-        if let Some(due) = presence.offline_at.take() {
-            self.offline_due.remove(&(due, id));
-        }
-        if let Some(due) = presence.remove_at.take() {
-            self.removal_due.remove(&(due, id));
-        }
-    }
-
-    /// Opens a stream for a node; the newest wins, an older one is ended.
-    fn open_session(&mut self, id: NodeId, at: Moment) -> SessionId {
-        self.unschedule(id);
-        self.last_session += 1;
-        let session = SessionId(self.last_session);
-        let presence = self.presence.entry(id).or_default();
-        let was_online = std::mem::replace(&mut presence.online, true);
-        let older = presence.session.replace(session);
-        self.sessions.insert(session, Session::new(id));
-        if let Some(older) = older {
-            self.end_session(older, Ending::Now);
-        }
-        self.registry.change_node(id, |node| {
-            node.last_seen = Some(at.wall);
-            node.connected = true;
-        });
-        if !was_online {
-            self.tell_peers(id, Change::Fields(Fields { online: true, ..Fields::default() }));
-            self.elect(at.wall);
-        }
-        self.events.push_back(Event::Wake(session));
-        session
-    }
-
-    /// The stream is gone, whoever ended it. Its node is offline after [`OFFLINE_GRACE`], unless it has a newer stream by then.
-    pub fn close_session(&mut self, session: SessionId, at: Moment) {
-        let Some(closed) = self.sessions.remove(&session) else { return };
-        let Some(presence) = self.presence.get_mut(&closed.node) else { return };
-        if presence.session != Some(session) {
-            return;
-        }
-        presence.session = None;
-        self.registry.change_node(closed.node, |node| node.last_seen = Some(at.wall));
-        self.schedule_offline(closed.node, at.now + OFFLINE_GRACE);
     }
 
     fn end_session(&mut self, session: SessionId, ending: Ending) {
@@ -276,33 +206,23 @@ impl Server {
         }
     }
 
-    fn go_offline(&mut self, id: NodeId, at: Moment) {
-        self.unschedule(id);
-        let presence = self.presence.entry(id).or_default();
-        if !std::mem::replace(&mut presence.online, false) {
-            return;
-        }
-        self.registry.change_node(id, |node| node.connected = false);
-        if self.registry.node(id).is_some_and(|node| node.ephemeral) {
-            self.schedule_removal(id, at.now + EPHEMERAL_AFTER);
-        }
-        self.tell_peers(id, Change::Fields(Fields { online: true, ..Fields::default() }));
-        self.elect(at.wall);
-    }
-
     /// Removes a node: its own stream learns it by an expired key, then ends; the others see it go.
     fn remove(&mut self, id: NodeId, at: Moment) {
-        let last_words = self.farewell(id, at.wall);
-        self.unschedule(id);
+        let Some(last_words) = self.farewell(id, at.wall) else { return };
+        self.tell_peers(id, Change::Removed);
+        let presence = self.presences.forget(id);
         let Some(node) = self.registry.remove_node(id) else { return };
         tracing::info!(node = %node.id, name = %node.name, "node removed");
-        let presence = self.presence.remove(&id).unwrap_or_default();
-        self.encoded.remove(&id);
+        self.descriptions.forget(id);
         if let Some(session) = presence.session {
-            self.end_session(session, last_words.map_or(Ending::Now, Ending::After));
+            self.end_session(session, Ending::After(last_words));
         }
-        self.tell_peers(id, Change::Removed);
-        self.elect(at.wall);
+        if let Some(older) = presence.older {
+            self.end_session(older, Ending::Now);
+        }
+        if !node.advertised.is_empty() {
+            self.elect(at.wall);
+        }
     }
 
     /// Nodes whose key has expired since the last look: they lose their routes, they and their peers are told.
@@ -310,7 +230,7 @@ impl Server {
         let expired: Vec<NodeId> = self.registry.nodes().filter(|node| node.expired(wall)).map(|node| node.id).collect();
         let mut any = false;
         for id in expired {
-            if !std::mem::replace(&mut self.presence.entry(id).or_default().told_expired, true) {
+            if !std::mem::replace(&mut self.presences.of(id).told_expired, true) {
                 self.tell_all(id);
                 any = true;
             }
@@ -322,9 +242,9 @@ impl Server {
 
     /// Elects the carriers of routes again and tells every change, both sides of a handover in one message.
     fn elect(&mut self, wall: Wall) {
-        let online = |id: &NodeId| self.presence.get(id).is_some_and(|presence| presence.online);
-        let routers = self.registry.nodes().filter(|node| !node.advertised.is_empty() && !node.expired(wall) && online(&node.id));
-        let candidates = routers.flat_map(|node| node.effective_routes().map(|net| (node.id, net)));
+        let routers = self.registry.nodes().filter(|node| !node.advertised.is_empty() && !node.expired(wall));
+        let here = routers.filter_map(|node| self.presences.carrying(node.id).map(|online| (node, online)));
+        let candidates = here.flat_map(|(node, online)| node.effective_routes().map(move |net| (node.id, net, online)));
         for id in self.primaries.elect(candidates) {
             // Of a node that is being removed the others hear that it is gone, and nothing after that.
             if self.registry.node(id).is_some() {
@@ -335,7 +255,7 @@ impl Server {
 
     /// A change of a node that its peers have to hear of. Expects that the change has been made.
     fn tell_peers(&mut self, id: NodeId, change: Change) {
-        self.encoded.remove(&id);
+        self.descriptions.forget(id);
         for (session, open) in &mut self.sessions {
             if open.node != id && open.note(id, change) {
                 self.events.push_back(Event::Wake(*session));
@@ -346,11 +266,32 @@ impl Server {
     /// A change that both the node itself and its peers have to hear of as a whole.
     fn tell_all(&mut self, id: NodeId) {
         self.tell_peers(id, Change::Whole);
-        let session = self.presence.get(&id).and_then(|presence| presence.session);
-        if let Some(session) = session
-            && self.sessions.get_mut(&session).is_some_and(Session::note_own)
-        {
+        self.tell_part(id, Part::Own);
+    }
+
+    /// A user's name has changed: whoever knows the user has to hear of it.
+    fn tell_user(&mut self, user: UserId) {
+        for (session, open) in &mut self.sessions {
+            if open.note_user(user) {
+                self.events.push_back(Event::Wake(*session));
+            }
+        }
+    }
+
+    /// A change of something besides the peers that one node has to hear of.
+    fn tell_part(&mut self, id: NodeId, part: Part) {
+        let Some(session) = self.presences.session(id) else { return };
+        if self.sessions.get_mut(&session).is_some_and(|open| open.note_part(part)) {
             self.events.push_back(Event::Wake(session));
+        }
+    }
+
+    /// The same for all nodes.
+    fn tell_part_to_all(&mut self, part: Part) {
+        for (session, open) in &mut self.sessions {
+            if open.note_part(part) {
+                self.events.push_back(Event::Wake(*session));
+            }
         }
     }
 }

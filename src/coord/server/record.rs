@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::join_key::Digest;
 use crate::ident::{DiscoPublic, MachinePublic, NodeId, NodeName, NodePublic, StableId, UserId};
 use crate::time::Wall;
+use crate::wire::admin::DnsSettings;
 use crate::wire::control::Hostinfo;
 
 /// A user: whoever owns nodes.
@@ -47,10 +48,20 @@ pub struct JoinKeyRecord {
     pub approve_routes: BTreeSet<IpNet>,
     /// The only host name it works for.
     pub only_for: Option<NodeName>,
+    /// The IPv4 address its node gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
     /// When it was made.
     pub created: Wall,
     /// When it stops working.
     pub expires: Wall,
+}
+
+impl JoinKeyRecord {
+    /// Whether a node can still join with it.
+    pub fn usable(&self, wall: Wall) -> bool {
+        !self.revoked && self.expires > wall && (self.reusable || !self.used)
+    }
 }
 
 /// A node as stored.
@@ -90,6 +101,9 @@ pub struct NodeRecord {
     pub approved: BTreeSet<IpNet>,
     /// Tags; a tagged node does not expire.
     pub tags: Vec<String>,
+    /// An admin chose the tags: a login no longer changes them.
+    #[serde(default)]
+    pub tags_chosen: bool,
     /// It is removed some time after it disconnects.
     pub ephemeral: bool,
     /// When it first joined.
@@ -98,6 +112,9 @@ pub struct NodeRecord {
     pub last_seen: Option<Wall>,
     /// When its node key expires; `None` for never.
     pub key_expiry: Option<Wall>,
+    /// An admin decided that its keys do not expire: a login does not change that.
+    #[serde(default)]
+    pub never_expires: bool,
     /// It counted as online when this was written. After a restart it is given time to come back.
     pub connected: bool,
 }
@@ -138,6 +155,8 @@ pub struct Snapshot {
     pub nodes: Vec<NodeRecord>,
     /// The counters.
     pub counters: Counters,
+    /// How names are resolved.
+    pub dns: DnsSettings,
 }
 
 /// One change to what is stored; each replaces the record of the same number.
@@ -145,6 +164,8 @@ pub struct Snapshot {
 pub enum Write {
     /// The counters.
     Counters(Counters),
+    /// How names are resolved.
+    Dns(Box<DnsSettings>),
     /// A join key.
     Key(JoinKeyRecord),
     /// A node.

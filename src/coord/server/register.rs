@@ -4,20 +4,24 @@
 //! valid succeeds whatever has become of its join key since (containers restart with a used key all the time); then whoever waits for
 //! approval; then join keys; and whoever has none is told where to ask.
 
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::message::shown_user;
+use super::command::is_tag;
+use super::describe::shown_user;
 use super::record::{JoinKeyRecord, NodeRecord};
-use super::session::Ending;
 use super::update::kept_hostinfo;
 use super::waiting::Waiting;
-use super::{EPHEMERAL_AFTER, Event, KEY_LIFE, Moment, Server, join_key};
+use super::{Event, Moment, Server, join_key};
 use crate::ident::{DiscoPublic, MachinePublic, NodeId, NodeName, NodePublic, StableId, UserId};
 use crate::time::Wall;
 use crate::wire::control::{Hostinfo, Login, MINIMUM_CAPABILITY_VERSION, RegisterRequest, RegisterResponse, RegisterUser};
 
+/// How long a node key lives unless set otherwise, as the hosted service has it. Tagged nodes' keys do not expire.
+pub const KEY_LIFE: Duration = Duration::from_secs(180 * 24 * 3600);
 /// The path under which a waiting registration's page stands, its id behind it.
 const LOGIN_PATH: &str = "/register/";
 
@@ -33,9 +37,22 @@ pub enum Registered {
 /// What a registration brings with it: from a join key or from someone's approval.
 pub(super) struct Grant {
     pub(super) user: UserId,
+    /// Tags of the join key.
     pub(super) tags: Vec<String>,
+    /// Tags the node claims, found to be its user's to give.
+    pub(super) claimed: Vec<String>,
     pub(super) approve: Vec<IpNet>,
+    pub(super) address: Option<Ipv4Addr>,
     pub(super) ephemeral: bool,
+    /// The join key.
+    pub(super) key: Option<i64>,
+}
+
+impl Grant {
+    /// A user's login, and nothing besides.
+    pub(super) fn of(user: UserId) -> Self {
+        Self { user, tags: Vec::new(), claimed: Vec::new(), approve: Vec::new(), address: None, ephemeral: false, key: None }
+    }
 }
 
 /// Who asks.
@@ -89,7 +106,7 @@ impl Server {
             let hostinfo = request.hostinfo.as_ref().unwrap_or(&default);
             let id = self.enrol(at, Applicant { machine: *machine, key: request.node_key, version: request.version, hostinfo }, &grant)?;
             // Marked only now: a refused registration does not use the key up.
-            self.mark_used(text);
+            self.mark_used(grant.key);
             return Ok(self.success(id));
         }
         if let Some(id) = request.followup.rsplit_once(LOGIN_PATH).map(|(_, id)| id)
@@ -97,16 +114,19 @@ impl Server {
         {
             return Ok(Registered::Hold);
         }
-        Ok(self.ask_for_approval(at, machine, request))
+        self.ask_for_approval(at, machine, request)
     }
 
-    fn ask_for_approval(&mut self, at: Moment, machine: &MachinePublic, request: &RegisterRequest) -> Registered {
+    fn ask_for_approval(&mut self, at: Moment, machine: &MachinePublic, request: &RegisterRequest) -> Result<Registered, String> {
+        let claimed = claims(request);
+        self.check_claimable(claimed)?;
         let hostinfo = request.hostinfo.as_ref().map(kept_hostinfo).unwrap_or_default();
         let mut waiting = Waiting::new(*machine, request.node_key, request.version, hostinfo, at.wall);
         waiting.ephemeral = request.ephemeral;
+        waiting.tags = claimed.to_vec();
         let id = self.waiting.enter(&mut self.rng, at.now, waiting);
         let auth_url = format!("{}{LOGIN_PATH}{id}", self.settings.url);
-        answer(RegisterResponse { auth_url, machine_authorized: true, ..RegisterResponse::default() })
+        Ok(answer(RegisterResponse { auth_url, machine_authorized: true, ..RegisterResponse::default() }))
     }
 
     fn log_out(&mut self, at: Moment, known: Option<&NodeRecord>) -> Registered {
@@ -122,11 +142,13 @@ impl Server {
 
     /// Ends the validity of a node's key now: it stays, and its user has to log in again.
     pub(super) fn expire(&mut self, id: NodeId, at: Moment) {
-        self.presence.entry(id).or_default().told_expired = true;
-        if self.registry.change_node(id, |node| node.key_expiry = Some(at.wall)) {
-            self.tell_all(id);
-            self.elect(at.wall);
+        if self.registry.node(id).is_none_or(|node| node.expired(at.wall)) {
+            return;
         }
+        self.presences.of(id).told_expired = true;
+        self.registry.change_node(id, |node| node.key_expiry = Some(at.wall));
+        self.tell_all(id);
+        self.elect(at.wall);
     }
 
     /// A known, valid node: a restart. A nearer expiry may be asked for.
@@ -155,8 +177,11 @@ impl Server {
         Ok(Grant {
             user: key.user,
             tags: key.tags.clone(),
+            claimed: claims(request).to_vec(),
             approve: key.approve_routes.iter().copied().collect(),
+            address: key.address,
             ephemeral: key.ephemeral || request.ephemeral,
+            key: Some(key.id),
         })
     }
 
@@ -178,17 +203,27 @@ impl Server {
         {
             return Err(format!("the join key {name} works only for a node named {only}, not {hostname}"));
         }
-        let claimed = reported.map_or(&[][..], |hostinfo| &hostinfo.request_tags);
-        if let Some(tag) = claimed.iter().find(|tag| !key.tags.contains(tag)) {
-            let tag: String = tag.escape_default().take(80).collect();
-            return Err(format!("the join key {name} does not give the tag {tag}: make one that does"));
-        }
-        Ok(())
+        let owner = self.registry.user(key.user).map_or("", |user| &user.name);
+        self.check_claims(owner, &key.tags, claims(request))
+            .map_err(|error| format!("the join key {name} does not allow what the node asks for: {error}"))
     }
 
-    fn mark_used(&mut self, text: &str) {
-        let used = join_key::split(text).and_then(|(prefix, _)| self.registry.key_named(prefix)).filter(|key| !key.used).map(|key| key.id);
-        if let Some(id) = used {
+    /// Whether tags that a node claims are known at all. Without a policy nobody owns any.
+    fn check_claimable(&self, claimed: &[String]) -> Result<(), String> {
+        match claimed.first() {
+            Some(tag) => Err(format!("{} (no policy says who may give it)", refused_tag(tag))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a user, or a join key of its with these tags, may give a node the tags it claims.
+    pub(super) fn check_claims(&self, _user: &str, given: &[String], claimed: &[String]) -> Result<(), String> {
+        let open: Vec<String> = claimed.iter().filter(|tag| !given.contains(tag)).cloned().collect();
+        self.check_claimable(&open)
+    }
+
+    fn mark_used(&mut self, key: Option<i64>) {
+        if let Some(id) = key.filter(|id| self.registry.key(*id).is_some_and(|key| !key.used)) {
             self.registry.change_key(id, |key| key.used = true);
         }
     }
@@ -201,7 +236,6 @@ impl Server {
             // A key that moved from one node to another would confuse every peer that still knows the old one.
             return Err("this node key belongs to a node of another user: log out first, then join with a new key".to_owned());
         }
-        let key_expiry = grant.tags.is_empty().then(|| at.wall.checked_add(KEY_LIFE).unwrap_or(Wall::MAX));
         let mut node = match existing {
             Some(node) => node,
             None => self.new_node(at, &applicant, grant)?,
@@ -210,22 +244,28 @@ impl Server {
         let was_expired = node.expired(at.wall);
         node.key = applicant.key;
         node.version = applicant.version;
-        node.tags.clone_from(&grant.tags);
+        if !(grant.tags.is_empty() && node.tags_chosen) {
+            node.tags = grant.tags.iter().chain(&grant.claimed).cloned().collect::<BTreeSet<_>>().into_iter().collect();
+            node.tags_chosen = false;
+        }
         node.approved.extend(&grant.approve);
         node.ephemeral = grant.ephemeral;
-        node.key_expiry = key_expiry;
+        node.key_expiry = self.expiry_after_login(at.wall).filter(|_| node.tags.is_empty() && !node.never_expires);
+        if let Some(address) = grant.address.filter(|address| *address != node.v4) {
+            (node.v4, node.v6) = self.check_address_free(at.wall, address, Some(node.id), grant.key).map_err(|error| error.to_string())?;
+        }
         self.report(&mut node, Some(applicant.hostinfo));
         let id = node.id;
-        let presence = self.presence.entry(id).or_default();
-        presence.told_expired = false;
-        if let Some(session) = presence.session {
-            if rotated {
-                // The stream belongs to the old key; the client opens a new one.
-                self.end_session(session, Ending::Now);
-            } else if was_expired && let Some(open) = self.sessions.get_mut(&session) {
-                open.full = true;
-                self.events.push_back(Event::Wake(session));
-            }
+        self.presences.of(id).told_expired = false;
+        if rotated {
+            // The streams belong to the old key; the client opens a new one.
+            self.end_streams(id);
+        } else if was_expired
+            && let Some(session) = self.presences.session(id)
+            && let Some(open) = self.sessions.get_mut(&session)
+        {
+            open.full = true;
+            self.events.push_back(Event::Wake(session));
         }
         self.replace(at, node);
         if rotated || was_expired {
@@ -236,7 +276,10 @@ impl Server {
 
     fn new_node(&mut self, at: Moment, applicant: &Applicant<'_>, grant: &Grant) -> Result<NodeRecord, String> {
         use rand_core::RngCore as _;
-        let (v4, v6) = self.registry.next_addresses().ok_or("all addresses are in use: delete nodes that are gone")?;
+        let (v4, v6) = match grant.address {
+            Some(address) => self.check_address_free(at.wall, address, None, grant.key).map_err(|error| error.to_string())?,
+            None => self.registry.next_addresses(at.wall).ok_or("all addresses are in use: delete nodes that are gone")?,
+        };
         let id = self.registry.next_node_id();
         let node = NodeRecord {
             id,
@@ -253,22 +296,29 @@ impl Server {
             version: applicant.version,
             home_derp: 0,
             hostinfo: Hostinfo { hostname: kept_hostinfo(applicant.hostinfo).hostname, ..Hostinfo::default() },
-            advertised: std::collections::BTreeSet::new(),
-            approved: std::collections::BTreeSet::new(),
+            advertised: BTreeSet::new(),
+            approved: BTreeSet::new(),
             tags: Vec::new(),
+            tags_chosen: false,
             ephemeral: grant.ephemeral,
             created: at.wall,
             last_seen: None,
             key_expiry: None,
+            never_expires: false,
             connected: false,
         };
         tracing::info!(node = %id, name = %node.name, address = %v4, "node joined");
         self.registry.add_node(node.clone());
         if grant.ephemeral {
-            self.schedule_removal(id, at.now + EPHEMERAL_AFTER);
+            self.expect_connection(id, at);
         }
         self.tell_peers(id, super::session::Change::Whole);
         Ok(node)
+    }
+
+    /// When the key of a node without tags expires after a login of now.
+    pub(super) fn expiry_after_login(&self, wall: Wall) -> Option<Wall> {
+        self.settings.key_life.map(|life| wall.checked_add(life).unwrap_or(Wall::MAX))
     }
 
     fn success(&self, id: NodeId) -> Registered {
@@ -289,6 +339,21 @@ impl Server {
 
 fn answer(response: RegisterResponse) -> Registered {
     Registered::Answer(Box::new(response))
+}
+
+/// The tags a node claims.
+fn claims(request: &RegisterRequest) -> &[String] {
+    request.hostinfo.as_ref().map_or(&[], |hostinfo| &hostinfo.request_tags)
+}
+
+/// The text about a tag that a node may not have.
+fn refused_tag(tag: &str) -> String {
+    if is_tag(tag) {
+        format!("the tag {tag} is not this node's to claim")
+    } else {
+        let shown: String = tag.escape_default().take(80).collect();
+        format!("{shown} is no tag: a tag is `tag:` and a name of lower-case letters, digits and `-`")
+    }
 }
 
 /// Whether a duration given in seconds is one a key may live.

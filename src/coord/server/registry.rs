@@ -119,6 +119,13 @@ impl Registry {
         user
     }
 
+    pub(super) fn rename_user(&mut self, id: UserId, name: &str) -> Option<UserRecord> {
+        let user = self.users.get_mut(&id)?;
+        name.clone_into(&mut user.name);
+        self.unsaved.users.insert(id);
+        Some(user.clone())
+    }
+
     /// Removes a user and its join keys. The caller has made sure that no node is left.
     pub(super) fn remove_user(&mut self, id: UserId) {
         let keys: Vec<i64> = self.keys.values().filter(|key| key.user == id).map(|key| key.id).collect();
@@ -132,6 +139,10 @@ impl Registry {
 
     pub(super) fn keys(&self) -> impl Iterator<Item = &JoinKeyRecord> {
         self.keys.values()
+    }
+
+    pub(super) fn key(&self, id: i64) -> Option<&JoinKeyRecord> {
+        self.keys.get(&id)
     }
 
     pub(super) fn key_named(&self, prefix: &str) -> Option<&JoinKeyRecord> {
@@ -196,7 +207,7 @@ impl Registry {
         self.nodes.insert(node.id, node);
     }
 
-    /// Changes a node. Number and addresses stay as they are.
+    /// Changes a node. Its number stays as it is.
     pub(super) fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut NodeRecord)) -> bool {
         let Some(mut node) = self.nodes.remove(&id) else { return false };
         self.unindex(&node);
@@ -227,13 +238,23 @@ impl Registry {
         self.by_name.get(name).copied()
     }
 
+    pub(super) fn address_holder(&self, v4: Ipv4Addr) -> Option<&NodeRecord> {
+        self.by_address.get(&v4).and_then(|id| self.nodes.get(id))
+    }
+
+    /// The join key that keeps an address free for its node: as long as it can still be used.
+    pub(super) fn reserving_key(&self, wall: Wall, v4: Ipv4Addr) -> Option<&JoinKeyRecord> {
+        self.keys.values().find(|key| key.address == Some(v4) && key.usable(wall))
+    }
+
     /// The next free pair of addresses; `None` when all are in use.
-    pub(super) fn next_addresses(&mut self) -> Option<(Ipv4Addr, Ipv6Addr)> {
+    pub(super) fn next_addresses(&mut self, wall: Wall) -> Option<(Ipv4Addr, Ipv6Addr)> {
+        let reserved: BTreeSet<Ipv4Addr> = self.keys.values().filter(|key| key.usable(wall)).filter_map(|key| key.address).collect();
         let after = self.counters.slot.min(MAX_SLOT);
         let slots = (after.saturating_add(1)..MAX_SLOT).chain(1..=after);
         for slot in slots {
             let Some(pair) = self.plan.pair(slot) else { continue };
-            if !self.by_address.contains_key(&pair.0) {
+            if !self.by_address.contains_key(&pair.0) && !reserved.contains(&pair.0) {
                 self.counters.slot = slot;
                 self.unsaved.counters = true;
                 return Some(pair);

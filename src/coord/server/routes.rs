@@ -38,26 +38,24 @@ pub(super) struct Primaries {
 }
 
 impl Primaries {
-    /// Elects again. `candidates` are the online routers with their effective routes, by ascending number.
+    /// Elects again. `candidates` are routers with their effective routes, by ascending number, and whether each is online.
     ///
-    /// A carrier stays while it is a candidate; else the lowest number takes over; a prefix without candidates has no carrier.
-    /// Returns the nodes whose share changed.
-    pub(super) fn elect(&mut self, candidates: impl IntoIterator<Item = (NodeId, IpNet)>) -> BTreeSet<NodeId> {
-        let mut elected: BTreeMap<IpNet, NodeId> = BTreeMap::new();
-        for (node, net) in candidates {
-            if is_exit(&net) {
+    /// A carrier stays while it is online; else the lowest number online takes over; with nobody online a carrier stays as long as it is
+    /// a candidate; a prefix without any has no carrier. Returns the nodes whose share changed.
+    pub(super) fn elect(&mut self, candidates: impl IntoIterator<Item = (NodeId, IpNet, bool)>) -> BTreeSet<NodeId> {
+        // The best so far of each prefix, with its claim: the greatest wins, and of equal ones the first.
+        let mut elected: BTreeMap<IpNet, (NodeId, (bool, bool))> = BTreeMap::new();
+        for (node, net, online) in candidates {
+            let current = self.carriers.get(&net) == Some(&node);
+            if is_exit(&net) || !(online || current) {
                 continue;
             }
-            let current = self.carriers.get(&net) == Some(&node);
-            elected
-                .entry(net)
-                .and_modify(|carrier| {
-                    if current || (node < *carrier && self.carriers.get(&net) != Some(carrier)) {
-                        *carrier = node;
-                    }
-                })
-                .or_insert(node);
+            let best = elected.entry(net).or_insert((node, (online, current)));
+            if (online, current) > best.1 {
+                *best = (node, (online, current));
+            }
         }
+        let elected = elected.into_iter().map(|(net, (node, _))| (net, node)).collect();
         let before = std::mem::replace(&mut self.carriers, elected);
         let lost = before.iter().filter(|(net, node)| self.carriers.get(*net) != Some(node)).map(|(_, node)| *node);
         let won = self.carriers.iter().filter(|(net, node)| before.get(*net) != Some(node)).map(|(_, node)| *node);
@@ -82,18 +80,33 @@ mod tests {
     fn the_lowest_number_is_elected_and_the_carrier_of_now_stays() {
         let lan = net("192.168.1.0/24");
         let mut primaries = Primaries::default();
-        assert_eq!(primaries.elect([(NodeId(3), lan)]), [NodeId(3)].into());
-        assert!(primaries.elect([(NodeId(2), lan), (NodeId(3), lan)]).is_empty());
-        assert!(primaries.elect([(NodeId(2), lan), (NodeId(3), lan), (NodeId(5), lan)]).is_empty());
-        assert_eq!(primaries.elect([(NodeId(2), lan), (NodeId(5), lan)]), [NodeId(2), NodeId(3)].into());
+        let here = |numbers: &[i64]| numbers.iter().map(|n| (NodeId(*n), lan, true)).collect::<Vec<_>>();
+        assert_eq!(primaries.elect(here(&[3])), [NodeId(3)].into());
+        assert!(primaries.elect(here(&[2, 3])).is_empty());
+        assert!(primaries.elect(here(&[2, 3, 5])).is_empty());
+        assert_eq!(primaries.elect(here(&[2, 5])), [NodeId(2), NodeId(3)].into());
         assert_eq!(primaries.of(NodeId(2)).collect::<Vec<_>>(), [lan]);
         assert_eq!(primaries.elect([]), [NodeId(2)].into());
     }
 
     #[test]
+    fn an_absent_carrier_gives_way_to_one_that_is_here_and_to_nobody_else() {
+        let lan = net("192.168.1.0/24");
+        let mut primaries = Primaries::default();
+        primaries.elect([(NodeId(2), lan, true)]);
+        assert!(primaries.elect([(NodeId(1), lan, false), (NodeId(2), lan, false)]).is_empty());
+        assert_eq!(primaries.elect([(NodeId(2), lan, false), (NodeId(3), lan, true)]), [NodeId(2), NodeId(3)].into());
+        assert!(primaries.elect([(NodeId(2), lan, false), (NodeId(3), lan, false)]).is_empty());
+    }
+
+    #[test]
     fn prefixes_of_different_length_are_independent_and_exit_routes_are_not_elected() {
         let mut primaries = Primaries::default();
-        let changed = primaries.elect([(NodeId(1), net("10.0.0.0/8")), (NodeId(2), net("10.1.0.0/16")), (NodeId(2), net("0.0.0.0/0"))]);
+        let changed = primaries.elect([
+            (NodeId(1), net("10.0.0.0/8"), true),
+            (NodeId(2), net("10.1.0.0/16"), true),
+            (NodeId(2), net("0.0.0.0/0"), true),
+        ]);
         assert_eq!(changed, [NodeId(1), NodeId(2)].into());
         assert_eq!(primaries.of(NodeId(2)).collect::<Vec<_>>(), [net("10.1.0.0/16")]);
     }

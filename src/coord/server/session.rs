@@ -17,13 +17,41 @@ pub const MAX_PENDING: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub(super) u64);
 
-/// Single fields of a peer that changed.
+/// Single fields of a peer that changed, and that have a short form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Fields {
     pub(super) online: bool,
     pub(super) endpoints: bool,
     pub(super) derp: bool,
     pub(super) disco: bool,
+    /// The node key's expiry, and the key itself.
+    pub(super) expiry: bool,
+    pub(super) key: bool,
+}
+
+/// What of the map besides the peers may have changed. Each of them makes clients rebuild what they have, so each is told alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The relays.
+    Derp,
+    /// Names and name servers.
+    Dns,
+    /// The node itself.
+    Own,
+}
+
+/// A set of parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Parts {
+    pub(super) derp: bool,
+    pub(super) dns: bool,
+    pub(super) own: bool,
+}
+
+impl Parts {
+    fn any(self) -> bool {
+        self != Self::default()
+    }
 }
 
 impl Fields {
@@ -33,6 +61,8 @@ impl Fields {
             endpoints: self.endpoints | other.endpoints,
             derp: self.derp | other.derp,
             disco: self.disco | other.disco,
+            expiry: self.expiry | other.expiry,
+            key: self.key | other.key,
         }
     }
 
@@ -78,22 +108,31 @@ pub(super) struct Session {
     pub(super) node: NodeId,
     /// The complete map is due; it contains everything pending.
     pub(super) full: bool,
-    /// The node itself changed.
-    pub(super) own: bool,
+    pub(super) parts: Parts,
     pub(super) peers: BTreeMap<NodeId, Change>,
     /// Users whose profile the stream has been told.
     pub(super) users: BTreeSet<UserId>,
+    /// Users whose profile has changed since.
+    pub(super) renamed: BTreeSet<UserId>,
     pub(super) ending: Option<Ending>,
 }
 
 impl Session {
     pub(super) fn new(node: NodeId) -> Self {
-        Self { node, full: true, own: false, peers: BTreeMap::new(), users: BTreeSet::new(), ending: None }
+        Self {
+            node,
+            full: true,
+            parts: Parts::default(),
+            peers: BTreeMap::new(),
+            users: BTreeSet::new(),
+            renamed: BTreeSet::new(),
+            ending: None,
+        }
     }
 
     /// Whether there is anything to take.
     pub(super) fn ready(&self) -> bool {
-        self.full || self.own || !self.peers.is_empty() || self.ending.is_some()
+        self.full || self.parts.any() || !self.peers.is_empty() || !self.renamed.is_empty() || self.ending.is_some()
     }
 
     /// Notes a change of a peer. Says whether the stream has to be woken: it had nothing to take before.
@@ -110,11 +149,21 @@ impl Session {
         woke
     }
 
-    /// Notes that the node itself changed.
-    pub(super) fn note_own(&mut self) -> bool {
+    /// Notes a change of something besides the peers. Says, too, whether the stream has to be woken.
+    pub(super) fn note_part(&mut self, part: Part) -> bool {
         let woke = !self.ready();
-        self.own = true;
+        match part {
+            Part::Derp => self.parts.derp = true,
+            Part::Dns => self.parts.dns = true,
+            Part::Own => self.parts.own = true,
+        }
         woke
+    }
+
+    /// Notes that a user's profile changed; of no interest to a stream that has not been told of the user.
+    pub(super) fn note_user(&mut self, user: UserId) -> bool {
+        let woke = !self.ready();
+        self.users.remove(&user) && self.renamed.insert(user) && woke
     }
 
     pub(super) fn end(&mut self, ending: Ending) -> bool {
@@ -128,8 +177,9 @@ impl Session {
 mod tests {
     use super::*;
 
-    const ONLINE: Fields = Fields { online: true, endpoints: false, derp: false, disco: false };
-    const DISCO: Fields = Fields { online: false, endpoints: false, derp: false, disco: true };
+    const NONE: Fields = Fields { online: false, endpoints: false, derp: false, disco: false, expiry: false, key: false };
+    const ONLINE: Fields = Fields { online: true, ..NONE };
+    const DISCO: Fields = Fields { disco: true, ..NONE };
 
     #[test]
     fn changes_of_one_peer_coalesce() {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::routes::advertised;
-use super::session::{Change, Fields, SessionId};
+use super::session::{Change, Fields, Part, SessionId};
 use super::{Message, Moment, Next, NodeRecord, Server};
 use crate::ident::{MachinePublic, NodeId, NodeName};
 use crate::wire::control::{Hostinfo, MINIMUM_CAPABILITY_VERSION, MapRequest, Service};
@@ -116,21 +116,42 @@ impl Server {
             endpoints: before.endpoints != after.endpoints,
             derp: before.home_derp != after.home_derp,
             disco: before.disco != after.disco,
+            expiry: before.key_expiry != after.key_expiry,
+            key: before.key != after.key,
         };
+        // Neither the stored last contact, nor what was approved but not advertised, nor what an admin decided for later is seen by anyone.
+        let rest_before = NodeRecord {
+            endpoints: after.endpoints.clone(),
+            home_derp: after.home_derp,
+            disco: after.disco,
+            key_expiry: after.key_expiry,
+            key: after.key,
+            last_seen: after.last_seen,
+            connected: after.connected,
+            approved: after.approved.clone(),
+            renamed: after.renamed,
+            tags_chosen: after.tags_chosen,
+            never_expires: after.never_expires,
+            ..before.clone()
+        };
+        let whole = rest_before != after;
         let routes = !before.effective_routes().eq(after.effective_routes());
-        let long_form =
-            NodeRecord { endpoints: before.endpoints.clone(), home_derp: before.home_derp, disco: before.disco, ..after.clone() };
-        // Neither the stored last contact nor what was approved but not advertised is seen by anyone.
-        let whole = NodeRecord { last_seen: before.last_seen, connected: before.connected, approved: before.approved.clone(), ..long_form }
-            != *before;
-        let own = before.name != after.name || before.tags != after.tags || before.key_expiry != after.key_expiry || routes;
+        let own = before.name != after.name
+            || before.tags != after.tags
+            || before.user != after.user
+            || before.v4 != after.v4
+            || fields.expiry
+            || routes;
+        // "Expired" has no short form, nor has its end.
+        let expired = before.expired(at.wall) || after.expired(at.wall);
         self.registry.change_node(id, |node| *node = after);
-        if own {
-            self.tell_all(id);
-        } else if whole {
+        if whole || routes || (expired && (fields.expiry || fields.key)) {
             self.tell_peers(id, Change::Whole);
         } else if fields.any() {
             self.tell_peers(id, Change::Fields(fields));
+        }
+        if own {
+            self.tell_part(id, Part::Own);
         }
         if routes || own {
             self.elect(at.wall);

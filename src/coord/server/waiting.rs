@@ -25,6 +25,8 @@ pub(super) struct Waiting {
     pub(super) version: u32,
     pub(super) ephemeral: bool,
     pub(super) hostinfo: Hostinfo,
+    /// The tags it claims.
+    pub(super) tags: Vec<String>,
     pub(super) asked: Wall,
     until: Time,
 }
@@ -36,9 +38,10 @@ pub(super) struct WaitingRoom {
 }
 
 impl WaitingRoom {
-    /// Adds one, or finds the one that already waits with the same keys. Gives its id.
+    /// Adds one, or brings the one up to date that already waits with the same keys. Gives its id.
     pub(super) fn enter(&mut self, rng: &mut impl RngCore, now: Time, mut waiting: Waiting) -> String {
-        if let Some((id, _)) = self.waiting.iter().find(|(_, w)| w.machine == waiting.machine && w.key == waiting.key) {
+        if let Some((id, known)) = self.waiting.iter_mut().find(|(_, w)| w.machine == waiting.machine && w.key == waiting.key) {
+            *known = Waiting { asked: known.asked, until: known.until, ..waiting };
             return id.clone();
         }
         if self.waiting.len() >= MAX_WAITING
@@ -80,6 +83,6 @@ impl WaitingRoom {
 
 impl Waiting {
     pub(super) fn new(machine: MachinePublic, key: NodePublic, version: u32, hostinfo: Hostinfo, asked: Wall) -> Self {
-        Self { machine, key, version, ephemeral: false, hostinfo, asked, until: Time::default() }
+        Self { machine, key, version, ephemeral: false, hostinfo, tags: Vec::new(), asked, until: Time::default() }
     }
 }

@@ -8,7 +8,9 @@ use super::body::{Body, json};
 use super::hub::Hub;
 use crate::coord::server::{CommandError, Moment, Server};
 use crate::ident::{NodeId, UserId};
-use crate::wire::admin::{AdminFailure, Approve, ApproveRoutes, CreateKey, CreateUser, Rename};
+use crate::wire::admin::{
+    AdminFailure, Approve, ApproveRoutes, CreateKey, CreateUser, DnsSettings, Expire, MoveNode, Rename, RenameUser, SetAddress, SetTags,
+};
 
 /// The answer to a request; `path` is what follows the prefix.
 pub(super) async fn answer(hub: &Hub, method: &Method, path: &str, body: &Bytes) -> Response<Body> {
@@ -36,6 +38,10 @@ async fn route(hub: &Hub, method: &Method, path: &str, body: &Bytes) -> Result<R
             let id = UserId(number(id)?);
             run(hub, |server, _| server.delete_user(id).map(nothing)).await
         }
+        ("POST", ["users", id, "name"]) => {
+            let (id, wanted) = (UserId(number(id)?), parse::<RenameUser>(body)?);
+            run(hub, |server, _| server.rename_user(id, &wanted.name)).await
+        }
         ("GET", ["keys"]) => run(hub, |server, _| Ok(server.keys())).await,
         ("POST", ["keys"]) => {
             let wanted: CreateKey = parse(body)?;
@@ -59,8 +65,25 @@ async fn route(hub: &Hub, method: &Method, path: &str, body: &Bytes) -> Result<R
             run(hub, |server, at| server.rename(at, id, &wanted.name)).await
         }
         ("POST", ["nodes", id, "expire"]) => {
-            let id = NodeId(number(id)?);
-            run(hub, |server, at| server.expire_node(at, id)).await
+            let (id, wanted) = (NodeId(number(id)?), parse::<Expire>(body)?);
+            run(hub, |server, at| server.expire_node(at, id, wanted)).await
+        }
+        ("POST", ["nodes", id, "address"]) => {
+            let (id, wanted) = (NodeId(number(id)?), parse::<SetAddress>(body)?);
+            run(hub, |server, at| server.set_address(at, id, wanted.address)).await
+        }
+        ("POST", ["nodes", id, "tags"]) => {
+            let (id, wanted) = (NodeId(number(id)?), parse::<SetTags>(body)?);
+            run(hub, |server, at| server.tag_node(at, id, &wanted.tags)).await
+        }
+        ("POST", ["nodes", id, "user"]) => {
+            let (id, wanted) = (NodeId(number(id)?), parse::<MoveNode>(body)?);
+            run(hub, |server, at| server.move_node(at, id, &wanted.user)).await
+        }
+        ("GET", ["dns"]) => run(hub, |server, _| Ok(server.dns())).await,
+        ("POST", ["dns"]) => {
+            let wanted: DnsSettings = parse(body)?;
+            run(hub, |server, _| server.set_dns(&wanted)).await
         }
         ("GET", ["registrations"]) => run(hub, |server, _| Ok(server.registrations())).await,
         ("POST", ["registrations", id]) => {

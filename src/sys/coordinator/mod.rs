@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::coord::server::{LoadError, Moment, Server};
-use crate::ident::{AddressPlan, MachinePublic};
+use crate::ident::MachinePublic;
 use crate::settings;
 use crate::sys::store::{Store, StoreError};
 use crate::sys::{clock, entropy};
@@ -219,7 +219,7 @@ fn check(options: &Options) -> Result<crate::coord::server::Settings, StartError
         return setting(format!("the coordinator's own name {host} lies under the base domain {base}: choose another base domain"));
     }
     let derp_map = options.derp_map.as_deref().map(read_derp_map).transpose()?;
-    Ok(crate::coord::server::Settings { url, base_domain: base.to_ascii_lowercase(), plan: AddressPlan::default(), derp_map })
+    Ok(crate::coord::server::Settings { derp_map, ..crate::coord::server::Settings::new(url, base.to_ascii_lowercase()) })
 }
 
 fn read_derp_map(path: &Path) -> Result<DerpMap, StartError> {

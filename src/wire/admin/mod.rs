@@ -9,17 +9,26 @@
 //! | `DELETE users/{id}` | - | `{}`; refused while the user has nodes |
 //! | `GET keys`, `POST keys` | -, [`CreateKey`] | `[KeyInfo]`, [`CreatedKey`] |
 //! | `DELETE keys/{id}` | - | `{}`; the key is revoked |
+//! | `POST users/{id}/name` | [`RenameUser`] | [`User`] |
 //! | `GET nodes`, `DELETE nodes/{id}` | - | `[NodeInfo]`, `{}` |
 //! | `POST nodes/{id}/routes` | [`ApproveRoutes`] | [`NodeInfo`]; replaces the approved set |
 //! | `POST nodes/{id}/name` | [`Rename`] | [`NodeInfo`] |
-//! | `POST nodes/{id}/expire` | `{}` | [`NodeInfo`] |
+//! | `POST nodes/{id}/expire` | [`Expire`] | [`NodeInfo`] |
+//! | `POST nodes/{id}/address` | [`SetAddress`] | [`NodeInfo`] |
+//! | `POST nodes/{id}/tags` | [`SetTags`] | [`NodeInfo`]; replaces them, none at all gives the node back to its user |
+//! | `POST nodes/{id}/user` | [`MoveNode`] | [`NodeInfo`] |
 //! | `GET registrations` | - | `[Registration]`: nodes that wait for approval |
 //! | `POST registrations/{id}` | [`Approve`] | [`NodeInfo`] |
+//! | `GET dns`, `POST dns` | -, [`DnsSettings`] | [`DnsSettings`]; replaces all of them |
 //! | `GET info` | - | [`CoordinatorInfo`] |
 //!
 //! Errors come with a 4xx or 5xx status and an [`AdminFailure`].
 
-use std::net::IpAddr;
+mod dns;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+pub use dns::{DnsSettings, NameServer};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -52,6 +61,14 @@ pub struct CoordinatorInfo {
 #[serde(deny_unknown_fields)]
 pub struct CreateUser {
     /// The login name.
+    pub name: String,
+}
+
+/// Renames a user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenameUser {
+    /// The new login name.
     pub name: String,
 }
 
@@ -89,6 +106,9 @@ pub struct CreateKey {
     /// Only a node with this host name may use the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only_for: Option<NodeName>,
+    /// The IPv4 address its node gets; kept free for it. For single-use keys only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
 }
 
 /// A join key just made; the only time its text is known.
@@ -127,6 +147,9 @@ pub struct KeyInfo {
     /// The one host name it works for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only_for: Option<NodeName>,
+    /// The address its node gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
     /// When it stops working.
     pub expires: Wall,
 }
@@ -162,6 +185,60 @@ pub struct NodeInfo {
     pub approved_routes: Vec<IpNet>,
     /// Operating system it reports.
     pub os: String,
+    /// The client program's version it reports.
+    #[serde(default)]
+    pub client: String,
+    /// Where its WireGuard socket may be reached.
+    #[serde(default)]
+    pub endpoints: Vec<SocketAddr>,
+    /// Its home relay's region; 0 for none.
+    #[serde(default)]
+    pub home_relay: i32,
+    /// The installation's key.
+    #[serde(default)]
+    pub machine_key: MachinePublic,
+    /// It is removed some time after it disconnects.
+    #[serde(default)]
+    pub ephemeral: bool,
+    /// When it first joined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<Wall>,
+}
+
+/// Sets when a node's key expires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expire {
+    /// Seconds from now; absent, and without `never`: now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_secs: Option<u64>,
+    /// Not at all, and not after the next login either.
+    #[serde(default)]
+    pub never: bool,
+}
+
+/// Gives a node another address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetAddress {
+    /// The IPv4 address; the IPv6 address follows it.
+    pub address: Ipv4Addr,
+}
+
+/// Replaces a node's tags.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetTags {
+    /// The whole new set.
+    pub tags: Vec<String>,
+}
+
+/// Gives a node to another user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoveNode {
+    /// The login name of an existing user.
+    pub user: String,
 }
 
 /// Replaces a node's approved routes.
@@ -191,6 +268,9 @@ pub struct Registration {
     pub os: String,
     /// Its machine key.
     pub machine_key: MachinePublic,
+    /// The tags it claims; the user it is given to has to own them.
+    #[serde(default)]
+    pub tags: Vec<String>,
     /// When it asked.
     pub asked: Wall,
 }

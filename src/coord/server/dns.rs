@@ -1,0 +1,178 @@
+//! DNS of the mesh: what an admin may set, and what clients are told of it.
+//!
+//! Clients answer for names of nodes and for extra records themselves; the coordinator serves no DNS.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use super::session::Part;
+use super::{CommandError, Server};
+use crate::ident::NodeName;
+use crate::wire::admin::{DnsSettings, NameServer};
+use crate::wire::control::{DnsConfig, DnsRecord, Resolver};
+
+/// Most entries of each list: every client holds all of them.
+const MAX_ENTRIES: usize = 256;
+/// Longest name.
+const MAX_DOMAIN: usize = 253;
+/// Longest URL of a name server.
+const MAX_URL: usize = 200;
+
+impl Server {
+    /// How names are resolved.
+    pub fn dns(&self) -> DnsSettings {
+        self.dns.clone()
+    }
+
+    /// Changes how names are resolved, and tells all nodes if that makes a difference. Gives the settings as they are kept.
+    ///
+    /// # Errors
+    /// A name or an address is none, a list is too long, or a split takes the nodes' own names away.
+    pub fn set_dns(&mut self, wanted: &DnsSettings) -> Result<DnsSettings, CommandError> {
+        let dns = checked(wanted, &self.settings.base_domain)?;
+        if self.dns != dns {
+            let before = self.dns_config();
+            self.dns = dns;
+            self.unsaved_dns = true;
+            if self.dns_config() != before {
+                self.tell_part_to_all(Part::Dns);
+            }
+        }
+        Ok(self.dns.clone())
+    }
+
+    /// The settings as clients are told.
+    pub(super) fn dns_config(&self) -> DnsConfig {
+        let dns = &self.dns;
+        let mut routes: BTreeMap<String, Vec<Resolver>> =
+            dns.split.iter().map(|(domain, servers)| (domain.clone(), resolvers(servers))).collect();
+        let base = &self.settings.base_domain;
+        for name in dns.records.keys() {
+            // Older clients ask the system for a record's name unless a route brings the question to them.
+            let covered = (dns.magic && within(name, base)) || dns.split.keys().any(|domain| within(name, domain));
+            if !covered {
+                routes.insert(name.clone(), Vec::new());
+            }
+        }
+        let (primary, fallback) = if dns.override_local { (&dns.nameservers[..], &[][..]) } else { (&[][..], &dns.nameservers[..]) };
+        let record = |name: &String, address: &IpAddr| DnsRecord { name: name.clone(), r#type: String::new(), value: address.to_string() };
+        DnsConfig {
+            resolvers: resolvers(primary),
+            fallback_resolvers: resolvers(fallback),
+            routes,
+            domains: dns.magic.then(|| base.clone()).into_iter().chain(dns.search.iter().cloned()).collect(),
+            proxied: dns.magic,
+            extra_records: dns.records.iter().flat_map(|(name, all)| all.iter().map(move |address| record(name, address))).collect(),
+            ..DnsConfig::default()
+        }
+    }
+}
+
+fn resolvers(servers: &[NameServer]) -> Vec<Resolver> {
+    let resolver =
+        |server: &NameServer| Resolver { addr: server.address.clone(), use_with_exit_node: server.with_exit_node, ..Resolver::default() };
+    servers.iter().map(resolver).collect()
+}
+
+/// Whether a name is a domain or lies in it.
+fn within(name: &str, domain: &str) -> bool {
+    name.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// The settings in the form that is kept: names in lower case without a dot at their end, nothing twice.
+fn checked(wanted: &DnsSettings, base: &str) -> Result<DnsSettings, CommandError> {
+    let invalid = |text: String| CommandError::Invalid(text);
+    let lengths = [wanted.nameservers.len(), wanted.split.len(), wanted.search.len(), wanted.records.values().map(Vec::len).sum()];
+    if lengths.into_iter().chain(wanted.split.values().map(Vec::len)).any(|length| length > MAX_ENTRIES) {
+        return Err(invalid(format!("each list of the DNS settings has at most {MAX_ENTRIES} entries")));
+    }
+    let mut kept = DnsSettings { magic: wanted.magic, override_local: wanted.override_local, ..DnsSettings::default() };
+    kept.nameservers = servers(&wanted.nameservers)?;
+    if kept.override_local && kept.nameservers.is_empty() {
+        return Err(invalid("without name servers there is nothing to replace each system's own with: add one first".to_owned()));
+    }
+    for (domain, list) in &wanted.split {
+        let domain = name_of(domain)?;
+        if within(base, &domain) {
+            return Err(invalid(format!("the nodes' own names lie in {domain}: name servers for it would take them away")));
+        }
+        kept.split.insert(domain, servers(list)?);
+    }
+    for domain in &wanted.search {
+        let domain = name_of(domain)?;
+        if domain != base && !kept.search.contains(&domain) {
+            kept.search.push(domain);
+        }
+    }
+    for (name, addresses) in &wanted.records {
+        let name = name_of(name)?;
+        let list = kept.records.entry(name).or_default();
+        for address in addresses {
+            if !list.contains(address) {
+                list.push(*address);
+            }
+        }
+    }
+    kept.records.retain(|_, addresses| !addresses.is_empty());
+    Ok(kept)
+}
+
+fn servers(wanted: &[NameServer]) -> Result<Vec<NameServer>, CommandError> {
+    let mut kept: Vec<NameServer> = Vec::new();
+    for server in wanted {
+        let address = address_of(&server.address).ok_or_else(|| {
+            let shown: String = server.address.escape_default().take(80).collect();
+            CommandError::Invalid(format!("{shown} is no name server: give an address, ADDRESS:PORT or an https:// URL"))
+        })?;
+        match kept.iter_mut().find(|other| other.address == address) {
+            Some(other) => other.with_exit_node = server.with_exit_node,
+            None => kept.push(NameServer { address, with_exit_node: server.with_exit_node }),
+        }
+    }
+    Ok(kept)
+}
+
+fn address_of(text: &str) -> Option<String> {
+    let url = |rest: &str| {
+        let host = rest.split(['/', '?']).next().unwrap_or_default();
+        let plain = rest.len() <= MAX_URL && rest.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'<' | b'>'));
+        plain && !host.is_empty()
+    };
+    if let Some(rest) = text.strip_prefix("https://") {
+        return url(rest).then(|| text.to_owned());
+    }
+    let address = text.parse::<IpAddr>().map(|ip| ip.to_string());
+    address.or_else(|_| text.parse::<SocketAddr>().map(|socket| socket.to_string())).ok()
+}
+
+/// A domain name as it is kept.
+fn name_of(text: &str) -> Result<String, CommandError> {
+    let name = text.trim_end_matches('.').to_ascii_lowercase();
+    let label = |label: &str| label.parse::<NodeName>().is_ok() || label.strip_prefix('_').is_some_and(|l| l.parse::<NodeName>().is_ok());
+    if name.len() > MAX_DOMAIN || !name.split('.').all(label) {
+        let shown: String = text.escape_default().take(80).collect();
+        return Err(CommandError::Invalid(format!("{shown} is not a domain name")));
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_lies_in_a_domain_by_whole_labels() {
+        assert!(within("a.b.c", "b.c") && within("b.c", "b.c"));
+        assert!(!within("ab.c", "b.c") && !within("c", "b.c"));
+    }
+
+    #[test]
+    fn name_servers_are_addresses_sockets_or_https_urls() {
+        for good in ["192.168.1.1", "fd00::1", "[fd00::1]:5353", "10.0.0.1:54", "https://dns.nextdns.io/abc?device=x"] {
+            assert_eq!(address_of(good).as_deref(), Some(good));
+        }
+        for bad in ["", "dns.home", "https://", "https:///x", "https://a\"b", "http://x", "tls://1.1.1.1", "1.1.1.1:x"] {
+            assert_eq!(address_of(bad), None, "{bad}");
+        }
+    }
+}
