@@ -191,7 +191,7 @@ async fn an_expired_node_gets_a_new_key_and_keeps_its_address() {
     let (first, second) = (home.key(false).await, home.key(false).await);
     let mut identity = identity(&home.url(), Some(&first));
     let before = Session::start(&identity, "alpha").map().await.node;
-    home.admin().expire_node(before.id).await.unwrap();
+    home.admin().expire_node(before.id, pvemesh::wire::admin::Expire::default()).await.unwrap();
 
     identity.auth_key = Some(Secret::new(second));
     let mut session = Session::start(&identity, "alpha");
