@@ -12,6 +12,7 @@ pub mod settings;
 pub mod wire;
 // rank 2
 pub mod coord;
+pub mod dhcp;
 pub mod path;
 pub mod pve;
 pub mod tunnel;

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The rank of every top-level module. A module may use modules of lower rank only.
-const RANKS: [(&str, u8); 16] = [
+const RANKS: [(&str, u8); 17] = [
     ("ident", 0),
     ("time", 0),
     ("settings", 1),
     ("wire", 1),
     ("coord", 2),
+    ("dhcp", 2),
     ("filter", 2),
     ("names", 2),
     ("path", 2),

@@ -6,6 +6,7 @@
 mod assemble;
 mod config;
 mod exit;
+pub mod policy_routing;
 mod prefs;
 mod report;
 mod status;

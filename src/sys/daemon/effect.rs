@@ -4,9 +4,9 @@ use super::DaemonError;
 use super::surroundings::{self, Surroundings};
 use crate::coord::client::NetMap;
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
+use crate::node::policy_routing::BYPASS_MARK;
 use crate::node::{Assembly, Prefs, Situation, TUN_MTU, Traffic, assemble};
 use crate::sys::clock;
-use crate::sys::dial::BYPASS_MARK;
 use crate::sys::engine::{Engine, EngineOptions};
 use crate::sys::router::Router;
 

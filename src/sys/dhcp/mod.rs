@@ -1,9 +1,7 @@
-//! The appliance's DHCPv4 client: the state machine on a UDP socket of one interface.
+//! The DHCPv4 client of [`crate::dhcp`] on a UDP socket of one interface.
 //!
 //! The socket is bound to the interface, so it sends and hears broadcasts before there is an address; no raw socket is needed. The strict
 //! reverse-path check has to be off on the interface until then, which init sees to.
-
-pub mod machine;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,9 +9,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until};
 
+pub use crate::dhcp::{Event, Lease, Machine};
 use crate::ident::NodeName;
 use crate::time::Time;
-pub use machine::{Event, Lease, Machine};
 
 /// RFC 2131, 4.1.
 const CLIENT_PORT: u16 = 68;

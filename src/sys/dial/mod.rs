@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub use connection::{BodyStream, ControlConnection, fetch_server_key, head};
 pub use origin::Origin;
-pub use socket::{BYPASS_MARK, mark_socket};
+pub use socket::mark_socket;
 
 use crate::wire::control::noise::HandshakeError;
 

@@ -14,9 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use super::{DialError, Origin};
-
-/// The mark that keeps a socket's packets out of the tunnel (rules 5210 to 5250, mask 0xff0000).
-pub const BYPASS_MARK: u32 = 0x8_0000;
+use crate::node::policy_routing::BYPASS_MARK;
 
 /// How long one address is tried alone before the next joins in (RFC 8305, section 8: 250 ms).
 const STAGGER: Duration = Duration::from_millis(250);

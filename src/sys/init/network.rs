@@ -11,10 +11,10 @@ use rtnetlink::Handle;
 use tokio::sync::Notify;
 
 use crate::ident::NodeName;
+use crate::node::policy_routing::Family;
 use crate::settings::{Guest, Ipv4Setup, Ipv6Setup, Network};
 use crate::sys::dhcp::{Client, Event, Lease};
 use crate::sys::router::link::{self, Link};
-use crate::sys::router::wanted::Family;
 use crate::sys::router::{RouterError, is_interface_name};
 use crate::sys::{entropy, sysctl};
 

@@ -9,7 +9,7 @@ use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
 use super::TABLE;
-use crate::sys::router::wanted::{FORWARD_MARK, MARK_MASK};
+use crate::node::policy_routing::{FORWARD_MARK, MARK_MASK};
 
 /// The subsystem number that opens and closes a batch (`NFNL_SUBSYS_NFTABLES`).
 const SUBSYSTEM: u16 = 10;

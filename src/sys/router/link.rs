@@ -13,7 +13,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 
 use super::RouterError;
-use super::wanted::{Family, ORIGIN, Rule, TABLE, Target, Via};
+use crate::node::policy_routing::{Family, ORIGIN, Rule, TABLE, Target, Via};
 
 /// What is known of a link.
 #[derive(Debug, Clone, Copy)]

@@ -1,20 +1,19 @@
 //! The machine's routing while it is a mesh member: the TUN's addresses, table 52, the policy rules, forwarding and masquerade.
 //!
 //! [`Router::apply`] compares what is wanted with what the kernel has and changes the difference, so it may be called at any time, also to
-//! repair what another program removed. What is ours is told by its origin ([`wanted::ORIGIN`]), not by memory, so [`Router::clear`] and
+//! repair what another program removed. What is ours is told by its origin ([`policy_routing::ORIGIN`]), not by memory, so [`Router::clear`] and
 //! [`clean_leftovers`] find it after a crash too.
 //!
 //! It does not make the TUN interface, and does not watch for changes. It works on the network namespace of the thread that made it.
 
 pub(in crate::sys) mod link;
-pub mod wanted;
 
 use std::path::PathBuf;
 
 use crate::node::RouterConfig;
+use crate::node::policy_routing::{self, Family};
 use crate::sys::nft::{self, Firewall, NftError};
 use crate::sys::sysctl::{self, Sysctls};
-use wanted::Family;
 
 /// Why routing was not set up.
 #[derive(Debug, thiserror::Error)]
@@ -102,10 +101,10 @@ impl Router {
         link::set_addresses(&self.handle, name, link.index, &[Family::V4, Family::V6], &addresses).await?;
         for family in families() {
             let usable = family == Family::V4 || usable6;
-            link::set_routes(&self.handle, family, link.index, &wanted::routes(config, family, usable)).await?;
-            link::set_rules(&self.handle, family, &wanted::rules(family)).await?;
+            link::set_routes(&self.handle, family, link.index, &policy_routing::routes(config, family, usable)).await?;
+            link::set_rules(&self.handle, family, &policy_routing::rules(family)).await?;
         }
-        self.sysctls.apply(config.forward, wanted::carries_outside_traffic(config), name)?;
+        self.sysctls.apply(config.forward, policy_routing::carries_outside_traffic(config), name)?;
         if config.forward && config.masquerade {
             match &mut self.firewall {
                 Some(firewall) => firewall.apply(name)?,

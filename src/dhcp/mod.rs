@@ -1,4 +1,4 @@
-//! The client's state machine (RFC 2131, section 4.4), without I/O: time and seed are given, datagrams go in and out.
+//! The appliance's DHCPv4 client as a state machine (RFC 2131, section 4.4): time and seed are given, datagrams go in and out.
 //!
 //! ```text
 //!          DISCOVER            OFFER              ACK                T1              T2
@@ -364,5 +364,4 @@ fn domain_name(name: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "machine_tests.rs"]
 mod tests;

@@ -16,8 +16,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::RouterConfig;
 use crate::ident::{CGNAT_V4, ULA_V6, is_mesh_address};
-use crate::node::RouterConfig;
 
 /// The routing table of mesh routes.
 pub const TABLE: u32 = 52;

@@ -1,0 +1,121 @@
+//! What the `create-*` commands take.
+
+use std::path::PathBuf;
+
+use crate::cli::connect::ConnectArgs;
+use crate::plan::options::{DEFAULT_BASE_DOMAIN, GuestOptions, GuestTexts, OptionError};
+
+/// What every new guest takes.
+#[derive(Debug, Clone, clap::Args)]
+pub(in crate::cli) struct GuestArgs {
+    /// The guest's number in Proxmox (VMID), 100 or more.
+    #[arg(value_name = "ID")]
+    pub(super) vmid: String,
+    /// Its name in Proxmox and in the mesh; chosen if absent (exit-1, exit-2 ...).
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// The Proxmox node to make it on; chosen if absent.
+    #[arg(long)]
+    pub(super) node: Option<String>,
+    /// The storage for its root volume; chosen if absent.
+    #[arg(long)]
+    pub(super) storage: Option<String>,
+    /// The storage the image is uploaded to; chosen if absent.
+    #[arg(long)]
+    pub(super) template_storage: Option<String>,
+    /// The bridge of its network interface; chosen if absent.
+    #[arg(long)]
+    pub(super) bridge: Option<String>,
+    /// Memory in MiB [default: 64].
+    #[arg(long, value_name = "MIB")]
+    pub(super) memory: Option<u32>,
+    /// Processor cores [default: 2].
+    #[arg(long)]
+    pub(super) cores: Option<u16>,
+    /// Its IPv4 address on the LAN with prefix length, `dhcp` or `none` [default: dhcp].
+    #[arg(long, value_name = "CIDR|dhcp")]
+    pub(super) ip: Option<String>,
+    /// Its IPv4 gateway, with a fixed address.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) gw: Option<String>,
+    /// Its IPv6 address with prefix length, `auto` or `none` [default: auto].
+    #[arg(long, value_name = "CIDR|auto")]
+    pub(super) ip6: Option<String>,
+    /// Its IPv6 gateway, with a fixed address.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) gw6: Option<String>,
+    /// A name server for it; may be given several times.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) dns: Vec<String>,
+    /// The appliance image to use, made with `pvemesh image build`; built from this very program if absent.
+    #[arg(long, value_name = "FILE")]
+    pub(super) image: Option<PathBuf>,
+    /// Print the decisions and every call, and change nothing.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    #[command(flatten)]
+    pub(super) connect: ConnectArgs,
+}
+
+impl GuestArgs {
+    pub(super) fn check(&self) -> Result<GuestOptions, OptionError> {
+        let texts = GuestTexts {
+            vmid: self.vmid.clone(),
+            name: self.name.clone(),
+            node: self.node.clone(),
+            storage: self.storage.clone(),
+            template_storage: self.template_storage.clone(),
+            bridge: self.bridge.clone(),
+            memory: self.memory,
+            cores: self.cores,
+            ip: self.ip.clone(),
+            gw: self.gw.clone(),
+            ip6: self.ip6.clone(),
+            gw6: self.gw6.clone(),
+            dns: self.dns.clone(),
+        };
+        texts.check()
+    }
+}
+
+/// A coordinator: key exchange, addresses and names for the mesh.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct CreateCoordinator {
+    #[command(flatten)]
+    pub(super) guest: GuestArgs,
+    /// The address clients are told, if they reach it under another one than its own on the LAN.
+    #[arg(long, value_name = "URL")]
+    pub(super) url: Option<String>,
+    /// The DNS suffix of node names.
+    #[arg(long, value_name = "DOMAIN", default_value = DEFAULT_BASE_DOMAIN)]
+    pub(super) base_domain: String,
+}
+
+/// How a new node joins, and what it is.
+#[derive(Debug, Clone, clap::Args)]
+pub(in crate::cli) struct NodeArgs {
+    #[command(flatten)]
+    pub(super) guest: GuestArgs,
+    /// An address and port under which the node is reached from outside, such as a port forwarded by the home router; several times for several.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(super) endpoint: Vec<String>,
+    /// Join this coordinator (Headscale, Tailscale, or ours elsewhere) instead of the known one.
+    #[arg(long, value_name = "URL", requires = "auth_key_file")]
+    pub(super) login_server: Option<String>,
+    /// A file with the join key for --login-server.
+    #[arg(long, value_name = "FILE", requires = "login_server")]
+    pub(super) auth_key_file: Option<PathBuf>,
+    /// Make the coordinator first, in this guest, if none is known.
+    #[arg(long, value_name = "ID", conflicts_with = "login_server")]
+    pub(super) with_coordinator: Option<String>,
+}
+
+/// A subnet router.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct CreateSubnetRouter {
+    #[command(flatten)]
+    pub(super) node: NodeArgs,
+    /// A network that the node makes reachable; several times for several.
+    #[arg(long, value_name = "CIDR", required = true)]
+    pub(super) route: Vec<String>,
+}

@@ -1,0 +1,189 @@
+//! From a plan to a guest: observe, plan, carry out, report.
+
+use std::path::Path;
+
+use super::report::{Report, Timed, dry_run_text, dry_run_value};
+use crate::cli::connect::{Session, call_failure, config_failure, refusal, step_advice};
+use crate::cli::interrupt::Interrupt;
+use crate::cli::progress::Progress;
+use crate::cli::{Exit, Failure, Output};
+use crate::ident::{NodeId, NodeName};
+use crate::plan::create::{self, Existing, Image, Outcome, Plan};
+use crate::plan::mark::RunId;
+use crate::plan::options::{GuestOptions, Join, KnownCoordinator, Role};
+use crate::pve::call::Arch;
+use crate::sys::config::WorkLock;
+use crate::sys::entropy;
+use crate::sys::image::ImageError;
+use crate::sys::pve::{Findings, Images as _, Mesh, Provisioner, RunError, StepError, Stock, Undoer, observe};
+
+/// How a guest is made, whatever it is.
+#[derive(Clone, Copy)]
+pub(super) struct How<'a> {
+    pub(super) dry_run: bool,
+    pub(super) image: Option<&'a Path>,
+    pub(super) output: &'a Output,
+}
+
+/// One guest being made.
+pub(super) struct Making<'a> {
+    pub(super) session: &'a Session,
+    pub(super) options: &'a GuestOptions,
+    pub(super) role: Role,
+    pub(super) mesh: Option<&'a dyn Mesh>,
+    pub(super) is_known: bool,
+    pub(super) how: How<'a>,
+    pub(super) tried: String,
+}
+
+impl Making<'_> {
+    pub(super) async fn run(self) -> Result<Option<Report>, Failure> {
+        let begun = std::time::Instant::now();
+        let vmid = self.options.vmid;
+        let mut progress = Progress::new(self.how.output);
+        let lock = if self.how.dry_run { None } else { Some(self.session.store.lock(vmid).map_err(config_failure)?) };
+        if let Some(lock) = &lock {
+            self.recover(lock, &mut progress).await?;
+        }
+        let stock = progress.during("prepare the image", || Stock::prepare(&self.session.store, self.how.image));
+        let stock = stock.map_err(|e| image_failure(&self.tried, &e))?;
+        let mesh: Vec<(NodeId, NodeName)> = match self.mesh {
+            Some(mesh) => {
+                let nodes = mesh
+                    .nodes()
+                    .await
+                    .map_err(|e| Failure::new(&self.tried, e, "is this machine's admin key still known to it?").exit(Exit::Denied))?;
+                nodes.into_iter().map(|node| (node.id, node.name)).collect()
+            }
+            None => Vec::new(),
+        };
+        let observed = observe::observe(&*self.session.executor, vmid, mesh).await.map_err(|e| call_failure(&self.tried, &e))?;
+        let image = Image::new(env!("CARGO_PKG_VERSION"), &stock.shared().sha256, architecture(&self.tried)?);
+        let random = entropy::bytes::<16>().map_err(|e| Failure::new(&self.tried, e, "this system has no randomness"))?;
+        let run = RunId::new(u128::from_be_bytes(random));
+        let outcome = create::create(self.options, &self.role, &observed, &image, run).map_err(|e| refusal(&self.tried, &e))?;
+        let (plan, changed) = match outcome {
+            Outcome::Plan(plan) => (plan, true),
+            Outcome::AlreadyThere(existing) => {
+                let plan = create::revive(&existing, &self.role, self.is_known, run).map_err(|e| refusal(&self.tried, &e))?;
+                self.say_it_is_there(&existing, &plan);
+                let changed = !plan.steps.is_empty();
+                (plan, changed)
+            }
+        };
+        if self.how.dry_run {
+            self.how.output.result(&dry_run_value(&plan), dry_run_text(&plan, &self.session.executor.place()));
+            return Ok(None);
+        }
+        for choice in &plan.choices {
+            self.how.output.note(format!("  {:<17} {}  ({})", choice.what, choice.value, choice.why));
+        }
+        let findings = self.carry_out(&plan, &stock, &mut progress).await?;
+        drop(lock);
+        Ok(Some(self.report(plan, changed, findings, begun.elapsed().as_secs_f64())))
+    }
+
+    fn say_it_is_there(&self, existing: &Existing, plan: &Plan) {
+        let state = if plan.steps.is_empty() { "nothing to do" } else { "bringing it up" };
+        self.how.output.note(format!(
+            "{} {} ({}) is already there on {}: {state}",
+            self.role.words(),
+            existing.vmid,
+            existing.name,
+            existing.host
+        ));
+    }
+
+    /// Takes back what an earlier run left for this guest.
+    async fn recover(&self, _held: &WorkLock, progress: &mut Progress<'_>) -> Result<(), Failure> {
+        let vmid = self.options.vmid;
+        let Some(journal) = self.session.store.journal(vmid).map_err(config_failure)? else { return Ok(()) };
+        self.how.output.note(format!("an earlier run for {vmid} did not come to its end; taking back what it left"));
+        let undoer = Undoer { executor: &*self.session.executor, mesh: self.mesh, store: &self.session.store };
+        let tried = format!("take back what an earlier run left for {vmid}");
+        match undoer.recover(&journal, progress).await {
+            Ok((_, left)) if left.is_empty() => Ok(()),
+            Ok((_, left)) => Err(Failure::new(tried, left.join("; "), "clear that up, then run the command again").exit(Exit::Left)),
+            Err(error) => {
+                let (next, exit, _) = step_advice(&error);
+                Err(Failure::new(tried, &error, next).exit(exit))
+            }
+        }
+    }
+
+    async fn carry_out(&self, plan: &Plan, stock: &Stock, progress: &mut Progress<'_>) -> Result<Findings, Failure> {
+        let door = self.session.door()?;
+        let mut interrupt = Interrupt::listen(self.how.output)?;
+        let provisioner = Provisioner {
+            executor: &*self.session.executor,
+            door: &door,
+            mesh: self.mesh,
+            images: stock,
+            store: &self.session.store,
+            watch: progress,
+            interrupted: interrupt.requested(),
+        };
+        provisioner.run(plan).await.map_err(|error| self.failed(&error))
+    }
+
+    fn failed(&self, error: &RunError) -> Failure {
+        let (mut next, mut exit, log) = step_advice(&error.error);
+        if !log.is_empty() {
+            self.how.output.note("  the task's log ends with:");
+            for line in log {
+                self.how.output.note(format!("    | {line}"));
+            }
+        }
+        let mut happened = format!("{}: {}", error.step, error.error);
+        if error.left.is_empty() {
+            happened.push_str("; what had been made was taken back");
+        } else {
+            happened.push_str(&format!("; not taken back: {}", error.left.join(", ")));
+            next = match error.error {
+                StepError::Interrupted => "run the same command again, which takes that back first".to_owned(),
+                _ => format!("run the same command again, which takes that back first ({next})"),
+            };
+            exit = Exit::Left;
+        }
+        Failure::new(&self.tried, happened, next).exit(exit)
+    }
+
+    fn report(&self, plan: Plan, changed: bool, findings: Findings, seconds: f64) -> Report {
+        let known = findings.coordinator.or_else(|| match &self.role {
+            Role::Node { join: Join::Ours(known), .. } => Some(known.clone()),
+            _ => self.session.config.coordinator.clone().map(KnownCoordinator::from).filter(|c| c.vmid == Some(plan.vmid)),
+        });
+        Report {
+            vmid: plan.vmid,
+            name: plan.name,
+            role: plan.role,
+            node: plan.host.to_string(),
+            changed,
+            choices: plan.choices,
+            lan_address: findings.lan_address,
+            mesh_addresses: findings.mesh_addresses,
+            url: known.map(|known| known.url),
+            steps: findings.timings.into_iter().map(|(step, took)| Timed { step, seconds: took.as_secs_f64() }).collect(),
+            seconds,
+        }
+    }
+}
+
+fn image_failure(tried: &str, error: &ImageError) -> Failure {
+    match error {
+        ImageError::File { tried: "use as an image", .. } => {
+            Failure::new(tried, error, "make one: pvemesh image build; or leave --image out").exit(Exit::Usage)
+        }
+        _ => Failure::new(tried, error, "use the released binary, or build in the repository, which links statically"),
+    }
+}
+
+fn architecture(tried: &str) -> Result<Arch, Failure> {
+    match std::env::consts::ARCH {
+        "x86_64" => Ok(Arch::Amd64),
+        "aarch64" => Ok(Arch::Arm64),
+        other => {
+            Err(Failure::new(tried, format!("this program is for {other}, which Proxmox does not run on"), "use one for x86-64 or arm64"))
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What the `create-*` commands say: results, and plans that are not carried out.
+
+use crate::ident::{NodeName, Vmid};
+use crate::plan::Choice;
+use crate::plan::create::Plan;
+
+#[derive(serde::Serialize)]
+pub(super) struct Report {
+    pub(super) vmid: Vmid,
+    pub(super) name: NodeName,
+    pub(super) role: &'static str,
+    pub(super) node: String,
+    pub(super) changed: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) choices: Vec<Choice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) lan_address: Option<std::net::IpAddr>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) mesh_addresses: Vec<std::net::IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) url: Option<String>,
+    pub(super) steps: Vec<Timed>,
+    pub(super) seconds: f64,
+}
+
+#[derive(serde::Serialize)]
+pub(super) struct Timed {
+    pub(super) step: String,
+    pub(super) seconds: f64,
+}
+
+pub(super) fn summary(report: &Report) -> String {
+    let mut text = format!("{} {} ({}) on {}", report.role, report.vmid, report.name, report.node);
+    if !report.changed {
+        text.push_str(": already there, nothing to do");
+        return text;
+    }
+    if let Some(address) = report.lan_address {
+        text.push_str(&format!("\n  on the LAN    {address}"));
+    }
+    if !report.mesh_addresses.is_empty() {
+        let all: Vec<String> = report.mesh_addresses.iter().map(ToString::to_string).collect();
+        text.push_str(&format!("\n  in the mesh   {}", all.join(", ")));
+    }
+    if let Some(url) = &report.url {
+        text.push_str(&format!("\n  coordinator   {url}"));
+    }
+    text.push_str(&format!("\n  ready in      {:.1} s", report.seconds));
+    if report.role == "coordinator" {
+        text.push_str("\nnext: pvemesh create-exit-node ID");
+    }
+    text
+}
+
+pub(super) fn dry_run_text(plan: &Plan, place: &str) -> String {
+    let mut text = format!("would make {} {} ({}) on {} at {place}\n", plan.role, plan.vmid, plan.name, plan.host);
+    for choice in &plan.choices {
+        text.push_str(&format!("  {:<17} {}  ({})\n", choice.what, choice.value, choice.why));
+    }
+    for (number, step) in plan.steps.iter().enumerate() {
+        text.push_str(&format!("{:>3}. {}\n     {}\n", number + 1, step.title, step.action));
+        if let Some(undo) = &step.undo {
+            text.push_str(&format!("     on failure: {undo}\n"));
+        }
+    }
+    text.push_str("nothing was changed");
+    text
+}
+
+pub(super) fn dry_run_value(plan: &Plan) -> serde_json::Value {
+    let steps: Vec<_> = plan
+        .steps
+        .iter()
+        .map(|step| serde_json::json!({ "step": step.title, "call": step.action.to_string(), "undo": step.undo.as_ref().map(ToString::to_string) }))
+        .collect();
+    serde_json::json!({ "dry_run": true, "vmid": plan.vmid, "name": plan.name, "role": plan.role, "node": plan.host, "choices": plan.choices, "steps": steps })
+}

@@ -1,0 +1,115 @@
+//! What a new guest is for, and how it joins.
+
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use crate::ident::{MachinePublic, Secret, Vmid};
+
+/// A coordinator of ours, as the admin's configuration knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownCoordinator {
+    /// Its guest, if we made it.
+    pub vmid: Option<Vmid>,
+    /// The address guests on the LAN use, and this program.
+    pub lan_url: String,
+    /// The address other clients are told.
+    pub url: String,
+    /// Its key.
+    pub server_key: MachinePublic,
+}
+
+/// How a new node joins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Join {
+    /// Our coordinator: a join key is made for this guest alone.
+    Ours(KnownCoordinator),
+    /// Any ts2021 coordinator, with a key the admin has.
+    Other {
+        /// Its address.
+        login_server: String,
+        /// The key.
+        auth_key: Secret,
+    },
+}
+
+/// What a new guest is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// Key exchange, addresses, names.
+    Coordinator {
+        /// The address clients are told; absent if it is the guest's own address.
+        url: Option<String>,
+        /// The DNS suffix.
+        base_domain: String,
+        /// Who may administer it.
+        admin_key: MachinePublic,
+    },
+    /// A mesh node.
+    Node {
+        /// What it offers.
+        kind: NodeKind,
+        /// How it joins.
+        join: Join,
+        /// Addresses under which it is reachable from outside.
+        endpoints: Vec<SocketAddr>,
+    },
+}
+
+/// What a node offers the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeKind {
+    /// Itself.
+    Member,
+    /// The internet.
+    ExitNode,
+    /// Networks.
+    SubnetRouter(Vec<IpNet>),
+}
+
+impl Role {
+    /// The role's name in tags, marks and the interface.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Coordinator { .. } => "coordinator",
+            Self::Node { kind: NodeKind::Member, .. } => "node",
+            Self::Node { kind: NodeKind::ExitNode, .. } => "exit-node",
+            Self::Node { kind: NodeKind::SubnetRouter(_), .. } => "subnet-router",
+        }
+    }
+
+    /// Whether it opens a TUN device, which has to be passed through.
+    pub const fn needs_tun(&self) -> bool {
+        matches!(self, Self::Node { .. })
+    }
+
+    /// The role in words.
+    pub const fn words(&self) -> &'static str {
+        match self {
+            Self::Coordinator { .. } => "coordinator",
+            Self::Node { kind: NodeKind::Member, .. } => "mesh node",
+            Self::Node { kind: NodeKind::ExitNode, .. } => "exit node",
+            Self::Node { kind: NodeKind::SubnetRouter(_), .. } => "subnet router",
+        }
+    }
+
+    /// The first part of a chosen name; `None` if the role's name is used without a number.
+    pub(in crate::plan) const fn name_stem(&self) -> &'static str {
+        match self {
+            Self::Coordinator { .. } => "coordinator",
+            Self::Node { kind: NodeKind::Member, .. } => "node",
+            Self::Node { kind: NodeKind::ExitNode, .. } => "exit",
+            Self::Node { kind: NodeKind::SubnetRouter(_), .. } => "router",
+        }
+    }
+
+    /// The command that makes one.
+    pub const fn command(&self) -> &'static str {
+        match self {
+            Self::Coordinator { .. } => "create-coordinator",
+            Self::Node { kind: NodeKind::Member, .. } => "create-node",
+            Self::Node { kind: NodeKind::ExitNode, .. } => "create-exit-node",
+            Self::Node { kind: NodeKind::SubnetRouter(_), .. } => "create-subnet-router",
+        }
+    }
+}
