@@ -202,6 +202,26 @@ impl Tunnel {
         }
     }
 
+    /// Starts a handshake unless there is a session. One that is under way is started anew: the peer could not answer it.
+    pub fn meet(&mut self, room: &mut [u8]) -> Option<usize> {
+        if self.has_session() || room.len() < MIN_ROOM {
+            return None;
+        }
+        match self.tunn.format_handshake_initiation(room, true) {
+            TunnResult::WriteToNetwork(message) => Some(message.len()),
+            _ => None,
+        }
+    }
+
+    /// Drops all sessions: the peer has lost its own. Packets that wait go on waiting, for the next handshake.
+    pub fn forget_sessions(&mut self, own: &NodePrivate) {
+        let secret = StaticSecret::from(*own.as_bytes());
+        let public = PublicKey::from(&secret);
+        // The only way boringtun offers; the key is the same as before.
+        let limiter = Arc::new(RateLimiter::new(&public, u64::MAX));
+        self.tunn.set_static_private(secret, public, Some(limiter));
+    }
+
     /// An empty data packet, if there is a session to send it in. Unlike [`Tunnel::seal`] it starts no handshake.
     pub fn keepalive(&mut self, room: &mut [u8]) -> Option<usize> {
         if !self.has_session() || room.len() < MIN_ROOM {

@@ -67,7 +67,7 @@ counters! {
     stranger,
     /// Dropped: neither WireGuard nor anything else the mesh knows.
     junk,
-    /// Dropped: path probes and STUN answers that nobody here asked for.
+    /// Dropped: STUN answers that nobody here asked for.
     unasked,
     /// Cookies sent because of a flood of handshakes.
     cookies,

@@ -30,7 +30,7 @@ fn reply(shared: &Shared, to: SocketAddr, message: &[u8]) {
 /// Sends what waited for a session.
 fn release(shared: &Shared, peer: &Peer, state: &mut State, room: &mut [u8]) {
     while let Some(length) = state.tunnel.release(room) {
-        let Some(Path::Direct(to)) = state.chooser.best() else { return };
+        let Some(Path::Direct(to)) = state.route.best() else { return };
         reply(shared, to, room.get(..length).unwrap_or_default());
         peer.tx_bytes.fetch_add(length as u64, Ordering::Relaxed);
     }
@@ -44,8 +44,12 @@ fn handshake(shared: &Shared, peer: &Peer, from: SocketAddr, message: &[u8], roo
             if established {
                 // Only the peer could answer what we sent. An initiation may be an old one, sent again by anyone: it gets
                 // its response, and the path moves when data follows.
-                state.chooser.answered(shared.now(), from);
+                let mut paths = shared.paths();
+                paths.answered(shared.now(), &peer.key, from);
+                state.follow(&paths, &peer.key);
                 tracing::debug!(peer = peer.name, %from, "handshake answered");
+            } else {
+                shared.paths().met(shared.now(), &peer.key);
             }
             state.sent = shared.now();
             reply(shared, from, message);
@@ -54,6 +58,8 @@ fn handshake(shared: &Shared, peer: &Peer, from: SocketAddr, message: &[u8], roo
         Opened::Refused(refusal) => shared.counters.refuse(refusal),
         Opened::Packet(..) | Opened::Nothing => {}
     }
+    drop(state);
+    shared.attend(|_, _| ());
 }
 
 /// What was opened and is to be written: the packets lie in `arena`, in the order they came.
@@ -180,6 +186,7 @@ impl Arrival<'_> {
         let mut allowed = None;
         let mut bytes = 0;
         let mut after = None;
+        let mut told = false;
         for message in datagrams {
             if classify(message) != (Kind::Data { receiver }) {
                 after = Some(message);
@@ -205,11 +212,21 @@ impl Arrival<'_> {
             }
         }
         if authentic {
-            state.chooser.heard(shared.now(), from);
+            let now = shared.now();
+            told = state.route.tell_heard(now, from);
+            if told {
+                let mut paths = shared.paths();
+                paths.heard(now, &peer.key, from);
+                state.follow(&paths, &peer.key);
+            }
             peer.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
             if state.tunnel.has_waiting() {
                 release(shared, peer, &mut state, opening.room());
             }
+        }
+        drop(state);
+        if told {
+            shared.attend(|_, _| ());
         }
         after
     }
@@ -259,7 +276,8 @@ fn control(shared: &Shared, table: &Table, from: SocketAddr, message: &[u8], roo
             None => add(&counters.no_session, 1),
         },
         Kind::Data { .. } => lost(shared, table, from, room),
-        Kind::Disco | Kind::Stun => add(&counters.unasked, 1),
+        Kind::Disco => shared.attend(|paths, now| paths.handle_datagram(now, from, message)),
+        Kind::Stun => add(&counters.unasked, 1),
         Kind::Junk => add(&counters.junk, 1),
     }
 }

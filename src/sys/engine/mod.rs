@@ -2,15 +2,18 @@
 //!
 //! * *outbound* reads the TUN, seals and sends: one read may bring a super-packet, one send carries all its segments;
 //! * *inbound* receives, opens and writes to the TUN, joined again into super-packets;
-//! * *timers* wakes four times a second for WireGuard's timers.
+//! * *timers* wakes four times a second for WireGuard's timers, and for the deadlines of the path probes.
 //!
 //! What is decided is decided in `tunnel` and `path`; here it is put to work. The threads share a table of peers that is
 //! replaced whole, and lock a peer for a batch of its packets. No packet allocates (but those that wait for a session).
+//! The core that finds the ways has a lock of its own, which data meets about once a second for each peer: what it has decided
+//! lies with the peer. It may be taken while a peer is locked, never the other way round.
 //! Nothing that arrives can stop the engine: what is bad is counted in [`Counters`] and dropped.
 
 mod counters;
 mod inbound;
 mod outbound;
+mod probes;
 mod socket;
 mod table;
 mod timers;
@@ -24,14 +27,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
+use tokio::sync::oneshot;
 
 pub use counters::Counters;
+use probes::Probing;
 use socket::Socket;
 use table::{Registry, Table};
 
 use super::offload::Tun;
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::PeerConfig;
+use crate::path::{self, Pong, Unreached};
 use crate::time::{Time, Wall};
 use crate::tunnel::{Gate, Strangers};
 
@@ -59,6 +65,8 @@ pub struct PeerStatus {
     pub key: NodePublic,
     /// The address data goes to, once one has answered.
     pub endpoint: Option<SocketAddr>,
+    /// How long an answer takes on the way there and back, if the address is proven by probes at this moment.
+    pub latency: Option<Duration>,
     /// When the keys in use, or the last ones, were agreed on.
     pub last_handshake: Option<Wall>,
     /// Bytes of IP packets received from the peer.
@@ -75,6 +83,7 @@ struct Shared {
     table: RwLock<Arc<Table>>,
     counters: counters::Shared,
     strangers: Mutex<Strangers>,
+    probing: Probing,
     started: Instant,
     stopping: AtomicBool,
     wake: OwnedFd,
@@ -147,6 +156,7 @@ impl Engine {
             io::Error::new(error.kind(), format!("cannot make the TUN interface {} through /dev/net/tun: {error}", options.interface))
         })?;
         tracing::info!(interface = options.interface, port = socket.port(), offload = ?tun.offload, "packet engine started");
+        let probing = Probing::new(&options)?;
         let shared = Arc::new(Shared {
             tun,
             socket,
@@ -154,6 +164,7 @@ impl Engine {
             table: RwLock::default(),
             counters: counters::Shared::default(),
             strangers: Mutex::default(),
+            probing,
             started: Instant::now(),
             stopping: AtomicBool::new(false),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -177,15 +188,41 @@ impl Engine {
     /// Replaces the peers. Those whose key stays keep their session and what was learned about them.
     pub fn set_peers(&self, peers: &[PeerConfig]) {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        let table = Arc::new(registry.update(peers));
-        *self.shared.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+        let (table, ways) = registry.update(peers);
+        *self.shared.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+        self.shared.attend(|paths, now| paths.set_peers(now, &ways));
+        for peer in self.shared.table().peers() {
+            let mut state = peer.lock();
+            state.follow(&self.shared.paths(), &peer.key);
+        }
         inbound::meet_strangers(&self.shared);
     }
 
     /// How each peer is doing.
     pub fn peers(&self) -> Vec<PeerStatus> {
         let now = Wall::now();
-        self.shared.table().peers().map(|peer| peer.status(now)).collect()
+        let latency = |peer: &table::Peer| self.shared.paths().latency(self.shared.now(), &peer.key);
+        self.shared.table().peers().map(|peer| peer.status(now, latency(peer))).collect()
+    }
+
+    /// Pings a peer by the probes of the path (disco), not through the tunnel. The answer comes within five seconds; if none does, the
+    /// sender is dropped. It counts as data: the way is kept for a while.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing to ping: no such peer, none with a disco key, or none with an address.
+    pub fn ping(&self, peer: &NodePublic) -> Result<oneshot::Receiver<Pong>, Unreached> {
+        self.shared.ping(peer)
+    }
+
+    /// This machine's networks have changed: what was known of ways is to be proven anew.
+    pub fn network_changed(&self) {
+        self.shared.attend(|paths, now| paths.network_changed(now));
+    }
+
+    /// What path probes came, went and were dropped since the start.
+    pub fn probe_counters(&self) -> path::Counters {
+        self.shared.paths().counters()
     }
 
     /// The UDP port in use.

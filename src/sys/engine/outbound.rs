@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustix::event::PollFlags;
 
@@ -13,6 +14,7 @@ use super::socket::{MAX_SEGMENTS, MAX_SEND};
 use super::table::{Peer, State};
 use crate::path::Path;
 use crate::sys::offload::Offload;
+use crate::time::Time;
 use crate::tunnel::{MAX_PACKET, MIN_ROOM, OVERHEAD, Sealed, Segments, Tunnel, VirtioHeader};
 
 /// Datagrams of one size for one address, the last may be shorter: one send.
@@ -28,14 +30,19 @@ struct Batch {
     buffer: Box<[u8]>,
     end: usize,
     runs: Vec<Run>,
+    /// The last address the system knows no way to, and when it said so.
+    unreachable: Option<(SocketAddr, Time)>,
 }
+
+/// How often the core hears that an address is unreachable.
+const REMIND: Duration = Duration::from_secs(1);
 
 /// Room for what one super-packet becomes, and the beginning of the next.
 const BATCH: usize = 4 * MAX_SEND;
 
 impl Batch {
     fn new() -> Self {
-        Self { buffer: vec![0; BATCH].into_boxed_slice(), end: 0, runs: Vec::with_capacity(16) }
+        Self { buffer: vec![0; BATCH].into_boxed_slice(), end: 0, runs: Vec::with_capacity(16), unreachable: None }
     }
 
     /// Room for a packet of so many bytes, sealed. Sends what has gathered if there is none left, which only a super-packet of
@@ -70,26 +77,33 @@ impl Batch {
             return self.flush(shared);
         }
         let Some(last) = self.runs.len().checked_sub(1) else { return };
-        for run in self.runs.drain(..last) {
-            let contents = self.buffer.get(run.range).unwrap_or_default();
-            shared.socket.send(shared, run.to, contents, run.segment);
-        }
+        self.send_runs(shared, last);
     }
 
     /// Sends everything.
     fn flush(&mut self, shared: &Shared) {
-        for run in self.runs.drain(..) {
-            let contents = self.buffer.get(run.range).unwrap_or_default();
-            shared.socket.send(shared, run.to, contents, run.segment);
-        }
+        self.send_runs(shared, self.runs.len());
         self.end = 0;
+    }
+
+    fn send_runs(&mut self, shared: &Shared, count: usize) {
+        for run in self.runs.drain(..count) {
+            let contents = self.buffer.get(run.range).unwrap_or_default();
+            if !shared.socket.send(shared, run.to, contents, run.segment) {
+                let now = shared.now();
+                if self.unreachable.is_none_or(|(address, at)| address != run.to || now.since(at) >= REMIND) {
+                    self.unreachable = Some((run.to, now));
+                    shared.attend(|paths, now| paths.unreachable(now, run.to));
+                }
+            }
+        }
     }
 }
 
-/// Sends a handshake initiation on every path the peer's chooser names.
+/// Sends a handshake initiation on every path that is to be tried.
 pub(super) fn initiate(shared: &Shared, peer: &Peer, state: &mut State, message: &[u8]) {
     let now = shared.now();
-    let paths = state.chooser.ask(now);
+    let paths = shared.paths().ask(now, &peer.key);
     tracing::debug!(peer = peer.name, paths = paths.len(), "handshake initiation");
     state.sent = now;
     if paths.is_empty() {
@@ -144,8 +158,15 @@ fn packets(shared: &Shared, batch: &mut Batch, header: &VirtioHeader, packet: &m
         return;
     };
     // All segments have one destination: one lock, one look at the path and the clock for all of them.
+    let now = shared.now();
     let mut state = peer.lock();
-    let to = state.chooser.best();
+    if state.route.tell_sending(now) {
+        drop(state);
+        // Before the packet, so that a peer that must learn our address by a ping learns it before the handshake comes.
+        shared.attend(|paths, now| paths.sending(now, &peer.key));
+        state = peer.lock();
+    }
+    let to = state.route.best();
     let (mut count, mut bytes) = (0, 0);
     let mut sent = false;
     while let Some(segment) = segments.next() {
@@ -154,7 +175,7 @@ fn packets(shared: &Shared, batch: &mut Batch, header: &VirtioHeader, packet: &m
         sent |= seal(shared, batch, peer, &mut state, to, segment);
     }
     if sent {
-        state.sent = shared.now();
+        state.sent = now;
     }
     drop(state);
     add(&counters.tun_in, count);

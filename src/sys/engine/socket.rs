@@ -117,7 +117,7 @@ impl Socket {
         }
     }
 
-    /// Sends one datagram, or drops it if the kernel's buffer is full: for handshakes and keepalives, which come again.
+    /// Sends one datagram, or drops it if the kernel's buffer is full: for handshakes, keepalives and probes, which come again.
     pub(super) fn send_now(&self, shared: &Shared, to: SocketAddr, message: &[u8]) {
         let counters = &shared.counters;
         add(&counters.udp_sends, 1);
@@ -134,28 +134,36 @@ impl Socket {
     /// refuses is counted.
     ///
     /// If it refuses several at once, they go one by one: for good after EIO (a network card without checksums), this time only
-    /// after other errors, such as a path too narrow for them.
-    pub(super) fn send(&self, shared: &Shared, to: SocketAddr, contents: &[u8], segment: usize) {
+    /// after other errors, such as a path too narrow for them. `false` if the kernel knows no way to the address.
+    pub(super) fn send(&self, shared: &Shared, to: SocketAddr, contents: &[u8], segment: usize) -> bool {
         let count = contents.len().div_ceil(segment.max(1));
         let mut sends = 1;
         let mut failed = 0;
+        let mut reachable = true;
         if count > 1 {
             if let Err(error) = self.send_waiting(shared, to, contents, Some(segment)) {
                 if error.raw_os_error() == Some(libc::EIO) && self.segmentation.swap(false, Ordering::Relaxed) {
                     tracing::info!("the network card cannot segment, sending datagrams one by one");
                 }
+                reachable = !is_unreachable(&error);
                 sends += count;
                 failed = contents.chunks(segment).filter(|one| self.send_waiting(shared, to, one, None).is_err()).count();
             }
         } else if let Err(error) = self.send_waiting(shared, to, contents, None) {
             tracing::trace!(%error, %to, "a datagram was refused");
+            reachable = !is_unreachable(&error);
             failed = 1;
         }
         let counters = &shared.counters;
         add(&counters.udp_sends, sends as u64);
         add(&counters.udp_out, (count - failed) as u64);
         add(&counters.send_failed, failed as u64);
+        reachable
     }
+}
+
+fn is_unreachable(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable)
 }
 
 impl AsFd for Socket {

@@ -4,18 +4,19 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::PeerStatus;
 use crate::ident::{NodePrivate, NodePublic};
 use crate::node::PeerConfig;
-use crate::path::Chooser;
+use crate::path::{self, Path, Paths, Route};
 use crate::time::{Time, Wall};
 use crate::tunnel::{MAX_TUNNELS, Routes, Tunnel};
 
 /// What changes with every batch of a peer's packets.
 pub(super) struct State {
     pub(super) tunnel: Tunnel,
-    pub(super) chooser: Chooser,
+    pub(super) route: Route,
     /// When anything was last sent to the peer.
     pub(super) sent: Time,
     /// When the newest session was agreed on.
@@ -23,6 +24,12 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Takes over where the peer's packets go.
+    pub(super) fn follow(&mut self, paths: &Paths, key: &NodePublic) {
+        let (best, probed) = paths.route(key);
+        self.route.set(best, probed);
+    }
+
     /// Notes when the session in use was agreed on, before it is forgotten.
     pub(super) fn note_handshake(&mut self, now: Wall) {
         if let Some(age) = self.tunnel.session_age()
@@ -48,12 +55,13 @@ impl Peer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn status(&self, now: Wall) -> PeerStatus {
+    pub(super) fn status(&self, now: Wall, latency: Option<Duration>) -> PeerStatus {
         let mut state = self.lock();
         state.note_handshake(now);
         PeerStatus {
             key: self.key,
-            endpoint: state.chooser.endpoint(),
+            endpoint: state.route.best().map(|Path::Direct(address)| address),
+            latency,
             last_handshake: state.last_handshake,
             rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
             tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
@@ -118,7 +126,7 @@ impl Registry {
         self.next_index = index.wrapping_add(1);
         let state = State {
             tunnel: Tunnel::new(&self.own, &config.key, index),
-            chooser: Chooser::new(),
+            route: Route::default(),
             sent: Time::default(),
             last_handshake: None,
         };
@@ -132,8 +140,9 @@ impl Registry {
         })
     }
 
-    /// The table for these peers. A peer that is not among them loses its session.
-    pub(super) fn update(&mut self, configs: &[PeerConfig]) -> Table {
+    /// The table for these peers, and the same for the core that finds their ways. A peer that is not among them loses its session.
+    pub(super) fn update(&mut self, configs: &[PeerConfig]) -> (Table, Vec<path::Peer>) {
+        let mut ways = Vec::with_capacity(configs.len());
         let mut table = Table::default();
         let own = self.own.public();
         for config in configs {
@@ -145,7 +154,7 @@ impl Registry {
                 Some(peer) => Arc::clone(peer),
                 None => self.make(config),
             };
-            peer.lock().chooser.set_map(&config.endpoints);
+            ways.push(path::Peer { key: config.key, disco: config.disco, addresses: config.endpoints.clone() });
             for endpoint in &config.endpoints {
                 let address = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());
                 table.by_endpoint.entry(address).or_insert_with(|| Arc::clone(&peer));
@@ -160,6 +169,6 @@ impl Registry {
             table.by_key.insert(config.key, peer);
         }
         self.peers.retain(|key, _| table.by_key.contains_key(key));
-        table
+        (table, ways)
     }
 }

@@ -1,16 +1,17 @@
-//! WireGuard's timers, and keeping NAT mappings open.
+//! WireGuard's timers, keeping NAT mappings open, and the deadlines of the probes.
 
-use rustix::event::Timespec;
+use std::time::Duration;
 
 use super::Shared;
 use super::outbound::initiate;
 use super::table::Peer;
 use crate::path::Path;
-use crate::time::Wall;
+use crate::time::{Time, Wall};
 use crate::tunnel::{MIN_ROOM, Tick};
 
 /// boringtun's timers are exact to this.
-const PERIOD: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+const PERIOD: Duration = Duration::from_millis(250);
+
 fn tick(shared: &Shared, peer: &Peer, room: &mut [u8]) {
     let mut state = peer.lock();
     state.note_handshake(Wall::now());
@@ -21,10 +22,10 @@ fn tick(shared: &Shared, peer: &Peer, room: &mut [u8]) {
             return;
         }
         Tick::Keepalive(length) => Some(length),
-        Tick::Nothing if state.chooser.wants_keepalive(now, state.sent) => state.tunnel.keepalive(room),
+        Tick::Nothing if state.route.wants_keepalive(now, state.sent) => state.tunnel.keepalive(room),
         Tick::Nothing => None,
     };
-    if let (Some(length), Some(Path::Direct(to))) = (keepalive, state.chooser.best()) {
+    if let (Some(length), Some(Path::Direct(to))) = (keepalive, state.route.best()) {
         state.sent = now;
         shared.socket.send_now(shared, to, room.get(..length).unwrap_or_default());
     }
@@ -33,11 +34,17 @@ fn tick(shared: &Shared, peer: &Peer, room: &mut [u8]) {
 /// The timer thread.
 pub(super) fn run(shared: &Shared) {
     let mut room = [0; MIN_ROOM];
+    let mut next = Time::default();
     while !shared.stopping() {
-        shared.gate.tick();
-        for peer in shared.table().peers() {
-            tick(shared, peer, &mut room);
+        let now = shared.now();
+        if now >= next {
+            next = now + PERIOD;
+            shared.gate.tick();
+            for peer in shared.table().peers() {
+                tick(shared, peer, &mut room);
+            }
         }
-        shared.wait(None, Some(PERIOD));
+        shared.attend(|paths, now| paths.handle_timeout(now));
+        shared.rest(next);
     }
 }

@@ -1,0 +1,169 @@
+//! One peer's addresses and what is known of each.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::{ACTIVE, Reach, TRUST, canonical, is_usable};
+use crate::time::Time;
+
+/// Addresses taken from the network map, for one peer. A round of pings goes to all of them.
+pub const MAX_LISTED: usize = 24;
+/// Addresses kept that the map does not name: those packets have come from.
+pub const MAX_LEARNED: usize = 8;
+/// The pause before an address is pinged again, after the first ping; it doubles up to [`MAX_GAP`] while nothing is answered.
+const FIRST_GAP: Duration = Duration::from_millis(500);
+/// Stock clients always wait so long.
+const MAX_GAP: Duration = Duration::from_secs(5);
+
+/// An answered ping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Proof {
+    pub(super) at: Time,
+    pub(super) latency: Duration,
+}
+
+/// An address and the evidence for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) address: SocketAddr,
+    /// The network map names it.
+    listed: bool,
+    /// Something authentic came from it: it works, at least towards us.
+    pub(super) heard: Option<Time>,
+    /// A ping came from it: the peer may be there, or someone who repeats the peer's pings.
+    pub(super) pinged: Option<Time>,
+    /// A ping to it was answered: it works both ways.
+    pub(super) proof: Option<Proof>,
+    /// When it was last pinged by us, and how many pings in a row have not been answered.
+    probed: Option<Time>,
+    unanswered: u32,
+}
+
+impl Candidate {
+    fn new(address: SocketAddr, listed: bool) -> Self {
+        Self { address, listed, heard: None, pinged: None, proof: None, probed: None, unanswered: 0 }
+    }
+
+    /// When it may be pinged again in a round of pings.
+    pub(super) fn due(&self) -> Time {
+        let gap = FIRST_GAP.saturating_mul(1 << self.unanswered.saturating_sub(1).min(8)).min(MAX_GAP);
+        self.probed.map_or(Time::default(), |at| at + gap)
+    }
+
+    pub(super) fn note_probe(&mut self, now: Time) {
+        self.probed = Some(now);
+        self.unanswered = self.unanswered.saturating_add(1);
+    }
+
+    pub(super) fn note_pong(&mut self, now: Time, latency: Duration) {
+        self.proof = Some(Proof { at: now, latency });
+        self.unanswered = 0;
+    }
+
+    /// Something has changed: it may be worth another try at once.
+    pub(super) fn rouse(&mut self) {
+        self.probed = None;
+        self.unanswered = 0;
+    }
+
+    pub(super) fn is_proven(&self, now: Time) -> bool {
+        self.proof.is_some_and(|proof| now.since(proof.at) <= TRUST)
+    }
+
+    pub(super) fn heard_within(&self, now: Time, limit: Duration) -> bool {
+        self.heard.is_some_and(|at| now.since(at) <= limit)
+    }
+
+    /// Whether a handshake may go there: not to an address that is known from a ping alone.
+    pub(super) fn is_accepted(&self) -> bool {
+        self.listed || self.heard.is_some() || self.proof.is_some()
+    }
+
+    /// The last sign of life.
+    fn last(&self) -> Option<Time> {
+        self.heard.max(self.pinged).max(self.proof.map(|proof| proof.at))
+    }
+}
+
+/// All candidates of a peer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Candidates(Vec<Candidate>);
+
+/// A link-local IPv6 address means nothing without the interface it was seen on.
+fn is_placeless(address: SocketAddr) -> bool {
+    matches!(address.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+impl Candidates {
+    pub(super) fn find(&self, address: SocketAddr) -> Option<&Candidate> {
+        self.0.iter().find(|c| c.address == address)
+    }
+
+    pub(super) fn find_mut(&mut self, address: SocketAddr) -> Option<&mut Candidate> {
+        self.0.iter_mut().find(|c| c.address == address)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Candidate> {
+        self.0.iter()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Candidate> {
+        self.0.iter_mut()
+    }
+
+    /// Takes the network map's addresses. What it names no more goes, unless there is other evidence for it or it is `in_use`.
+    pub(super) fn list(&mut self, addresses: &[SocketAddr], in_use: Option<SocketAddr>) {
+        let mut wanted: Vec<SocketAddr> = Vec::new();
+        for address in addresses.iter().copied().map(canonical) {
+            if is_usable(address) && !is_placeless(address) && !wanted.contains(&address) && wanted.len() < MAX_LISTED {
+                wanted.push(address);
+            }
+        }
+        for candidate in &mut self.0 {
+            candidate.listed = wanted.contains(&candidate.address);
+        }
+        for address in wanted {
+            if self.find(address).is_none() {
+                self.0.push(Candidate::new(address, true));
+            }
+        }
+        self.0.retain(|c| c.listed || c.last().is_some() || Some(c.address) == in_use);
+        while self.learned() > MAX_LEARNED && self.make_room(in_use) {}
+    }
+
+    fn learned(&self) -> usize {
+        self.0.iter().filter(|c| !c.listed).count()
+    }
+
+    /// Drops the least credible of the learned addresses.
+    fn make_room(&mut self, in_use: Option<SocketAddr>) -> bool {
+        let learned = self.0.iter().filter(|c| !c.listed && Some(c.address) != in_use);
+        let Some(victim) = learned.min_by_key(|c| (c.is_accepted(), c.last())).map(|c| c.address) else { return false };
+        self.0.retain(|c| c.address != victim);
+        true
+    }
+
+    /// The candidate with this address, added if it is new; `None` if it is of no use.
+    pub(super) fn learn(&mut self, address: SocketAddr, in_use: Option<SocketAddr>) -> Option<&mut Candidate> {
+        if !is_usable(address) || is_placeless(address) {
+            return None;
+        }
+        if self.find(address).is_none() {
+            if self.learned() >= MAX_LEARNED && !self.make_room(in_use) {
+                return None;
+            }
+            self.0.push(Candidate::new(address, false));
+        }
+        self.find_mut(address)
+    }
+
+    /// Drops learned addresses without a sign of life for [`ACTIVE`].
+    pub(super) fn forget_silent(&mut self, now: Time, in_use: Option<SocketAddr>) {
+        self.0.retain(|c| c.listed || Some(c.address) == in_use || c.last().is_some_and(|at| now.since(at) < ACTIVE));
+    }
+
+    /// Puts near ones first, which are to be tried first.
+    pub(super) fn sort(&mut self) {
+        self.0.sort_by_key(|c| Reach::of(c.address.ip()));
+    }
+}
