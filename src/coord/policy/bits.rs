@@ -1,0 +1,81 @@
+//! Small sets of rule numbers.
+
+/// A set of numbers below a bound known when it is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Bits(Box<[u64]>);
+
+impl Bits {
+    /// An empty set for numbers below `bound`.
+    pub(super) fn new(bound: usize) -> Self {
+        Self(vec![0; bound.div_ceil(64)].into_boxed_slice())
+    }
+
+    pub(super) fn insert(&mut self, n: usize) {
+        if let Some(word) = self.0.get_mut(n / 64) {
+            *word |= 1 << (n % 64);
+        }
+    }
+
+    pub(super) fn contains(&self, n: usize) -> bool {
+        self.0.get(n / 64).is_some_and(|word| word & (1 << (n % 64)) != 0)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
+    /// Whether the two share a number.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).any(|(a, b)| a & b != 0)
+    }
+
+    /// Whether the two share a number that is not in `without`.
+    pub(super) fn meets_without(&self, other: &Self, without: &Self) -> bool {
+        self.0.iter().zip(&other.0).zip(&without.0).any(|((a, b), c)| a & b & !c != 0)
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        for (a, b) in self.0.iter_mut().zip(&other.0) {
+            *a |= b;
+        }
+    }
+
+    pub(super) fn remove(&mut self, other: &Self) {
+        for (a, b) in self.0.iter_mut().zip(&other.0) {
+            *a &= !b;
+        }
+    }
+
+    /// The numbers in exactly one of the two.
+    pub(super) fn difference(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(a, b)| a ^ b).collect())
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        self.0.iter().enumerate().flat_map(|(at, &word)| {
+            std::iter::successors(Some(word), |word| Some(word & (word.wrapping_sub(1))))
+                .take_while(|word| *word != 0)
+                .map(move |word| at * 64 + word.trailing_zeros() as usize)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_kept_across_words() {
+        let mut bits = Bits::new(130);
+        for n in [0, 63, 64, 129] {
+            bits.insert(n);
+        }
+        assert_eq!(bits.iter().collect::<Vec<_>>(), [0, 63, 64, 129]);
+        assert!(bits.contains(64) && !bits.contains(65) && !bits.contains(1000));
+        let mut other = Bits::new(130);
+        other.insert(129);
+        assert!(bits.meets(&other) && !bits.meets_without(&other, &other));
+        bits.remove(&other);
+        assert!(!bits.meets(&other) && !bits.is_empty());
+    }
+}

@@ -1,0 +1,280 @@
+//! Packet filters: what a node accepts, in the form clients are told.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, LazyLock, OnceLock};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::alias::Alias;
+use super::bits::Bits;
+use super::compiled::{Compiled, Member};
+use super::ranges::AddressSet;
+use super::rule::{Rule, Target};
+use super::service::{ALL_PORTS, Service};
+use crate::ident::{CGNAT_V4, CHROMEOS_V4, ULA_V6};
+use crate::wire::control::{CapGrant, FilterRule, NetPortRange, PortRange};
+
+/// The mesh's address ranges: what `*` means as a source, together with the approved routes.
+pub(super) static MESH: LazyLock<Vec<(IpAddr, IpAddr)>> = LazyLock::new(|| {
+    let before = u32::from(CHROMEOS_V4.network()) - 1;
+    let after = u32::from(CHROMEOS_V4.broadcast()) + 1;
+    vec![
+        (CGNAT_V4.network().into(), Ipv4Addr::from(before).into()),
+        (Ipv4Addr::from(after).into(), CGNAT_V4.broadcast().into()),
+        (ULA_V6.network().into(), ULA_V6.broadcast().into()),
+    ]
+});
+
+/// What is not the internet, of the ranges below: private, link-local and mesh addresses (RFC 1918, 3927, 6598).
+const NOT_INTERNET: [Ipv4Net; 5] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8),
+    CGNAT_V4,
+    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12),
+    Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 0, 0), 16),
+];
+/// 2000::/3, all global unicast addresses of IPv6.
+const GLOBAL_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+
+/// `autogroup:internet`.
+pub(super) static INTERNET: LazyLock<AddressSet> = LazyLock::new(|| {
+    let mut ranges = vec![(IpAddr::V6(GLOBAL_V6.network()), IpAddr::V6(GLOBAL_V6.broadcast()))];
+    let mut first = 0;
+    for net in NOT_INTERNET {
+        ranges.push((Ipv4Addr::from(first).into(), Ipv4Addr::from(u32::from(net.network()) - 1).into()));
+        first = u32::from(net.broadcast()) + 1;
+    }
+    ranges.push((Ipv4Addr::from(first).into(), Ipv4Addr::BROADCAST.into()));
+    AddressSet::of(ranges)
+});
+
+/// The filter that accepts everything.
+pub(super) fn everything() -> Arc<[FilterRule]> {
+    let rule = FilterRule {
+        src_ips: vec!["*".to_owned()],
+        dst_ports: vec![NetPortRange { ip: "*".to_owned(), ports: ALL_PORTS }],
+        ..FilterRule::default()
+    };
+    Arc::from([rule])
+}
+
+/// Rules with the same sources, whose addresses are written out once.
+#[derive(Debug)]
+pub(super) struct Classes {
+    list: Vec<Class>,
+    /// The class of each rule.
+    of: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Class {
+    sources: Vec<Alias>,
+    /// One of its rules.
+    rule: usize,
+    texts: OnceLock<Arc<[String]>>,
+}
+
+impl Classes {
+    pub(super) fn new(rules: &[Rule]) -> Self {
+        let mut known: HashMap<Vec<Alias>, usize> = HashMap::new();
+        let mut list: Vec<Class> = Vec::new();
+        let mut of = Vec::with_capacity(rules.len());
+        for (n, rule) in rules.iter().enumerate() {
+            let class = *known.entry(rule.sources.clone()).or_insert_with(|| {
+                list.push(Class { sources: rule.sources.clone(), rule: n, texts: OnceLock::new() });
+                list.len() - 1
+            });
+            of.push(class);
+        }
+        Self { list, of }
+    }
+
+    /// The sources of these rules are to be written out again.
+    pub(super) fn forget(&mut self, rules: &Bits) {
+        for n in rules.iter() {
+            if let Some(class) = self.of.get(n).and_then(|class| self.list.get_mut(*class)) {
+                class.texts.take();
+            }
+        }
+    }
+}
+
+/// Who a part of a filter is for, as the key by which parts are put together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Sources {
+    /// All sources of a class.
+    Class(usize),
+    /// Those of its sources that belong to the node's owner.
+    Own(usize),
+}
+
+impl Compiled {
+    /// Writes out what a node accepts.
+    pub(super) fn build_filter(&self, member: &Member) -> Arc<[FilterRule]> {
+        let mut traffic: BTreeMap<(Sources, Option<u8>), Vec<NetPortRange>> = BTreeMap::new();
+        let mut caps: Vec<(Sources, CapGrant)> = Vec::new();
+        let own_rules = member.owner.is_some();
+        for (n, rule) in self.policy.rules.iter().enumerate() {
+            let named = member.target.contains(n);
+            let Some(class) = self.classes.of.get(n).copied() else { continue };
+            if named {
+                self.add_targets(member, rule, Sources::Class(class), &mut traffic, &mut caps);
+            }
+            if own_rules && rule.targets.iter().any(|target| target.alias == Alias::OwnNodes) {
+                self.add_own(member, rule, Sources::Own(class), &mut traffic, &mut caps);
+            }
+        }
+        let mut rules = Vec::new();
+        for ((sources, protocol), dst_ports) in traffic {
+            let src_ips = self.source_texts(member, sources);
+            if !src_ips.is_empty() {
+                let ip_proto = protocol.map(i32::from).into_iter().collect();
+                rules.push(FilterRule { src_ips: src_ips.to_vec(), dst_ports, ip_proto, cap_grant: Vec::new() });
+            }
+        }
+        for (sources, grant) in caps {
+            let src_ips = self.source_texts(member, sources);
+            if !src_ips.is_empty() {
+                rules.push(FilterRule { src_ips: src_ips.to_vec(), cap_grant: vec![grant], ..FilterRule::default() });
+            }
+        }
+        rules.into()
+    }
+
+    fn add_targets(
+        &self,
+        member: &Member,
+        rule: &Rule,
+        sources: Sources,
+        traffic: &mut BTreeMap<(Sources, Option<u8>), Vec<NetPortRange>>,
+        caps: &mut Vec<(Sources, CapGrant)>,
+    ) {
+        let mut granted = Vec::new();
+        for target in rule.targets.iter().filter(|target| target.alias != Alias::OwnNodes) {
+            let (texts, nets) = self.reached(member, rule, &target.alias);
+            for text in texts {
+                add_services(sources, &text, target, traffic);
+            }
+            granted.extend(nets);
+        }
+        add_caps(rule, sources, granted, caps);
+    }
+
+    fn add_own(
+        &self,
+        member: &Member,
+        rule: &Rule,
+        sources: Sources,
+        traffic: &mut BTreeMap<(Sources, Option<u8>), Vec<NetPortRange>>,
+        caps: &mut Vec<(Sources, CapGrant)>,
+    ) {
+        for target in rule.targets.iter().filter(|target| target.alias == Alias::OwnNodes) {
+            for text in own_texts(member) {
+                add_services(sources, &text, target, traffic);
+            }
+        }
+        add_caps(rule, sources, own_nets(member), caps);
+    }
+
+    /// What of a destination is on or behind this node: in filter notation, and as networks for capabilities.
+    fn reached(&self, member: &Member, rule: &Rule, alias: &Alias) -> (Vec<String>, Vec<IpNet>) {
+        let subject = &member.subject;
+        let behind = |net: &IpNet| {
+            let nets = AddressSet::of_nets([net]);
+            member.routes.iter().any(|route| nets.overlaps(&route.net))
+        };
+        if !rule.via.is_empty() {
+            // With `via` only what lies behind the node counts, and capabilities have nothing to stand on.
+            return match alias {
+                Alias::Net(net) if behind(net) => (vec![text(net)], Vec::new()),
+                Alias::Internet if subject.exit => (INTERNET.texts(), Vec::new()),
+                _ => (Vec::new(), Vec::new()),
+            };
+        }
+        match alias {
+            Alias::Any => (vec!["*".to_owned()], own_nets(member)),
+            Alias::Internet if subject.exit => (INTERNET.texts(), Vec::new()),
+            Alias::Net(net) => {
+                let mut nets: Vec<IpNet> =
+                    [IpAddr::V4(subject.v4), IpAddr::V6(subject.v6)].into_iter().filter(|own| net.contains(own)).map(IpNet::from).collect();
+                let on_or_behind = !nets.is_empty() || behind(net);
+                if behind(net) {
+                    nets.push(*net);
+                }
+                (if on_or_behind { vec![text(net)] } else { Vec::new() }, nets)
+            }
+            alias if self.policy.names.is(alias, member.owner.as_deref(), &subject.tags) => (own_texts(member).to_vec(), own_nets(member)),
+            _ => (Vec::new(), Vec::new()),
+        }
+    }
+
+    fn source_texts(&self, member: &Member, sources: Sources) -> Arc<[String]> {
+        match sources {
+            Sources::Class(n) => match self.classes.list.get(n) {
+                Some(class) => class.texts.get_or_init(|| self.class_texts(class)).clone(),
+                None => Arc::from([]),
+            },
+            Sources::Own(n) => self.own_source_texts(member, n),
+        }
+    }
+
+    fn class_texts(&self, class: &Class) -> Arc<[String]> {
+        if class.sources.contains(&Alias::DangerAll) {
+            return Arc::from(["*".to_owned()]);
+        }
+        let mut ranges: Vec<(IpAddr, IpAddr)> = Vec::new();
+        let nets = class.sources.iter().filter_map(|alias| if let Alias::Net(net) = alias { Some(net) } else { None });
+        ranges.extend(nets.map(|net| (net.network(), net.broadcast())));
+        if class.sources.contains(&Alias::Any) {
+            ranges.extend(MESH.iter());
+            ranges.extend(self.routers.keys().map(|net| (net.network(), net.broadcast())));
+        }
+        let members = self.members.values().filter(|member| member.named_source.contains(class.rule));
+        ranges.extend(members.flat_map(own_ranges));
+        AddressSet::of(ranges).texts().into()
+    }
+
+    fn own_source_texts(&self, member: &Member, class: usize) -> Arc<[String]> {
+        let Some(rule) = self.classes.list.get(class).map(|class| class.rule) else { return Arc::from([]) };
+        let owned = member.owner.as_ref().and_then(|owner| self.owned.get(owner)).into_iter().flatten();
+        let members = owned.filter_map(|id| self.members.get(id)).filter(|member| member.own_source.contains(rule));
+        AddressSet::of(members.flat_map(own_ranges)).texts().into()
+    }
+}
+
+fn add_services(sources: Sources, ip: &str, target: &Target, traffic: &mut BTreeMap<(Sources, Option<u8>), Vec<NetPortRange>>) {
+    for Service { protocol, ports } in target.services.iter() {
+        let list = traffic.entry((sources, *protocol)).or_default();
+        let entry = NetPortRange { ip: ip.to_owned(), ports: PortRange { first: ports.first, last: ports.last } };
+        if !list.contains(&entry) {
+            list.push(entry);
+        }
+    }
+}
+
+fn add_caps(rule: &Rule, sources: Sources, mut nets: Vec<IpNet>, caps: &mut Vec<(Sources, CapGrant)>) {
+    nets.sort();
+    nets.dedup();
+    if let Some(given) = rule.caps.as_ref().filter(|_| !nets.is_empty()) {
+        let dsts = nets.iter().map(ToString::to_string).collect();
+        caps.push((sources, CapGrant { dsts, caps: Vec::new(), cap_map: given.as_ref().clone() }));
+    }
+}
+
+fn own_texts(member: &Member) -> [String; 2] {
+    [member.subject.v4.to_string(), member.subject.v6.to_string()]
+}
+
+fn own_nets(member: &Member) -> Vec<IpNet> {
+    vec![IpNet::from(IpAddr::V4(member.subject.v4)), IpNet::from(IpAddr::V6(member.subject.v6))]
+}
+
+fn own_ranges(member: &Member) -> [(IpAddr, IpAddr); 2] {
+    [IpAddr::V4(member.subject.v4), IpAddr::V6(member.subject.v6)].map(|address| (address, address))
+}
+
+/// A network in filter notation: single addresses without a length.
+fn text(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
+}
