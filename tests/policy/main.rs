@@ -12,4 +12,8 @@
 )]
 
 mod access;
+mod capture;
 mod mesh;
+mod naive;
+mod oracle;
+mod properties;

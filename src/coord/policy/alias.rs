@@ -26,6 +26,8 @@ pub(super) enum Alias {
     Internet,
     /// The nodes without tags of a user.
     User(Arc<str>),
+    /// `user:*@domain`: the nodes without tags of the users of a domain.
+    Domain(Arc<str>),
     /// The nodes without tags of a group's users.
     Group(Arc<str>),
     /// The nodes with a tag.
@@ -93,6 +95,11 @@ pub(super) fn login(text: &str) -> &str {
     text.strip_suffix('@').unwrap_or(text)
 }
 
+/// The domain of a login; local users have none.
+pub(super) fn domain_of(login: &str) -> Option<&str> {
+    login.split_once('@').map(|(_, domain)| domain).filter(|domain| !domain.is_empty())
+}
+
 impl Names {
     /// Reads an alias.
     pub(super) fn alias(&self, field: &Field<'_>, text: &str, place: Place) -> Result<Alias, PolicyError> {
@@ -111,23 +118,26 @@ impl Names {
         if text.starts_with("tag:") {
             return self.tag(field, text).map(Alias::Tag);
         }
-        for (prefix, what) in [("svc:", "services"), ("ipset:", "IP sets"), ("posture:", "device postures"), ("user:", "patterns of users")]
-        {
+        for (prefix, what) in [("svc:", "services"), ("ipset:", "IP sets"), ("posture:", "device postures")] {
             if text.starts_with(prefix) {
                 return Err(
                     field.error(format!("{}: {what} are a feature of the hosted service that pvemesh does not offer", quoted(text)))
                 );
             }
         }
+        if let Some(pattern) = text.strip_prefix("user:") {
+            let domain = pattern.strip_prefix("*@").filter(|domain| !domain.is_empty() && !domain.contains(['*', '@', ' ']));
+            let wrong = || field.error(format!("{}: a pattern of users is `user:*@example.com`", quoted(text)));
+            return domain.map(|domain| Alias::Domain(domain.into())).ok_or_else(wrong);
+        }
         if text.contains('@') {
             return user(field, text).map(Alias::User);
         }
         if let Some(net) = self.hosts.get(text) {
-            return if place.takes_nets() { Ok(Alias::Net(*net)) } else { Err(field.error("a host cannot stand here")) };
+            return literal(field, *net, place);
         }
         if let Some(parsed) = net(text) {
-            let net = parsed.map_err(|what| field.error(what))?;
-            return if place.takes_nets() { Ok(Alias::Net(net)) } else { Err(field.error("an address cannot stand here")) };
+            return literal(field, parsed.map_err(|what| field.error(what))?, place);
         }
         Err(field.error(format!(
             "{} is neither a name in `hosts` (defined: {}) nor an address, and users are written with an @ (`alice@`)",
@@ -142,6 +152,7 @@ impl Names {
         match alias {
             Alias::Member => true,
             Alias::User(user) => **user == *owner,
+            Alias::Domain(domain) => domain_of(owner) == Some(domain),
             Alias::Group(group) => self.groups.get(group).is_some_and(|users| users.contains(owner)),
             _ => false,
         }
@@ -161,6 +172,16 @@ impl Names {
         let defined = self.tags.get_key_value(text).map(|(name, _)| name.clone());
         defined.ok_or_else(|| field.error(format!("tag {} is not in `tagOwners` (defined: {})", quoted(text), listed(self.tags.keys()))))
     }
+}
+
+fn literal(field: &Field<'_>, net: IpNet, place: Place) -> Result<Alias, PolicyError> {
+    if !place.takes_nets() {
+        return Err(field.error("a host or address cannot stand here"));
+    }
+    if place == Place::Target && net.prefix_len() == 0 {
+        return Err(field.error(format!("{net} as a destination is not said so: write `*` for everything, or `autogroup:internet`")));
+    }
+    Ok(Alias::Net(net))
 }
 
 fn autogroup(field: &Field<'_>, text: &str, place: Place) -> Result<Alias, PolicyError> {

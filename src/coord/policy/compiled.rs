@@ -101,7 +101,7 @@ pub struct Compiled {
     via: Bits,
     /// Rules that open the internet through exit nodes.
     internet: Bits,
-    /// Rules whose sources contain all approved routes (`*`).
+    /// Rules in whose written sources all approved routes stand (`*`).
     routed_sources: Bits,
     /// Rules made in reverse for capabilities.
     companions: Bits,
@@ -127,11 +127,7 @@ impl Compiled {
             bits
         };
         let has = |rule: &Rule, wanted: &dyn Fn(&Alias) -> bool| rule.targets.iter().any(|target| wanted(&target.alias));
-        let opens_internet = |alias: &Alias| match alias {
-            Alias::Any | Alias::Internet => true,
-            Alias::Net(net) => net.prefix_len() == 0,
-            _ => false,
-        };
+        let opens_internet = |alias: &Alias| matches!(alias, Alias::Any | Alias::Internet);
         let mut compiled = Self {
             sources: Index::new(&policy.names, rules.iter().map(|rule| rule.sources.iter().collect())),
             targets: Index::new(&policy.names, rules.iter().map(|rule| rule.targets.iter().map(|target| &target.alias).collect())),
@@ -357,8 +353,7 @@ impl Compiled {
 
     fn route(&self, net: IpNet, steered: &Bits) -> RouteBits {
         let mut sources = self.sources.overlapping(&net);
-        sources.add(&self.routed_sources);
-        sources.remove(&self.via);
+        sources.add(self.sources.any());
         let mut targets = self.targets.overlapping(&net);
         targets.add(self.targets.any());
         targets.remove(&self.via_without(steered));
@@ -468,7 +463,7 @@ impl Compiled {
     /// Whether a rule with `via` leads a viewer through a router to a prefix.
     fn steers(&self, viewer: &Member, router: &Member, net: &IpNet) -> bool {
         let route = router.routes.iter().find(|route| route.net == *net);
-        route.is_some_and(|route| viewer.own_source.meets(&route.targets))
+        route.is_some_and(|route| viewer.source.meets(&route.targets))
     }
 
     /// What a node accepts. An empty list accepts nothing and is to be sent as such, never left out (which means "unchanged").

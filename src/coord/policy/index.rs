@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::alias::{Alias, Names};
+use super::alias::{Alias, Names, domain_of};
 use super::bits::Bits;
 use super::ranges::AddressSet;
 
@@ -19,6 +19,7 @@ pub(super) struct Index {
     member: Bits,
     tagged: Bits,
     users: HashMap<Arc<str>, Bits>,
+    domains: HashMap<Arc<str>, Bits>,
     groups: HashMap<Arc<str>, Bits>,
     tags: HashMap<Arc<str>, Bits>,
     /// The literal networks of a list.
@@ -40,6 +41,7 @@ impl Index {
                     Alias::Member => index.member.insert(n),
                     Alias::Tagged => index.tagged.insert(n),
                     Alias::User(name) => index.users.entry(name.clone()).or_insert_with(empty).insert(n),
+                    Alias::Domain(name) => index.domains.entry(name.clone()).or_insert_with(empty).insert(n),
                     Alias::Group(name) => index.groups.entry(name.clone()).or_insert_with(empty).insert(n),
                     Alias::Tag(name) => index.tags.entry(name.clone()).or_insert_with(empty).insert(n),
                     Alias::Net(net) => nets.push(*net),
@@ -65,6 +67,9 @@ impl Index {
         if let Some(owner) = owner {
             found.add(&self.member);
             if let Some(bits) = self.users.get(owner) {
+                found.add(bits);
+            }
+            if let Some(bits) = domain_of(owner).and_then(|domain| self.domains.get(domain)) {
                 found.add(bits);
             }
             for bits in self.groups_of.get(owner).into_iter().flatten().filter_map(|group| self.groups.get(group)) {

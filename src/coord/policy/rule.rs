@@ -191,7 +191,7 @@ fn required<'a>(entry: &Field<'_>, field: Option<Field<'a>>, key: &str) -> Resul
 /// `autogroup:self` compares owners, so its sources must have some. `acls` may also say `*`.
 fn own_nodes_fit(field: &Field<'_>, alias: &Alias, sources: &[Alias], any: bool) -> Result<(), PolicyError> {
     let fits = |source: &Alias| match source {
-        Alias::User(_) | Alias::Group(_) | Alias::Member => true,
+        Alias::User(_) | Alias::Domain(_) | Alias::Group(_) | Alias::Member => true,
         Alias::Any => any,
         _ => false,
     };

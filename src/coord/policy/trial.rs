@@ -155,9 +155,14 @@ impl Compiled {
         let names = &self.policy.names;
         match alias {
             Alias::User(login) => vec![owner(login)],
+            // Those the policy names, and one it does not: no login has an empty name.
+            Alias::Domain(domain) => {
+                let named = self.policy.logins().into_iter().filter(|login| names.owned_by(alias, Some(login))).map(owner);
+                named.chain([owner(&format!("@{domain}"))]).collect()
+            }
             Alias::Group(group) => names.groups.get(group).into_iter().flatten().map(|login| owner(login)).collect(),
             Alias::Tag(tag) => vec![tagged(tag)],
-            // Everybody the policy names, and somebody it does not: no login is empty.
+            // Likewise.
             Alias::Member => self.policy.logins().into_iter().chain([""]).map(owner).collect(),
             Alias::Tagged => names.tags.keys().map(|tag| tagged(tag)).collect(),
             Alias::Net(net) => vec![self.end_at(net)],
