@@ -13,7 +13,11 @@
 )]
 
 mod core_commands;
+mod core_dns;
+mod core_login;
 mod core_maps;
+mod core_nodes;
+mod core_presence;
 mod core_register;
 mod core_routes;
 mod net;

@@ -171,6 +171,12 @@ impl World {
         self.info(n)
     }
 
+    /// A machine joins or logs in with a node key and a fresh join key.
+    pub fn log_in_with(&mut self, machine_n: u8, key_n: u8, name: &str, change: impl FnOnce(&mut CreateKey)) {
+        let key = self.key(change);
+        assert_eq!(self.register(machine_n, &registration(key_n, Some(&key), name)).error, "");
+    }
+
     pub fn info(&self, n: u8) -> NodeInfo {
         self.server.nodes().into_iter().find(|node| node.key == node_key(n)).expect("a node with this key")
     }

@@ -126,7 +126,10 @@ impl Server {
             self.end_older(id);
         }
         while let Some(id) = self.presences.removal.pop(at.now) {
-            self.remove(id, at);
+            // It may have joined again meanwhile, to stay.
+            if self.registry.node(id).is_some_and(|node| node.ephemeral) {
+                self.remove(id, at);
+            }
         }
     }
 

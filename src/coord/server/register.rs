@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use super::command::is_tag;
 use super::describe::shown_user;
 use super::record::{JoinKeyRecord, NodeRecord};
+use super::session::Change;
 use super::update::kept_hostinfo;
 use super::waiting::Waiting;
 use super::{Event, Moment, Server, join_key};
@@ -236,6 +237,7 @@ impl Server {
             // A key that moved from one node to another would confuse every peer that still knows the old one.
             return Err("this node key belongs to a node of another user: log out first, then join with a new key".to_owned());
         }
+        let fresh = existing.is_none();
         let mut node = match existing {
             Some(node) => node,
             None => self.new_node(at, &applicant, grant)?,
@@ -256,7 +258,14 @@ impl Server {
         }
         self.report(&mut node, Some(applicant.hostinfo));
         let id = node.id;
+        if fresh {
+            self.admit(at, node);
+            return Ok(id);
+        }
         self.presences.of(id).told_expired = false;
+        if node.ephemeral {
+            self.expect_connection(id, at);
+        }
         if rotated {
             // The streams belong to the old key; the client opens a new one.
             self.end_streams(id);
@@ -274,15 +283,26 @@ impl Server {
         Ok(id)
     }
 
+    /// Takes a new node in.
+    fn admit(&mut self, at: Moment, node: NodeRecord) {
+        tracing::info!(node = %node.id, name = %node.name, address = %node.v4, "node joined");
+        let (id, ephemeral) = (node.id, node.ephemeral);
+        self.registry.add_node(node);
+        if ephemeral {
+            self.expect_connection(id, at);
+        }
+        self.tell_peers(id, Change::Whole);
+    }
+
+    /// A record for a node that joins: with number, name and addresses, and nothing it says of itself but its host name.
     fn new_node(&mut self, at: Moment, applicant: &Applicant<'_>, grant: &Grant) -> Result<NodeRecord, String> {
         use rand_core::RngCore as _;
         let (v4, v6) = match grant.address {
             Some(address) => self.check_address_free(at.wall, address, None, grant.key).map_err(|error| error.to_string())?,
             None => self.registry.next_addresses(at.wall).ok_or("all addresses are in use: delete nodes that are gone")?,
         };
-        let id = self.registry.next_node_id();
-        let node = NodeRecord {
-            id,
+        Ok(NodeRecord {
+            id: self.registry.next_node_id(),
             stable_id: StableId(format!("n{:016x}", self.rng.next_u64())),
             machine: applicant.machine,
             key: applicant.key,
@@ -306,14 +326,7 @@ impl Server {
             key_expiry: None,
             never_expires: false,
             connected: false,
-        };
-        tracing::info!(node = %id, name = %node.name, address = %v4, "node joined");
-        self.registry.add_node(node.clone());
-        if grant.ephemeral {
-            self.expect_connection(id, at);
-        }
-        self.tell_peers(id, super::session::Change::Whole);
-        Ok(node)
+        })
     }
 
     /// When the key of a node without tags expires after a login of now.

@@ -1,0 +1,160 @@
+//! How names are resolved.
+
+use pvemesh::coord::server::{CommandError, SessionId};
+use pvemesh::wire::admin::{DnsSettings, NameServer};
+use pvemesh::wire::control::{DnsConfig, Resolver};
+
+use crate::world::*;
+
+fn servers(addresses: &[&str]) -> Vec<NameServer> {
+    addresses.iter().map(|address| NameServer { address: (*address).to_owned(), with_exit_node: false }).collect()
+}
+
+fn first(world: &mut World, n: u8) -> (SessionId, DnsConfig) {
+    let session = world.stream(n);
+    let map = world.take(session).unwrap();
+    (session, map.dns_config.unwrap())
+}
+
+fn addresses(resolvers: &[Resolver]) -> Vec<&str> {
+    resolvers.iter().map(|resolver| resolver.addr.as_str()).collect()
+}
+
+#[test]
+fn trap_31_a_change_is_told_to_all_nodes_and_is_in_no_other_delta() {
+    let mut world = World::new();
+    world.join(1, "alpha");
+    world.join(2, "beta");
+    let (a, config) = first(&mut world, 1);
+    let (b, _) = first(&mut world, 2);
+    world.take(a);
+    assert!(config.proxied && config.domains == ["mesh.test"] && config.resolvers.is_empty() && config.routes.is_empty());
+    let mut dns = world.server.dns();
+    dns.nameservers = servers(&["192.168.1.1", "https://dns.example/q?x=1"]);
+    dns.split = [("home.lan".to_owned(), servers(&["192.168.1.1:5353"]))].into();
+    dns.search = vec!["home.lan".to_owned()];
+    world.server.set_dns(&dns).unwrap();
+    for session in [a, b] {
+        let told = world.take(session).unwrap();
+        let config = told.dns_config.unwrap();
+        assert_eq!(addresses(&config.fallback_resolvers), ["192.168.1.1", "https://dns.example/q?x=1"]);
+        assert!(config.resolvers.is_empty(), "without override each system keeps its own");
+        assert_eq!(addresses(&config.routes["home.lan"]), ["192.168.1.1:5353"]);
+        assert_eq!(config.domains, ["mesh.test", "home.lan"], "the mesh's own suffix comes first");
+        assert!(told.node.is_none() && told.peers_changed.is_empty() && told.derp_map.is_none() && told.packet_filters.is_empty());
+    }
+    // The same again says nothing; and what nodes do says nothing of DNS.
+    world.drain();
+    world.writes.clear();
+    world.server.set_dns(&dns).unwrap();
+    assert!(world.take(a).is_none() && world.drain().is_empty() && world.writes.is_empty());
+    world.report(2, |request| request.endpoints = vec!["192.0.2.7:41641".parse().unwrap()]);
+    world.join(3, "gamma");
+    assert!(world.take(a).unwrap().dns_config.is_none());
+}
+
+#[test]
+fn settings_outlive_a_restart() {
+    let mut world = World::new();
+    let mut dns = world.server.dns();
+    dns.nameservers = servers(&["9.9.9.9"]);
+    dns.override_local = true;
+    dns.records = [("nas.home.lan".to_owned(), vec!["192.168.1.9".parse().unwrap()])].into();
+    let kept = world.server.set_dns(&dns).unwrap();
+    world.restart();
+    assert_eq!(world.server.dns(), kept);
+    world.join(1, "alpha");
+    let (_, config) = first(&mut world, 1);
+    assert_eq!((addresses(&config.resolvers), config.fallback_resolvers.len()), (vec!["9.9.9.9"], 0));
+}
+
+#[test]
+fn extra_records_are_answered_by_the_nodes_whatever_their_domain() {
+    let mut world = World::new();
+    let mut dns = world.server.dns();
+    dns.split = [("corp.test".to_owned(), servers(&["10.0.0.53"]))].into();
+    dns.records = [
+        ("printer.mesh.test".to_owned(), vec!["192.168.1.8".parse().unwrap()]),
+        ("nas.home.lan".to_owned(), vec!["192.168.1.9".parse().unwrap(), "fd00::9".parse().unwrap()]),
+        ("wiki.corp.test".to_owned(), vec!["10.0.0.8".parse().unwrap()]),
+    ]
+    .into();
+    world.server.set_dns(&dns).unwrap();
+    world.join(1, "alpha");
+    let session = world.stream(1);
+    let text = world.text(session).unwrap();
+    // trap_12: an empty list means "answer this yourself"; no list would mean nothing.
+    assert!(text.contains(r#""Routes":{"corp.test":[{"Addr":"10.0.0.53"}],"nas.home.lan":[]}"#), "{text}");
+    for record in [("printer.mesh.test", "192.168.1.8"), ("nas.home.lan", "192.168.1.9"), ("nas.home.lan", "fd00::9")] {
+        assert!(text.contains(&format!(r#"{{"Name":"{}","Value":"{}"}}"#, record.0, record.1)), "{record:?} in {text}");
+    }
+}
+
+#[test]
+fn without_magic_dns_nodes_names_are_not_searched() {
+    let mut world = World::new();
+    let dns = DnsSettings { magic: false, search: vec!["home.lan".to_owned()], ..world.server.dns() };
+    world.server.set_dns(&dns).unwrap();
+    world.join(1, "alpha");
+    let (_, config) = first(&mut world, 1);
+    assert!(!config.proxied && config.domains == ["home.lan"]);
+}
+
+#[test]
+fn a_name_server_may_stay_in_use_with_an_exit_node() {
+    let mut world = World::new();
+    let mut dns = world.server.dns();
+    dns.split = [("home.lan".to_owned(), vec![NameServer { address: "192.168.1.1".to_owned(), with_exit_node: true }])].into();
+    world.server.set_dns(&dns).unwrap();
+    world.join(1, "alpha");
+    let (_, config) = first(&mut world, 1);
+    assert!(config.routes["home.lan"][0].use_with_exit_node);
+}
+
+#[test]
+fn names_are_kept_in_one_form_and_nothing_twice() {
+    let mut world = World::new();
+    let wanted = DnsSettings {
+        nameservers: servers(&["192.168.001.1", "1.1.1.1", "1.1.1.1"].map(|a| if a.contains("001") { "192.168.1.1" } else { a })),
+        search: vec!["Home.LAN.".to_owned(), "home.lan".to_owned(), "mesh.test".to_owned()],
+        records: [
+            ("NAS.home.lan.".to_owned(), vec!["10.0.0.1".parse().unwrap(), "10.0.0.1".parse().unwrap()]),
+            ("x.lan".to_owned(), vec![]),
+        ]
+        .into(),
+        ..DnsSettings::default()
+    };
+    let kept = world.server.set_dns(&wanted).unwrap();
+    assert_eq!(kept.nameservers, servers(&["192.168.1.1", "1.1.1.1"]));
+    assert_eq!(kept.search, ["home.lan"], "the mesh's own suffix is searched anyway");
+    assert_eq!(kept.records, [("nas.home.lan".to_owned(), vec!["10.0.0.1".parse().unwrap()])].into());
+}
+
+#[test]
+fn trap_25_settings_that_would_break_names_are_refused_and_change_nothing() {
+    let mut world = World::new();
+    let before = world.server.dns();
+    let with = |change: &dyn Fn(&mut DnsSettings)| {
+        let mut dns = DnsSettings::default();
+        change(&mut dns);
+        dns
+    };
+    let cases: Vec<(DnsSettings, &str)> = vec![
+        (with(&|dns| dns.nameservers = servers(&["dns.home"])), "dns.home is no name server"),
+        (with(&|dns| dns.nameservers = servers(&["https://x\"y"])), "no name server"),
+        (with(&|dns| dns.override_local = true), "nothing to replace"),
+        (with(&|dns| dns.split = [("mesh.test".to_owned(), servers(&["1.1.1.1"]))].into()), "nodes' own names"),
+        (with(&|dns| dns.split = [("test".to_owned(), servers(&["1.1.1.1"]))].into()), "nodes' own names"),
+        (with(&|dns| dns.split = [("a b".to_owned(), servers(&["1.1.1.1"]))].into()), "not a domain name"),
+        (with(&|dns| dns.search = vec!["\"".to_owned()]), "not a domain name"),
+        (with(&|dns| dns.records = [("-x.lan".to_owned(), vec!["10.0.0.1".parse().unwrap()])].into()), "not a domain name"),
+        (with(&|dns| dns.search = (0..300).map(|n| format!("d{n}.lan")).collect()), "at most 256"),
+    ];
+    for (dns, reason) in cases {
+        match world.server.set_dns(&dns) {
+            Err(CommandError::Invalid(text)) => assert!(text.contains(reason), "{text}"),
+            other => panic!("{reason}: {other:?}"),
+        }
+    }
+    assert_eq!(world.server.dns(), before);
+}
