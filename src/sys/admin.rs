@@ -4,6 +4,8 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode};
@@ -12,12 +14,13 @@ use ipnet::IpNet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use crate::ident::{MachinePrivate, MachinePublic, NodeId, NodeName, UserId};
 use crate::sys::dial::{ControlConnection, DialError, fetch_server_key};
 use crate::wire::admin::{
-    ADMIN_PREFIX, AdminFailure, Approve, ApproveRoutes, CoordinatorInfo, CreateKey, CreateUser, CreatedKey, DnsSettings, Expire, KeyInfo,
-    MoveNode, NodeInfo, Registration, Rename, RenameUser, SetAddress, SetTags, User,
+    ADMIN_PREFIX, AdminFailure, Approve, ApproveRoutes, Backup, CoordinatorInfo, CreateKey, CreateUser, CreatedKey, DnsSettings, Expire,
+    KeyInfo, MoveNode, NodeInfo, Registration, Rename, RenameUser, SetAddress, SetTags, User,
 };
 
 /// How long one request may take.
@@ -334,6 +337,16 @@ pub struct Socket {
 }
 
 impl LocalAdmin {
+    /// The whole state in one file, the server's key included.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn backup(&self) -> Result<Zeroizing<Vec<u8>>, AdminError> {
+        let answer: Backup = self.get("backup").await?;
+        let what = |e: base64::DecodeError| AdminError::Malformed { path: "backup".to_owned(), what: e.to_string() };
+        BASE64.decode(answer.backup.expose()).map(Zeroizing::new).map_err(what)
+    }
+
     /// The coordinator behind a socket. The first request connects.
     pub fn connect(path: &Path) -> Self {
         Self { way: Socket { path: path.to_owned() } }

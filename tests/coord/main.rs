@@ -22,6 +22,7 @@ mod core_register;
 mod core_routes;
 mod net;
 mod net_admin;
+mod net_backup;
 mod net_faults;
 mod net_join;
 mod net_setup;

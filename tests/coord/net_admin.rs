@@ -145,6 +145,79 @@ async fn the_command_line_manages_users_keys_nodes_and_routes() {
 }
 
 #[tokio::test]
+async fn the_command_line_addresses_tags_moves_and_expires_nodes_and_renames_users() {
+    let server = Running::start().await;
+    let socket = server.dir.path().join("run/coordinator.sock");
+    let run = |arguments: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pvemesh"));
+        command.arg("coordinator").args(arguments.split(' ')).arg("--json").arg("--socket").arg(&socket);
+        async move {
+            let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+            let text = if output.status.success() { output.stdout } else { output.stderr };
+            (output.status.code(), serde_json::from_slice::<serde_json::Value>(&text).unwrap_or_default())
+        }
+    };
+    server.joined(1, "alpha").await;
+    let addressed = run("nodes set-address alpha 100.64.0.50").await.1;
+    assert_eq!(addressed["addresses"], serde_json::json!(["100.64.0.50", "fd7a:115c:a1e0::32"]));
+    let (code, refused) = run("nodes set-address alpha 10.0.0.1").await;
+    assert!(code == Some(2) && refused["error"]["happened"].as_str().unwrap().contains("100.64.0.0/10"), "{refused}");
+    assert_eq!(run("nodes tag alpha tag:web tag:db").await.1["tags"], serde_json::json!(["tag:db", "tag:web"]));
+    assert_eq!(run("nodes untag alpha tag:db").await.1["tags"], serde_json::json!(["tag:web"]));
+    assert_eq!(run("nodes untag alpha").await.1["tags"], serde_json::json!([]));
+    assert_eq!(run("nodes move alpha bob").await.0, Some(1), "bob does not exist");
+    run("users create bob").await;
+    assert_eq!(run("users rename bob robert").await.1["name"], "robert");
+    assert_eq!(run("nodes move alpha robert").await.1["user"], "robert");
+    assert_eq!(run("nodes expire alpha --expiry never").await.1.get("key_expiry"), None);
+    let shown = run("nodes show 1").await.1;
+    assert_eq!((shown["user"].as_str(), shown["ephemeral"].as_bool()), (Some("robert"), Some(false)));
+    let day = run("nodes expire alpha --expiry 1d").await.1;
+    assert!(day["key_expiry"].as_str().unwrap() > shown["created"].as_str().unwrap());
+    assert!(run("nodes expire alpha --expiry soon").await.0 == Some(2));
+    assert!(run("nodes expire alpha").await.1["key_expiry"].as_str().unwrap() < day["key_expiry"].as_str().unwrap());
+    let key = run("keys create --address 100.64.0.60").await.1;
+    assert!(key["key"].as_str().unwrap().starts_with("pvmkey-auth-"));
+    assert_eq!(run("keys list").await.1[1]["address"], "100.64.0.60");
+}
+
+#[tokio::test]
+async fn the_command_line_edits_dns_entry_by_entry() {
+    let server = Running::start().await;
+    let socket = server.dir.path().join("run/coordinator.sock");
+    let run = |arguments: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pvemesh"));
+        command.args(["coordinator", "dns"]).args(arguments.split(' ')).arg("--socket").arg(&socket);
+        async move {
+            let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+            (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+        }
+    };
+    let node = server.joined(1, "alpha").await;
+    let mut stream = node.stream("").await;
+    stream.next().await.unwrap();
+    assert_eq!(run("set --override on").await.0, Some(2), "there is nothing to override with");
+    assert!(run("nameservers add 192.168.1.1 9.9.9.9").await.1.contains("nameservers  192.168.1.1,9.9.9.9"));
+    assert!(run("set --override on").await.1.contains("override     on"));
+    assert!(run("split add home.lan 192.168.1.1 --with-exit-node").await.1.contains("home.lan: 192.168.1.1 (with exit node)"));
+    assert!(run("search add home.lan").await.1.contains("search       home.lan"));
+    let shown = run("records add nas.home.lan 192.168.1.9 fd00::9").await.1;
+    assert!(shown.contains("record       nas.home.lan: 192.168.1.9,fd00::9"), "{shown}");
+    let told = stream.until("all of it", |map| map.dns_config.as_ref().is_some_and(|dns| dns.extra_records.len() == 2)).await;
+    let dns = told.dns_config.unwrap();
+    assert_eq!((dns.resolvers.len(), dns.domains.len(), dns.routes["home.lan"][0].use_with_exit_node), (2, 2, true));
+    assert_eq!(run("records remove nas.home.lan fd00::9").await.0, Some(0));
+    assert!(run("records remove nas.home.lan").await.1.lines().all(|line| !line.starts_with("record")));
+    let (code, text) = run("records remove nas.home.lan").await;
+    assert!(code == Some(5) && text.contains("nas.home.lan is not among them") && text.contains("dns show"), "{text}");
+    assert_eq!(run("split remove home.lan").await.0, Some(0));
+    assert_eq!(run("nameservers remove 192.168.1.1 9.9.9.9").await.0, Some(0));
+    assert!(run("show").await.1.contains("override     off"), "without name servers nothing is overridden");
+    assert!(run("set --magic off").await.1.contains("magic        off"));
+    assert_eq!(run("set").await.0, Some(2));
+}
+
+#[tokio::test]
 async fn a_coordinator_that_does_not_run_is_named_as_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("none.sock");

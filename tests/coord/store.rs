@@ -91,3 +91,53 @@ fn a_newer_database_and_a_damaged_record_are_named() {
     std::fs::write(&path, vec![0x55; 8192]).unwrap();
     assert!(matches!(Store::open(&path), Err(StoreError::Sqlite { .. })));
 }
+
+/// What the first version of the program made.
+const VERSION_1: &str = r#"
+    CREATE TABLE migrations (version INTEGER PRIMARY KEY, applied TEXT NOT NULL) STRICT;
+    CREATE TABLE counters (id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL) STRICT;
+    CREATE TABLE users (id INTEGER PRIMARY KEY, record TEXT NOT NULL, name TEXT GENERATED ALWAYS AS (record ->> '$.name') VIRTUAL) STRICT;
+    CREATE TABLE join_keys (
+        id INTEGER PRIMARY KEY, record TEXT NOT NULL, prefix TEXT GENERATED ALWAYS AS (record ->> '$.prefix') VIRTUAL
+    ) STRICT;
+    CREATE TABLE nodes (
+        id INTEGER PRIMARY KEY, record TEXT NOT NULL, name TEXT GENERATED ALWAYS AS (record ->> '$.name') VIRTUAL,
+        machine TEXT GENERATED ALWAYS AS (record ->> '$.machine') VIRTUAL, v4 TEXT GENERATED ALWAYS AS (record ->> '$.v4') VIRTUAL
+    ) STRICT;
+    INSERT INTO migrations VALUES (1, '2026-08-01 12:00:00');
+    INSERT INTO counters VALUES (1, '{"user":1,"key":1,"node":3,"slot":3}');
+    INSERT INTO users (id, record) VALUES (1, '{"id":1,"name":"alice","created":"2026-08-01T12:00:00Z"}');
+    INSERT INTO join_keys (id, record) VALUES (1, '{"id":1,"prefix":"0123456789ab","digest":"#;
+
+#[tokio::test]
+async fn a_database_of_the_first_version_is_brought_up_to_date_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.sqlite");
+    let (hex, mkey, nodekey) = ("ab".repeat(32), "11".repeat(32), "22".repeat(32));
+    let old = rusqlite::Connection::open(&path).unwrap();
+    old.execute_batch(&format!(
+        r#"{VERSION_1}"{hex}","user":1,"reusable":true,"ephemeral":false,"used":true,"revoked":false,"tags":[],
+           "approve_routes":[],"only_for":null,"created":"2026-08-01T12:00:00Z","expires":"2027-08-01T12:00:00Z"}}');
+           INSERT INTO nodes (id, record) VALUES (3, '{{"id":3,"stable_id":"n0000000000000003","machine":"mkey:{mkey}",
+           "key":"nodekey:{nodekey}","disco":"discokey:{zero}","user":1,"name":"exit","renamed":true,"v4":"100.64.0.3",
+           "v6":"fd7a:115c:a1e0::3","endpoints":["192.0.2.1:41641"],"version":130,"home_derp":0,"hostinfo":{{"Hostname":"exit"}},
+           "advertised":["0.0.0.0/0"],"approved":["0.0.0.0/0","::/0"],"tags":["tag:exit-node"],"ephemeral":false,
+           "created":"2026-08-01T12:00:00Z","last_seen":null,"key_expiry":null,"connected":true}}');"#,
+        zero = "0".repeat(64)
+    ))
+    .unwrap();
+    drop(old);
+    let (store, found) = Store::open(&path).unwrap();
+    assert_eq!((found.users[0].name.as_str(), found.counters.node, found.keys[0].address), ("alice", 3, None));
+    let node = &found.nodes[0];
+    assert!(node.renamed && !node.tags_chosen && !node.never_expires && node.connected && node.approved.len() == 2);
+    assert_eq!(found.dns, pvemesh::wire::admin::DnsSettings::default());
+    // What is new can be stored, and is there the next time.
+    let dns = pvemesh::wire::admin::DnsSettings { search: vec!["home.lan".to_owned()], ..Default::default() };
+    stored(store.write(vec![Write::Dns(Box::new(dns.clone()))])).await.unwrap();
+    drop(store);
+    let again = read(&path);
+    assert_eq!((again.dns, &again.nodes, &again.keys), (dns, &found.nodes, &found.keys));
+    let world = World::new();
+    pvemesh::coord::server::Server::new(crate::world::settings(), [1; 32], read(&path), world.at).unwrap();
+}

@@ -1,5 +1,6 @@
 //! `pvemesh coordinator`: running one, and administering the one on this machine.
 
+mod backup;
 mod dns;
 mod keys;
 mod nodes;
@@ -37,6 +38,10 @@ pub(in crate::cli) enum Coordinator {
     /// Names: how they are resolved on all nodes.
     #[command(subcommand)]
     Dns(dns::Dns),
+    /// Save everything the coordinator knows, its key included, to one file.
+    Backup(backup::Backup),
+    /// Put a backup in place as the state of a coordinator that does not run.
+    Restore(backup::Restore),
 }
 
 /// Where the coordinator to be administered is.
@@ -57,6 +62,8 @@ pub(in crate::cli) fn run(command: Coordinator, output: &Output) -> Result<(), F
         Coordinator::Nodes(nodes) => nodes::run(nodes, output),
         Coordinator::Routes(routes) => routes::run(routes, output),
         Coordinator::Dns(dns) => dns::run(dns, output),
+        Coordinator::Backup(backup) => backup::run(&backup, output),
+        Coordinator::Restore(restore) => backup::restore(&restore, output),
     }
 }
 

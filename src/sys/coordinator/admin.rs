@@ -1,5 +1,7 @@
 //! The administration requests, whichever way they came in.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use hyper::{Method, Response, StatusCode};
 use serde::de::DeserializeOwned;
@@ -7,14 +9,32 @@ use serde::de::DeserializeOwned;
 use super::body::{Body, json};
 use super::hub::Hub;
 use crate::coord::server::{CommandError, Moment, Server};
-use crate::ident::{NodeId, UserId};
+use crate::ident::{NodeId, Secret, UserId};
 use crate::wire::admin::{
-    AdminFailure, Approve, ApproveRoutes, CreateKey, CreateUser, DnsSettings, Expire, MoveNode, Rename, RenameUser, SetAddress, SetTags,
+    AdminFailure, Approve, ApproveRoutes, Backup, CreateKey, CreateUser, DnsSettings, Expire, MoveNode, Rename, RenameUser, SetAddress,
+    SetTags,
 };
 
+/// Which way a request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through the control protocol, from a machine key that is trusted with administration.
+    Control,
+    /// Over the local socket, from someone who may read the state's files as well.
+    Socket,
+}
+
 /// The answer to a request; `path` is what follows the prefix.
-pub(super) async fn answer(hub: &Hub, method: &Method, path: &str, body: &Bytes) -> Response<Body> {
-    match route(hub, method, path, body).await {
+pub(super) async fn answer(hub: &Hub, way: Way, method: &Method, path: &str, body: &Bytes) -> Response<Body> {
+    let answer = match (method.as_str(), path.trim_end_matches('/'), way) {
+        ("GET", "backup", Way::Socket) => backup(hub).await,
+        ("GET", "backup", Way::Control) => {
+            let error = "the server's key leaves the coordinator's machine by its local socket only: run it there";
+            Err((StatusCode::FORBIDDEN, error.to_owned()))
+        }
+        _ => route(hub, method, path, body).await,
+    };
+    match answer {
         Ok(response) => response,
         Err((status, error)) => json(status, &AdminFailure { error }),
     }
@@ -110,6 +130,11 @@ async fn run<T: serde::Serialize>(
         };
         (status, error.to_string())
     })
+}
+
+async fn backup(hub: &Hub) -> Result<Response<Body>, Refused> {
+    let bytes = hub.backup().await.map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    Ok(json(StatusCode::OK, &Backup { backup: Secret::new(BASE64.encode(&*bytes)) }))
 }
 
 fn nothing((): ()) -> serde_json::Value {

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot, watch};
+use zeroize::Zeroizing;
 
 use crate::coord::server::{Event, Moment, Next, Server, SessionId};
 use crate::ident::{MachinePrivate, MachinePublic};
 use crate::sys::clock;
+use crate::sys::store::backup::BackupError;
 use crate::sys::store::{NotStored, Store, stored};
 
 /// The coordinator's core and its surroundings, shared by all connections.
@@ -119,6 +121,11 @@ impl Hub {
                 () = self.rescheduled.notified() => {}
             }
         }
+    }
+
+    /// A backup of everything there is now, the server's key included.
+    pub(super) async fn backup(&self) -> Result<Zeroizing<Vec<u8>>, BackupError> {
+        self.store.backup(&self.key).await
     }
 
     /// Writes what waits and closes the database. Blocks.

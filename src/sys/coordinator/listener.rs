@@ -141,7 +141,7 @@ async fn local(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body
         return json(hyper::StatusCode::NOT_FOUND, &AdminFailure { error: "this socket serves administration requests only".to_owned() });
     };
     match body::read(incoming, &shared.turns).await {
-        Ok(bytes) => admin::answer(&shared.hub, &head.method, rest, &bytes).await,
+        Ok(bytes) => admin::answer(&shared.hub, admin::Way::Socket, &head.method, rest, &bytes).await,
         Err(response) => response,
     }
 }

@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::coord::server::{LoadError, Moment, Server};
 use crate::ident::MachinePublic;
 use crate::settings;
-use crate::sys::store::{Store, StoreError};
+use crate::sys::store::{Store, StoreError, backup};
 use crate::sys::{clock, entropy};
 use crate::wire::control::{DerpMap, json as lenient};
 use gate::{Gate, Limits};
@@ -136,10 +136,10 @@ impl Coordinator {
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let settings = check(&options)?;
         files::make_state_dir(&options.state_dir).map_err(path_error("make the directory", &options.state_dir))?;
-        let key_file = options.state_dir.join("noise.key");
+        let key_file = options.state_dir.join(backup::KEY);
         let key = files::machine_key(&key_file).map_err(path_error("read or make the server's key", &key_file))?;
         let tls = options.tls.as_ref().map(|(chain, key)| acceptor(chain, key)).transpose()?;
-        let (store, snapshot) = Store::open(&options.state_dir.join("coordinator.sqlite"))?;
+        let (store, snapshot) = Store::open(&options.state_dir.join(backup::DATABASE))?;
         let seed = entropy::seed().map_err(path_error("read", Path::new("system randomness")))?;
         let at = Moment { now: clock::now(), wall: clock::wall() };
         let server = Server::new(settings, seed, snapshot, at)?;

@@ -120,7 +120,7 @@ impl Tunnel {
                 return json(StatusCode::FORBIDDEN, &AdminFailure { error });
             }
             return match body::read(incoming, turns).await {
-                Ok(bytes) => admin::answer(&self.shared.hub, &head.method, rest, &bytes).await,
+                Ok(bytes) => admin::answer(&self.shared.hub, admin::Way::Control, &head.method, rest, &bytes).await,
                 Err(response) => response,
             };
         }

@@ -20,6 +20,7 @@
 //! | `GET registrations` | - | `[Registration]`: nodes that wait for approval |
 //! | `POST registrations/{id}` | [`Approve`] | [`NodeInfo`] |
 //! | `GET dns`, `POST dns` | -, [`DnsSettings`] | [`DnsSettings`]; replaces all of them |
+//! | `GET backup` | - | [`Backup`]; on the local socket only |
 //! | `GET info` | - | [`CoordinatorInfo`] |
 //!
 //! Errors come with a 4xx or 5xx status and an [`AdminFailure`].
@@ -281,6 +282,13 @@ pub struct Registration {
 pub struct Approve {
     /// Whose node it becomes; made if it does not exist.
     pub user: String,
+}
+
+/// The whole state, the server's key included.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backup {
+    /// The file, base64.
+    pub backup: Secret,
 }
 
 /// Why a request was refused.
