@@ -7,7 +7,10 @@ LAB   := $(OUT)/examples/pvemesh-lab
 # What the lab, the tests and the bundled C code need from Debian.
 PACKAGES := build-essential busybox-static dnsmasq-base iperf3 iproute2 iputils-ping lxc nftables uidmap zstd
 
-.PHONY: help deps build demo demo-down check test bench clean
+# The coordinator ours is measured against.
+HEADSCALE := v0.29.3
+
+.PHONY: help deps build demo demo-down check test bench bench-coord clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -43,6 +46,12 @@ test: deps build ## every test, the scenario in real containers included
 
 bench: deps build ## throughput and latency through the tunnel, next to the bare path of the same run
 	$(LAB) bench --binary $(OUT)/pvemesh --result target/bench.json
+
+bench-coord: build ## what nodes cost the coordinator, next to Headscale if Go is there to build it
+	@if command -v go >/dev/null; then GOBIN=$(abspath target/go) go install github.com/juanfont/headscale/cmd/headscale@$(HEADSCALE); \
+	else echo "skipped: Headscale (there is no Go here to build it)"; fi
+	ulimit -n $$(ulimit -H -n); cargo bench --bench coordinator -- --binary $(abspath $(OUT)/pvemesh) --result $(abspath target)/bench-coord.json \
+		$(if $(wildcard $(shell command -v go)),--headscale $(abspath target/go)/headscale) $(BENCH_FLAGS)
 
 clean: ## remove what was built
 	-$(LAB) down
