@@ -80,6 +80,7 @@ impl World {
 
     /// Drains the core, as its caller has to; says which streams were woken.
     pub fn drain(&mut self) -> Vec<Event> {
+        self.server.publish(self.at.now);
         let events = std::iter::from_fn(|| self.server.poll_event()).collect();
         for write in self.server.take_writes() {
             self.store(&write);
@@ -211,6 +212,7 @@ impl World {
 
     /// The next message as JSON text.
     pub fn text(&mut self, session: SessionId) -> Option<String> {
+        self.server.publish(self.at.now);
         match self.server.next_message(session, self.at) {
             Next::Message(message) | Next::Last(message) => Some(String::from_utf8(message.to_json().unwrap()).unwrap()),
             Next::Idle | Next::End => None,

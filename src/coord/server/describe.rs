@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::message::Message;
+use super::piece::Message;
 use super::{NodeRecord, Server, TAGGED_USER, is_exit};
 use crate::ident::{NodeId, UserId};
 use crate::time::Wall;
@@ -59,12 +59,12 @@ impl Server {
 
     /// The last message to a node that is removed: its key has expired, so that its user is asked to log in again instead of the client
     /// retrying for ever.
-    pub(super) fn farewell(&self, id: NodeId, wall: Wall) -> Option<Arc<Message>> {
+    pub(super) fn farewell(&self, id: NodeId, wall: Wall) -> Option<Message> {
         let node = self.registry.node(id)?;
         let mut own = self.own_node(node, wall);
         own.key_expiry = Some(wall.checked_sub(Duration::from_secs(3600)).unwrap_or(wall));
         own.expired = true;
-        Some(Arc::new(Message::of(MapResponse { node: Some(own), control_time: Some(wall), ..MapResponse::default() })))
+        Some(Message::own(MapResponse { node: Some(own), control_time: Some(wall), ..MapResponse::default() }, Vec::new()))
     }
 
     fn wire_node(&self, node: &NodeRecord, wall: Wall) -> Node {

@@ -17,7 +17,10 @@ mod describe;
 mod dns;
 mod due;
 mod join_key;
+mod journal;
+mod leaves;
 mod message;
+mod piece;
 mod presence;
 mod record;
 mod register;
@@ -25,6 +28,7 @@ mod registry;
 mod routes;
 mod session;
 mod update;
+mod view;
 mod waiting;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -34,26 +38,38 @@ use rand_core::SeedableRng as _;
 
 pub use command::CommandError;
 pub use join_key::Digest;
-pub use message::{Message, Next};
+pub use journal::MAX_REMOVED;
+pub use message::Next;
+pub use piece::{Message, Own, Piece, Shared};
 pub use presence::{EPHEMERAL_AFTER, OFFLINE_GRACE, RESTART_GRACE, ROUTE_GRACE, STREAM_TURN};
 pub use record::{Counters, JoinKeyRecord, NodeRecord, Snapshot, UserRecord, Write};
 pub use register::{KEY_LIFE, Registered};
 pub use registry::LoadError;
 pub use routes::{approval, is_exit};
-pub use session::{MAX_PENDING, SessionId};
+pub use session::SessionId;
 pub use update::{MapAnswer, MapRefusal};
 
 use crate::ident::{AddressPlan, NodeId, UserId};
 use crate::time::{Deadline, Time, Wall};
 use crate::wire::admin::DnsSettings;
 use crate::wire::control::DerpMap;
-use describe::Descriptions;
+use describe::{Descriptions, shown_user};
+use journal::{Change, Position};
 use presence::Presences;
 use registry::Registry;
 use routes::Primaries;
-use session::{Change, Ending, Part, Session};
+use session::{Ending, Part, Session};
+use view::{View, ViewId};
 use waiting::WaitingRoom;
 
+/// Changes are told at once when it is quiet, and then no more often than this: what changes meanwhile goes into one message.
+const TELL_EVERY: Duration = Duration::from_millis(20);
+/// The same for each stream that was told last time: telling is work, and the more there is the more is done in one go.
+const TELL_EVERY_PER_STREAM: Duration = Duration::from_micros(50);
+/// Whatever the number of streams.
+const TELL_EVERY_AT_MOST: Duration = Duration::from_millis(500);
+/// The view of everyone who sees all nodes.
+const EVERYONE: ViewId = ViewId(0);
 /// How often expired node keys are looked for.
 const EXPIRY_CHECK: Duration = Duration::from_secs(30);
 /// The number under which tagged nodes appear to clients, who know a user for every node; the one stock coordinators use.
@@ -121,6 +137,11 @@ pub struct Server {
     waiting: WaitingRoom,
     sessions: BTreeMap<SessionId, Session>,
     last_session: u64,
+    /// What streams are shown, and what of it has changed.
+    views: BTreeMap<ViewId, View>,
+    /// Something has changed that is not being told yet, and when telling may begin.
+    untold: bool,
+    tell_from: Time,
     descriptions: Descriptions,
     unsaved_dns: bool,
     events: VecDeque<Event>,
@@ -145,10 +166,16 @@ impl Server {
             waiting: WaitingRoom::default(),
             sessions: BTreeMap::new(),
             last_session: 0,
+            views: BTreeMap::from([(EVERYONE, View::default())]),
+            untold: false,
+            tell_from: at.now,
             descriptions: Descriptions::default(),
             unsaved_dns: false,
             events: VecDeque::new(),
         };
+        for view in server.views.values_mut() {
+            server.registry.nodes().for_each(|node| view.show(node.id, shown_user(node)));
+        }
         server.restore_presences(at);
         server.elect(at.wall);
         Ok(server)
@@ -177,7 +204,8 @@ impl Server {
     pub fn poll_timeout(&self) -> Option<Deadline> {
         let lapse = self.waiting.next_expiry().map(|at| Deadline { at, why: "a waiting registration lapses" });
         let check = Deadline { at: self.expiry_check, why: "expired node keys are looked for" };
-        self.presences.next().into_iter().chain(lapse).chain([check]).min()
+        let tell = self.untold.then_some(Deadline { at: self.tell_from, why: "changes are told" });
+        self.presences.next().into_iter().chain(lapse).chain(tell).chain([check]).min()
     }
 
     /// Does what is due.
@@ -190,6 +218,39 @@ impl Server {
             self.expiry_check = at.now + EXPIRY_CHECK;
             self.tell_expired(at.wall);
         }
+        if self.untold && self.tell_from <= at.now {
+            self.publish(at.now);
+        }
+    }
+
+    /// Tells the streams what has changed up to now, without waiting for the time to do so.
+    pub fn publish(&mut self, now: Time) {
+        self.untold = false;
+        let mut behind: BTreeMap<ViewId, Position> = BTreeMap::new();
+        for (id, view) in &mut self.views {
+            view.publish();
+            behind.insert(*id, view.published());
+        }
+        let mut woken = 0u32;
+        for (id, open) in &mut self.sessions {
+            let Some(view) = self.views.get(&open.view).filter(|_| open.follows()) else { continue };
+            if !view.reaches(open.told) {
+                open.ending = Some(Ending::Now);
+            }
+            if open.told < view.published() || open.parts.any() || open.ending.is_some() {
+                behind.entry(open.view).and_modify(|position| *position = open.told.min(*position));
+                woken += 1;
+                if open.wake() {
+                    self.events.push_back(Event::Wake(*id));
+                }
+            }
+        }
+        for (id, position) in behind {
+            if let Some(view) = self.views.get_mut(&id) {
+                view.forget(position);
+            }
+        }
+        self.tell_from = now + (TELL_EVERY_PER_STREAM * woken).clamp(TELL_EVERY, TELL_EVERY_AT_MOST);
     }
 
     /// Changes the relays that clients are told.
@@ -201,7 +262,15 @@ impl Server {
     }
 
     fn end_session(&mut self, session: SessionId, ending: Ending) {
-        if self.sessions.get_mut(&session).is_some_and(|open| open.end(ending)) {
+        if let Some(open) = self.sessions.get_mut(&session) {
+            open.ending = Some(ending);
+            self.wake(session);
+        }
+    }
+
+    /// There is something to take now that does not wait for the next telling.
+    fn wake(&mut self, session: SessionId) {
+        if self.sessions.get_mut(&session).is_some_and(Session::wake) {
             self.events.push_back(Event::Wake(session));
         }
     }
@@ -215,7 +284,7 @@ impl Server {
         tracing::info!(node = %node.id, name = %node.name, "node removed");
         self.descriptions.forget(id);
         if let Some(session) = presence.session {
-            self.end_session(session, Ending::After(last_words));
+            self.end_session(session, Ending::After(Box::new(last_words)));
         }
         if let Some(older) = presence.older {
             self.end_session(older, Ending::Now);
@@ -256,10 +325,9 @@ impl Server {
     /// A change of a node that its peers have to hear of. Expects that the change has been made.
     fn tell_peers(&mut self, id: NodeId, change: Change) {
         self.descriptions.forget(id);
-        for (session, open) in &mut self.sessions {
-            if open.node != id && open.note(id, change) {
-                self.events.push_back(Event::Wake(*session));
-            }
+        let owner = self.registry.node(id).map(shown_user);
+        for view in self.views.values_mut() {
+            self.untold |= view.note(id, owner, change);
         }
     }
 
@@ -271,27 +339,23 @@ impl Server {
 
     /// A user's name has changed: whoever knows the user has to hear of it.
     fn tell_user(&mut self, user: UserId) {
-        for (session, open) in &mut self.sessions {
-            if open.note_user(user) {
-                self.events.push_back(Event::Wake(*session));
-            }
+        for view in self.views.values_mut() {
+            self.untold |= view.note_user(user);
         }
     }
 
     /// A change of something besides the peers that one node has to hear of.
     fn tell_part(&mut self, id: NodeId, part: Part) {
-        let Some(session) = self.presences.session(id) else { return };
-        if self.sessions.get_mut(&session).is_some_and(|open| open.note_part(part)) {
-            self.events.push_back(Event::Wake(session));
+        let session = self.presences.session(id);
+        if let Some(open) = session.and_then(|session| self.sessions.get_mut(&session)) {
+            open.note_part(part);
+            self.untold = true;
         }
     }
 
     /// The same for all nodes.
     fn tell_part_to_all(&mut self, part: Part) {
-        for (session, open) in &mut self.sessions {
-            if open.note_part(part) {
-                self.events.push_back(Event::Wake(*session));
-            }
-        }
+        self.untold |= !self.sessions.is_empty();
+        self.sessions.values_mut().for_each(|open| open.note_part(part));
     }
 }

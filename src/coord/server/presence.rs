@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::due::Due;
-use super::session::{Change, Ending, Fields, Session, SessionId};
-use super::{Event, Moment, Server};
+use super::journal::{Change, Fields};
+use super::session::{Ending, Session, SessionId};
+use super::{EVERYONE, Moment, Server};
 use crate::ident::NodeId;
 use crate::time::{Deadline, Time};
 
@@ -151,7 +152,7 @@ impl Server {
         let was_online = std::mem::replace(&mut presence.online, true);
         let older = presence.session.replace(session);
         let turn_ends = std::mem::replace(&mut presence.opened, at.now) + STREAM_TURN;
-        self.sessions.insert(session, Session::new(id));
+        self.sessions.insert(session, Session::new(id, EVERYONE));
         if let Some(older) = older {
             self.end_older(id);
             self.presences.of(id).older = Some(older);
@@ -171,7 +172,7 @@ impl Server {
         if !(was_online && was_carrying) {
             self.elect_if_router(id, at);
         }
-        self.events.push_back(Event::Wake(session));
+        self.wake(session);
         session
     }
 
@@ -199,11 +200,11 @@ impl Server {
         let presence = self.presences.of(closed.node);
         let older = presence.older.take().filter(|older| self.sessions.contains_key(older));
         presence.session = older;
-        if let Some(open) = older.and_then(|older| self.sessions.get_mut(&older)) {
+        if let Some((older, open)) = older.and_then(|older| self.sessions.get_mut(&older).map(|open| (older, open))) {
             // The one that was superseded is still there. What concerned the node itself it has not been told meanwhile.
             self.presences.superseded.clear(closed.node);
             open.full = true;
-            self.events.extend(older.map(Event::Wake));
+            self.wake(older);
             return;
         }
         self.registry.change_node(closed.node, |node| node.last_seen = Some(at.wall));

@@ -12,11 +12,11 @@ use ipnet::IpNet;
 
 use super::command::is_tag;
 use super::describe::shown_user;
+use super::journal::Change;
 use super::record::{JoinKeyRecord, NodeRecord};
-use super::session::Change;
 use super::update::kept_hostinfo;
 use super::waiting::Waiting;
-use super::{Event, Moment, Server, join_key};
+use super::{Moment, Server, join_key};
 use crate::ident::{DiscoPublic, MachinePublic, NodeId, NodeName, NodePublic, StableId, UserId};
 use crate::time::Wall;
 use crate::wire::control::{Hostinfo, Login, MINIMUM_CAPABILITY_VERSION, RegisterRequest, RegisterResponse, RegisterUser};
@@ -274,7 +274,7 @@ impl Server {
             && let Some(open) = self.sessions.get_mut(&session)
         {
             open.full = true;
-            self.events.push_back(Event::Wake(session));
+            self.wake(session);
         }
         self.replace(at, node);
         if rotated || was_expired {

@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::journal::{Change, Fields};
 use super::routes::advertised;
-use super::session::{Change, Fields, Part, SessionId};
-use super::{Message, Moment, Next, NodeRecord, Server};
+use super::session::{Part, SessionId};
+use super::{EVERYONE, Message, Moment, Next, NodeRecord, Server};
 use crate::ident::{MachinePublic, NodeId, NodeName};
 use crate::wire::control::{Hostinfo, MINIMUM_CAPABILITY_VERSION, MapRequest, Service};
 
@@ -65,7 +66,7 @@ impl Server {
     }
 
     fn once(&mut self, id: NodeId, at: Moment) -> MapAnswer {
-        let mut passing = super::session::Session::new(id);
+        let mut passing = super::session::Session::new(id, EVERYONE);
         match self.take(&mut passing, at) {
             Next::Message(message) => MapAnswer::Once(Box::new(message)),
             Next::End | Next::Idle | Next::Last(_) => MapAnswer::Empty,

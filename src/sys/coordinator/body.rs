@@ -2,14 +2,16 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Frame as HttpFrame, Incoming, SizeHint};
 use hyper::{Response, StatusCode, header};
 use tokio::sync::mpsc;
+
+use super::encoding::Frame;
 
 /// The longest request body: what stock coordinators take.
 const MAX_BODY: usize = 1024 * 1024;
@@ -21,18 +23,38 @@ const BODY_TIME: Duration = Duration::from_secs(10);
 pub(super) enum Body {
     /// All of it.
     Whole(Option<Bytes>),
-    /// Piece by piece, until the sender is dropped.
-    Stream(mpsc::Receiver<Bytes>),
+    /// Message by message, until the sender is dropped.
+    Stream {
+        /// What is left of the message under way.
+        current: Frame,
+        /// The messages to come.
+        messages: mpsc::Receiver<Frame>,
+    },
+}
+
+impl Body {
+    /// A body of messages as they come.
+    pub(super) fn stream(messages: mpsc::Receiver<Frame>) -> Self {
+        Self::Stream { current: Frame::new(), messages }
+    }
 }
 
 impl hyper::body::Body for Body {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<HttpFrame<Bytes>, Infallible>>> {
         match self.get_mut() {
-            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream(pieces) => pieces.poll_recv(cx).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(HttpFrame::data(bytes)))),
+            Self::Stream { current, messages } => loop {
+                if let Some(piece) = current.pop_front() {
+                    return Poll::Ready(Some(Ok(HttpFrame::data(piece))));
+                }
+                match ready!(messages.poll_recv(cx)) {
+                    Some(next) => *current = next,
+                    None => return Poll::Ready(None),
+                }
+            },
         }
     }
 
@@ -43,7 +65,7 @@ impl hyper::body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Stream(_) => SizeHint::default(),
+            Self::Stream { .. } => SizeHint::default(),
         }
     }
 }

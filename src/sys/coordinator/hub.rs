@@ -11,6 +11,7 @@ use crate::ident::{MachinePrivate, MachinePublic};
 use crate::sys::clock;
 use crate::sys::store::backup::BackupError;
 use crate::sys::store::{NotStored, Store, stored};
+use crate::time::Time;
 
 /// The coordinator's core and its surroundings, shared by all connections.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Hub {
 struct State {
     server: Server,
     wakers: HashMap<SessionId, Arc<Notify>>,
+    /// Up to when the timekeeper sleeps.
+    sleeps_until: Option<Time>,
 }
 
 /// Whether what a call changed has reached the disk.
@@ -38,7 +41,7 @@ pub(super) type Commit = Option<oneshot::Receiver<Result<(), NotStored>>>;
 impl Hub {
     pub(super) fn new(server: Server, store: Store, key: MachinePrivate, admin_keys: Vec<MachinePublic>) -> Self {
         Self {
-            state: Mutex::new(State { server, wakers: HashMap::new() }),
+            state: Mutex::new(State { server, wakers: HashMap::new(), sleeps_until: None }),
             store,
             server_key: key.public(),
             key,
@@ -68,18 +71,24 @@ impl Hub {
     pub(super) fn call<T>(&self, act: impl FnOnce(&mut Server, Moment) -> T) -> (T, Commit) {
         let mut state = self.lock();
         let result = act(&mut state.server, moment());
+        let mut woken: Vec<Arc<Notify>> = Vec::new();
         while let Some(event) = state.server.poll_event() {
             match event {
                 Event::Decided => self.decided.send_modify(|count| *count += 1),
-                // One permit is kept if nobody waits yet.
-                Event::Wake(session) => state.wakers.entry(session).or_default().notify_one(),
+                Event::Wake(session) => woken.push(state.wakers.entry(session).or_default().clone()),
             }
         }
         let writes = state.server.take_writes();
         // Handed over under the lock: the store has to see changes in the order they were made.
         let commit = (!writes.is_empty()).then(|| self.store.write(writes));
+        let due = state.server.poll_timeout().map(|deadline| deadline.at);
+        let earlier = due.is_some_and(|due| state.sleeps_until.is_none_or(|until| due < until));
         drop(state);
-        self.rescheduled.notify_one();
+        // One permit is kept if nobody waits yet.
+        woken.iter().for_each(|waker| waker.notify_one());
+        if earlier {
+            self.rescheduled.notify_one();
+        }
         (result, commit)
     }
 
@@ -109,7 +118,12 @@ impl Hub {
     /// Calls the core when its deadlines are due, for ever.
     pub(super) async fn keep_time(&self) {
         loop {
-            let due = self.lock().server.poll_timeout();
+            let due = {
+                let mut state = self.lock();
+                let due = state.server.poll_timeout();
+                state.sleeps_until = due.map(|deadline| deadline.at);
+                due
+            };
             let sleep = async {
                 match due {
                     Some(deadline) => tokio::time::sleep_until(clock::instant(deadline.at).into()).await,

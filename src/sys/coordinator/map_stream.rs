@@ -3,57 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::body::Body;
+use super::encoding::{Encoding, Frame};
 use super::hub::Hub;
 use crate::coord::server::{Message, Next, SessionId};
 use crate::sys::entropy;
-use crate::wire::control::frame;
 
 /// Silence after which a keepalive is sent; clients give up after 120 s. Up to [`KEEPALIVE_JITTER`] is added.
 const KEEPALIVE: Duration = Duration::from_secs(50);
 /// Spreads the keepalives of streams that were opened together.
 const KEEPALIVE_JITTER: Duration = Duration::from_secs(10);
-/// Changes that come within this time make one message.
-const COALESCE: Duration = Duration::from_millis(20);
 /// How long a message may wait for the client to read. Then the stream ends; a client that comes back gets a full map.
 const STALL: Duration = Duration::from_secs(60);
-/// Speed over size: maps are compressed once per viewer.
-const LEVEL: i32 = 1;
-
-/// Exactly these bytes: clients recognise them without decoding.
-const KEEPALIVE_JSON: &[u8] = b"{\"KeepAlive\":true}";
-
-/// How messages are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Encoding {
-    Json,
-    Zstd,
-}
-
-impl Encoding {
-    /// What a request's `Compress` asks for.
-    pub(super) fn asked(compress: &str) -> Self {
-        if compress == "zstd" { Self::Zstd } else { Self::Json }
-    }
-
-    fn framed(self, json: &[u8]) -> std::io::Result<Bytes> {
-        let framed = match self {
-            Self::Json => frame::encode(json),
-            Self::Zstd => frame::encode(&zstd::bulk::compress(json, LEVEL)?),
-        };
-        framed.map(Bytes::from).map_err(std::io::Error::other)
-    }
-
-    /// A message as the wire has it.
-    pub(super) fn message(self, message: &Message) -> std::io::Result<Bytes> {
-        self.framed(&message.to_json()?)
-    }
-}
-
 /// Starts the stream of a session; its body ends when the session does, and the session when the body is dropped.
 pub(super) fn start(hub: Arc<Hub>, session: SessionId, encoding: Encoding) -> Body {
     // One message under way, one in hand: what else changes meanwhile stays in the core, where it coalesces.
@@ -63,7 +27,7 @@ pub(super) fn start(hub: Arc<Hub>, session: SessionId, encoding: Encoding) -> Bo
         let ended = drive(&open, encoding, &sender).await;
         tracing::debug!(?session, why = ended, "map stream ended");
     });
-    Body::Stream(receiver)
+    Body::stream(receiver)
 }
 
 /// Closes the session however its task ends.
@@ -78,18 +42,14 @@ impl Drop for Open {
     }
 }
 
-async fn drive(open: &Open, encoding: Encoding, sender: &mpsc::Sender<Bytes>) -> &'static str {
+async fn drive(open: &Open, encoding: Encoding, sender: &mpsc::Sender<Frame>) -> &'static str {
     let waker = open.hub.waker(open.session);
-    let Ok(keepalive) = encoding.framed(KEEPALIVE_JSON) else { return "the keepalive cannot be encoded" };
+    let Ok(keepalive) = encoding.keepalive() else { return "the keepalive cannot be encoded" };
     let period = KEEPALIVE + jitter();
     let mut due = Instant::now() + period;
-    let mut first = true;
     loop {
         tokio::select! {
             () = waker.notified() => {
-                if !std::mem::take(&mut first) {
-                    tokio::time::sleep(COALESCE).await;
-                }
                 match tell(open, encoding, sender).await {
                     Ok(true) => {}
                     Ok(false) => continue,
@@ -108,7 +68,7 @@ async fn drive(open: &Open, encoding: Encoding, sender: &mpsc::Sender<Bytes>) ->
 }
 
 /// Sends what there is to tell; says whether there was anything.
-async fn tell(open: &Open, encoding: Encoding, sender: &mpsc::Sender<Bytes>) -> Result<bool, &'static str> {
+async fn tell(open: &Open, encoding: Encoding, sender: &mpsc::Sender<Frame>) -> Result<bool, &'static str> {
     let encode = |message: &Message| {
         encoding.message(message).map_err(|error| {
             tracing::error!(%error, "a map message cannot be encoded");
@@ -132,8 +92,8 @@ async fn tell(open: &Open, encoding: Encoding, sender: &mpsc::Sender<Bytes>) -> 
     }
 }
 
-async fn send(sender: &mpsc::Sender<Bytes>, bytes: Bytes) -> Result<(), &'static str> {
-    match tokio::time::timeout(STALL, sender.send(bytes)).await {
+async fn send(sender: &mpsc::Sender<Frame>, message: Frame) -> Result<(), &'static str> {
+    match tokio::time::timeout(STALL, sender.send(message)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err("the client closed it"),
         Err(_) => Err("the client does not read"),
@@ -146,19 +106,8 @@ fn jitter() -> Duration {
 }
 
 #[cfg(test)]
-#[allow(clippy::indexing_slicing, reason = "test code")]
 mod tests {
     use super::*;
-
-    #[test]
-    fn trap_02_the_length_is_little_endian_and_each_message_a_frame_of_its_own() {
-        let plain = Encoding::asked("").framed(KEEPALIVE_JSON).unwrap();
-        assert_eq!(&plain[..4], [18, 0, 0, 0]);
-        assert_eq!(&plain[4..], b"{\"KeepAlive\":true}");
-        let packed = Encoding::asked("zstd").framed(KEEPALIVE_JSON).unwrap();
-        let length = u32::from_le_bytes(packed[..4].try_into().unwrap()) as usize;
-        assert_eq!(zstd::bulk::decompress(&packed[4..4 + length], 100).unwrap(), KEEPALIVE_JSON);
-    }
 
     #[test]
     fn trap_26_keepalives_come_well_within_the_clients_120_seconds() {

@@ -2,6 +2,7 @@
 
 mod admin;
 mod body;
+mod encoding;
 mod files;
 mod front;
 mod gate;

@@ -14,9 +14,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::{self, Body, json, text};
+use super::encoding::Encoding;
 use super::gate::Place;
-use super::map_stream::{self, Encoding};
-use super::{Shared, admin};
+use super::{Shared, admin, map_stream};
 use crate::coord::server::{MapAnswer, MapRefusal, Registered};
 use crate::ident::MachinePublic;
 use crate::sys::noise_stream::NoiseStream;
@@ -168,7 +168,7 @@ impl Tunnel {
         match self.shared.hub.call(|server, at| server.map(at, &self.machine, &request)).0 {
             Ok(MapAnswer::Empty) => Response::new(Body::Whole(None)),
             Ok(MapAnswer::Once(message)) => match encoding.message(&message) {
-                Ok(bytes) => Response::new(Body::Whole(Some(bytes))),
+                Ok(frame) => Response::new(Body::Whole(Some(frame.into_iter().flatten().collect()))),
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
             },
             Ok(MapAnswer::Stream(session)) => Response::new(map_stream::start(self.shared.hub.clone(), session, encoding)),

@@ -52,20 +52,25 @@ impl Deframer {
     }
 }
 
-/// A message with its length in front.
+/// What stands in front of a message of some length.
 ///
 /// # Errors
 /// `TooLong` above the limit, `Empty` for no bytes.
-pub fn encode(message: &[u8]) -> Result<Vec<u8>, FrameError> {
-    let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
-    match message.len() {
+pub fn length(message: usize) -> Result<[u8; LENGTH_LEN], FrameError> {
+    let length = u32::try_from(message).unwrap_or(u32::MAX);
+    match message {
         0 => Err(FrameError::Empty),
         n if n > MAX_MESSAGE => Err(FrameError::TooLong(length)),
-        n => {
-            let mut frame = Vec::with_capacity(LENGTH_LEN + n);
-            frame.extend(length.to_le_bytes());
-            frame.extend_from_slice(message);
-            Ok(frame)
-        }
+        _ => Ok(length.to_le_bytes()),
     }
+}
+
+/// A message with its length in front.
+///
+/// # Errors
+/// As [`length`].
+pub fn encode(message: &[u8]) -> Result<Vec<u8>, FrameError> {
+    let mut frame = length(message.len())?.to_vec();
+    frame.extend_from_slice(message);
+    Ok(frame)
 }
