@@ -130,6 +130,22 @@ proptest! {
     }
 
     #[test]
+    fn viewers_of_one_class_are_shown_the_same_as_each_by_itself(rules in rules(), nodes in mesh(6)) {
+        let mesh = compile(&rules, &nodes);
+        let carrier = carrier(&nodes);
+        for viewer in &nodes {
+            let class = mesh.class(viewer.id).unwrap();
+            for twin in nodes.iter().filter(|twin| mesh.class(twin.id).as_ref() == Some(&class)) {
+                for peer in nodes.iter().filter(|peer| peer.id != twin.id) {
+                    prop_assert_eq!(mesh.shows(&class, peer.id), mesh.sees(twin.id, peer.id), "{} and {}", twin.id, peer.id);
+                    let routes = mesh.routes_shown(&class, peer.id, &carrier, |_| true);
+                    prop_assert_eq!(routes, mesh.routes_for(twin.id, peer.id, &carrier, |_| true), "{} by {}", peer.id, twin.id);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn trap_23_a_viewer_is_told_each_prefix_for_one_router_at_most(rules in rules(), nodes in mesh(6)) {
         let mesh = compile(&rules, &nodes);
         let carrier = carrier(&nodes);

@@ -1,7 +1,7 @@
 //! Small sets of rule numbers.
 
 /// A set of numbers below a bound known when it is made.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Bits(Box<[u64]>);
 
 impl Bits {

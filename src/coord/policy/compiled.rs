@@ -89,6 +89,37 @@ pub(super) struct Member {
     pub filter: OnceLock<Arc<[FilterRule]>>,
 }
 
+/// What of a node decides which nodes, and which of their routes, it is shown. Nodes of one class are shown the same, each without itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Class {
+    source: Bits,
+    own_source: Bits,
+    target: Bits,
+    /// Only where rules about one's own nodes make it count.
+    owner: Option<Arc<str>>,
+}
+
+/// The same, borrowed from a class or a node.
+#[derive(Debug, Clone, Copy)]
+struct Eye<'a> {
+    source: &'a Bits,
+    own_source: &'a Bits,
+    target: &'a Bits,
+    owner: Option<&'a Arc<str>>,
+}
+
+impl Class {
+    fn eye(&self) -> Eye<'_> {
+        Eye { source: &self.source, own_source: &self.own_source, target: &self.target, owner: self.owner.as_ref() }
+    }
+}
+
+impl Member {
+    fn eye(&self) -> Eye<'_> {
+        Eye { source: &self.source, own_source: &self.own_source, target: &self.target, owner: self.owner.as_ref() }
+    }
+}
+
 /// A policy applied to nodes.
 #[derive(Debug)]
 pub struct Compiled {
@@ -283,7 +314,7 @@ impl Compiled {
         {
             return Touched::Nobody;
         }
-        let seen = |member: Option<&Member>, other| member.is_some_and(|member| self.meet(member, other));
+        let seen = |member: Option<&Member>, other| member.is_some_and(|member| self.meet(member.eye(), other));
         let touched: BTreeSet<NodeId> =
             self.members.values().filter(|other| seen(old, other) || seen(new, other)).map(|other| other.subject.id).collect();
         if touched.is_empty() { Touched::Nobody } else { Touched::Some(touched) }
@@ -403,11 +434,11 @@ impl Compiled {
     }
 
     /// Whether two nodes may be in contact, in either direction.
-    fn meet(&self, a: &Member, b: &Member) -> bool {
-        if a.source.meets(&b.target) || b.source.meets(&a.target) {
+    fn meet(&self, a: Eye<'_>, b: &Member) -> bool {
+        if a.source.meets(&b.target) || b.source.meets(a.target) {
             return true;
         }
-        let own = a.owner.is_some() && a.owner == b.owner;
+        let own = a.owner.is_some() && a.owner == b.owner.as_ref();
         own && (a.own_source.meets(&self.own_nodes) || b.own_source.meets(&self.own_nodes))
     }
 
@@ -417,9 +448,26 @@ impl Compiled {
             return false;
         }
         match (self.members.get(&viewer), self.members.get(&peer)) {
-            (Some(a), Some(b)) => self.policy.open || self.meet(a, b),
+            (Some(a), Some(b)) => self.policy.open || self.meet(a.eye(), b),
             _ => false,
         }
+    }
+
+    /// The class of viewers that a node belongs to; `None` if it is not known.
+    pub fn class(&self, id: NodeId) -> Option<Class> {
+        let member = self.members.get(&id)?;
+        if self.policy.open {
+            let none = || Bits::new(0);
+            return Some(Class { source: none(), own_source: none(), target: none(), owner: None });
+        }
+        let owner = member.owner.clone().filter(|_| !self.own_nodes.is_empty());
+        let (source, own_source, target) = (member.source.clone(), member.own_source.clone(), member.target.clone());
+        Some(Class { source, own_source, target, owner })
+    }
+
+    /// Whether a node is shown to a class of viewers; a viewer leaves itself out.
+    pub fn shows(&self, class: &Class, peer: NodeId) -> bool {
+        self.members.get(&peer).is_some_and(|peer| self.policy.open || self.meet(class.eye(), peer))
     }
 
     /// Which routes of `router` are told to `viewer`, beside the router's own addresses: subnet routes, and the exit pair.
@@ -434,7 +482,28 @@ impl Compiled {
         carrier: impl Fn(&IpNet) -> Option<NodeId>,
         online: impl Fn(NodeId) -> bool,
     ) -> Vec<IpNet> {
-        let (Some(from), Some(to)) = (self.members.get(&viewer), self.members.get(&router)) else { return Vec::new() };
+        self.members.get(&viewer).map(|from| self.routes_seen(from.eye(), router, carrier, online)).unwrap_or_default()
+    }
+
+    /// The same for a class of viewers.
+    pub fn routes_shown(
+        &self,
+        class: &Class,
+        router: NodeId,
+        carrier: impl Fn(&IpNet) -> Option<NodeId>,
+        online: impl Fn(NodeId) -> bool,
+    ) -> Vec<IpNet> {
+        self.routes_seen(class.eye(), router, carrier, online)
+    }
+
+    fn routes_seen(
+        &self,
+        from: Eye<'_>,
+        router: NodeId,
+        carrier: impl Fn(&IpNet) -> Option<NodeId>,
+        online: impl Fn(NodeId) -> bool,
+    ) -> Vec<IpNet> {
+        let Some(to) = self.members.get(&router) else { return Vec::new() };
         let carried = |route: &RouteBits| {
             let carrier = carrier(&route.net);
             if self.policy.open || self.plainly(from, route) {
@@ -456,12 +525,12 @@ impl Compiled {
     }
 
     /// Whether a rule without `via` links a viewer and a route, in either direction.
-    fn plainly(&self, viewer: &Member, route: &RouteBits) -> bool {
+    fn plainly(&self, viewer: Eye<'_>, route: &RouteBits) -> bool {
         viewer.source.meets_without(&route.targets, &self.via) || viewer.target.meets(&route.sources)
     }
 
     /// Whether a rule with `via` leads a viewer through a router to a prefix.
-    fn steers(&self, viewer: &Member, router: &Member, net: &IpNet) -> bool {
+    fn steers(&self, viewer: Eye<'_>, router: &Member, net: &IpNet) -> bool {
         let route = router.routes.iter().find(|route| route.net == *net);
         route.is_some_and(|route| viewer.source.meets(&route.targets))
     }
@@ -491,6 +560,11 @@ impl Compiled {
             .filter(|(name, _)| *name == "suggest-exit-node")
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect()
+    }
+
+    /// Whether rules choose among several routers of a prefix (`via`).
+    pub fn steers_routes(&self) -> bool {
+        !self.via.is_empty()
     }
 
     /// The nodes that see no other node. If these are all nodes, the policy locks everybody out.
@@ -527,7 +601,7 @@ impl Compiled {
                 owned
                     .iter()
                     .filter(|id| **id != member.subject.id)
-                    .any(|id| self.members.get(id).is_some_and(|other| self.meet(member, other)))
+                    .any(|id| self.members.get(id).is_some_and(|other| self.meet(member.eye(), other)))
             })
     }
 

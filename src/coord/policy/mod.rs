@@ -41,7 +41,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 pub use attribute::Attributes;
-pub use compiled::{Affected, Compiled, Subject, Touched};
+pub use compiled::{Affected, Class, Compiled, Subject, Touched};
 pub use document::MAX_BYTES;
 pub use error::PolicyError;
 pub use ranges::AddressSet;
