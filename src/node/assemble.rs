@@ -3,7 +3,7 @@
 //! The rules that protect the user: local networks come before the mesh's (an accepted route never covers one, an exit node leaves
 //! them alone unless asked otherwise), and a wish for an exit node holds while that node is away: traffic waits rather than leak.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -28,7 +28,7 @@ pub struct Situation<'a> {
     pub interface: &'a str,
     /// The networks of the machine's other interfaces.
     pub local_networks: &'a [IpNet],
-    /// The wall clock, for expired keys.
+    /// The time by this machine's clock; expiry is judged by the coordinator's.
     pub now: Wall,
 }
 
@@ -50,11 +50,17 @@ pub fn assemble(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> Assemb
     let exit_node = find_exit_node(map, &prefs.exit_node);
     let mut notes = Vec::new();
     note_exit_node(&mut notes, map, prefs, exit_node);
-    let usable = !is_expired(&map.node, situation.now);
+    let now = map.control_time(situation.now);
+    let usable = !map.node.has_expired(now);
     if !usable {
-        notes.push("this node's key has expired; log in again (`pvemesh node up`)".to_owned());
+        notes.push("this node's key has expired, or it was removed at the coordinator; log in again (`pvemesh node up`)".to_owned());
     }
-    let candidates: Vec<&Node> = map.peers.values().filter(|peer| usable && is_usable(peer, map, situation.now)).collect();
+    let mut keys = BTreeSet::new();
+    let mut candidates: Vec<&Node> = map.peers.values().filter(|peer| usable && is_usable(peer, map, now)).collect();
+    // Numbers grow: of two nodes with one key the later one has it, the other is on its way out.
+    candidates.reverse();
+    candidates.retain(|peer| keys.insert(peer.key));
+    candidates.reverse();
 
     let mut claims = Claims::default();
     let own: Vec<IpNet> = map.node.addresses.clone();
@@ -172,12 +178,7 @@ fn is_own_address(peer: &Node, net: &IpNet) -> bool {
 }
 
 fn is_usable(peer: &Node, map: &NetMap, now: Wall) -> bool {
-    !peer.key.is_zero() && peer.key != map.node.key && !is_expired(peer, now)
-}
-
-/// Whether a node's key has expired.
-fn is_expired(node: &Node, now: Wall) -> bool {
-    node.expired || node.key_expiry.is_some_and(|expiry| expiry <= now)
+    !peer.key.is_zero() && peer.key != map.node.key && !peer.has_expired(now)
 }
 
 fn overlap(a: &IpNet, b: &IpNet) -> bool {

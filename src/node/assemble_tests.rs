@@ -180,3 +180,25 @@ fn expired_keys_take_no_part() {
     assert!(assembly.peers.is_empty());
     assert!(assembly.notes.iter().any(|n| n.contains("expired")));
 }
+
+#[test]
+fn trap_29_expiry_is_judged_by_the_coordinators_clock() {
+    let mut map = map();
+    map.node.key_expiry = Some("2026-05-01T18:00:00Z".parse().unwrap());
+    map.peers.get_mut(&NodeId(2)).unwrap().key_expiry = Some("2026-05-01T06:00:00Z".parse().unwrap());
+    let ids = |map: &NetMap| assembled(map, &Prefs::default(), &[]).peers.iter().map(|p| p.id.0).collect::<Vec<_>>();
+    assert_eq!(ids(&map), [3, 4]);
+    map.clock_skew_secs = -86_400;
+    assert_eq!(ids(&map), [2, 3, 4], "our clock is a day early, and the peer's key still good");
+    map.clock_skew_secs = 86_400;
+    assert_eq!(ids(&map), [0i64; 0], "our clock is a day late, and our own key has expired");
+}
+
+#[test]
+fn trap_23_a_key_under_two_numbers_belongs_to_the_later_one() {
+    let mut map = map();
+    map.peers.get_mut(&NodeId(4)).unwrap().key = map.peers[&NodeId(2)].key;
+    let assembly = assembled(&map, &Prefs::default(), &[]);
+    assert_eq!(assembly.peers.iter().map(|p| p.id.0).collect::<Vec<_>>(), [3, 4]);
+    assert!(!texts(&assembly.router.routes).contains(&"100.64.0.2/32".to_owned()));
+}

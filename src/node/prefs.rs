@@ -1,6 +1,8 @@
 //! What the user wants of this node. Kept in its state file.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -28,8 +30,52 @@ pub struct Prefs {
     pub advertise_exit_node: bool,
     /// Networks this node offers to carry.
     pub advertise_routes: Vec<IpNet>,
+    /// Tags this node claims; the coordinator decides which it gets.
+    pub advertise_tags: Vec<Tag>,
+    /// Let other nodes open no connections to this machine or what is behind it.
+    pub shields_up: bool,
+    /// Resolve names as the coordinator says.
+    pub accept_dns: bool,
     /// Addresses under which this node is reachable from outside.
     pub endpoints: Vec<SocketAddr>,
+    /// A file with a certificate authority to trust for the coordinator.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// A node's tag, `tag:` and a word of letters, digits and hyphens that begins with a letter.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Tag(String);
+
+/// A text that is no tag.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a tag is `tag:` and letters, digits and hyphens, a letter first, not `{0}`")]
+pub struct TagError(String);
+
+impl FromStr for Tag {
+    type Err = TagError;
+
+    fn from_str(text: &str) -> Result<Self, TagError> {
+        let word = text.strip_prefix("tag:").unwrap_or_default();
+        let valid = word.starts_with(|c: char| c.is_ascii_alphabetic())
+            && word.len() <= 63
+            && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if valid { Ok(Self(text.to_owned())) } else { Err(TagError(text.escape_default().take(80).collect())) }
+    }
+}
+
+impl TryFrom<String> for Tag {
+    type Error = TagError;
+
+    fn try_from(text: String) -> Result<Self, TagError> {
+        text.parse()
+    }
+}
+
+impl From<Tag> for String {
+    fn from(tag: Tag) -> Self {
+        tag.0
+    }
 }
 
 impl Default for Prefs {
@@ -44,7 +90,11 @@ impl Default for Prefs {
             exit_node_allow_lan_access: true,
             advertise_exit_node: false,
             advertise_routes: Vec::new(),
+            advertise_tags: Vec::new(),
+            shields_up: false,
+            accept_dns: true,
             endpoints: Vec::new(),
+            ca_file: None,
         }
     }
 }
@@ -95,7 +145,16 @@ pub struct PrefsChange {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise_routes: Option<Vec<IpNet>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise_tags: Option<Vec<Tag>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shields_up: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accept_dns: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<SocketAddr>>,
+    /// An empty path means none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
 }
 
 impl PrefsChange {
@@ -114,7 +173,11 @@ impl PrefsChange {
         set(&mut prefs.exit_node_allow_lan_access, self.exit_node_allow_lan_access);
         set(&mut prefs.advertise_exit_node, self.advertise_exit_node);
         set(&mut prefs.advertise_routes, self.advertise_routes);
+        set(&mut prefs.advertise_tags, self.advertise_tags);
+        set(&mut prefs.shields_up, self.shields_up);
+        set(&mut prefs.accept_dns, self.accept_dns);
         set(&mut prefs.endpoints, self.endpoints);
+        set(&mut prefs.ca_file, self.ca_file.map(|path| Some(path).filter(|path| !path.as_os_str().is_empty())));
     }
 }
 
@@ -128,6 +191,16 @@ mod tests {
         prefs.advertise_routes = ["10.1.2.3/16", "0.0.0.0/0", "10.1.0.0/16"].map(|r| r.parse().unwrap()).to_vec();
         let offered: Vec<String> = prefs.offered().iter().map(ToString::to_string).collect();
         assert_eq!(offered, ["0.0.0.0/0", "10.1.0.0/16", "::/0"]);
+    }
+
+    #[test]
+    fn tags_are_checked_before_anybody_is_asked() {
+        for good in ["tag:a", "tag:exit-node", "tag:A1"] {
+            assert_eq!(String::from(good.parse::<Tag>().unwrap()), good);
+        }
+        for wrong in ["", "a", "tag:", "tag:1a", "tag:-a", "tag:a b", "tag:a,tag:b", &format!("tag:{}", "x".repeat(64))] {
+            assert!(wrong.parse::<Tag>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub fn hostinfo(prefs: &Prefs, machine: &Machine) -> Hostinfo {
         container: Some(machine.container),
         hostname: hostname.as_str().to_owned(),
         routable_ips: prefs.offered(),
+        request_tags: prefs.advertise_tags.iter().cloned().map(String::from).collect(),
+        shields_up: prefs.shields_up,
         net_info: Some(NetInfo { working_udp: Some(true), ..Default::default() }),
         ..Default::default()
     }

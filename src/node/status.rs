@@ -4,21 +4,29 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
+use super::health::health;
 use super::{Assembly, ExitNode, Prefs};
 use crate::coord::client::NetMap;
-use crate::ident::{NodeId, NodePublic, StableId};
+use crate::ident::{NodeId, NodePublic, StableId, UserId};
 use crate::time::Wall;
-use crate::wire::control::Node;
+use crate::wire::control::{DnsRecord, Node, UserProfile};
+
+/// Keys that were agreed on within this time are in use (WireGuard agrees on new ones every two minutes while there is traffic).
+const ACTIVE: SignedDuration = SignedDuration::from_secs(180);
 
 /// How far the node is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum BackendState {
     /// No coordinator has been named yet.
+    #[default]
     NoState,
-    /// The coordinator does not let the node in: a join key or a visit to a page is missing.
+    /// The coordinator does not let the node in: a join key or a visit to a page is missing, or its key has expired.
     NeedsLogin,
+    /// The coordinator knows the node, and an admin has yet to let it take part.
+    NeedsMachineAuth,
     /// The user has switched it off.
     Stopped,
     /// On its way: no network map yet.
@@ -41,15 +49,19 @@ pub struct Traffic {
 }
 
 /// The state of a node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
 pub struct Status {
     /// Program version.
     pub version: String,
+    /// Whether packets go through a TUN interface.
+    #[serde(rename = "TUN")]
+    pub tun: bool,
     /// How far it is.
     pub backend_state: BackendState,
+    /// Whether it has a node key, which is always.
+    pub have_node_key: bool,
     /// The coordinator.
-    #[serde(rename = "LoginServer")]
     pub login_server: String,
     /// Whether the coordinator is reached.
     pub coordinator_online: bool,
@@ -68,16 +80,40 @@ pub struct Status {
     /// This node.
     #[serde(rename = "Self", skip_serializing_if = "Option::is_none")]
     pub node: Option<PeerStatus>,
-    /// The network's name and the suffix of its names.
+    /// What the user should know, one sentence each.
+    pub health: Vec<String>,
+    /// The suffix of the nodes' names.
     #[serde(rename = "MagicDNSSuffix")]
     pub suffix: String,
+    /// The network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub current_tailnet: Option<Network>,
+    /// Names this node may get certificates for.
+    pub cert_domains: Vec<String>,
+    /// Names of the coordinator's beside the nodes'.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extra_records: Vec<DnsRecord>,
     /// The exit node in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_node_status: Option<ExitNodeStatus>,
     /// The others by node key.
     pub peer: BTreeMap<String, PeerStatus>,
-    /// What the user should know, one sentence each.
-    pub health: Vec<String>,
+    /// Whose nodes there are.
+    pub user: BTreeMap<UserId, UserProfile>,
+}
+
+/// The network a node is in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Network {
+    /// Its name for people.
+    pub name: String,
+    /// The suffix of its nodes' names.
+    #[serde(rename = "MagicDNSSuffix")]
+    pub suffix: String,
+    /// The coordinator wants these names to be resolved.
+    #[serde(rename = "MagicDNSEnabled")]
+    pub names_enabled: bool,
 }
 
 /// The exit node in use.
@@ -95,8 +131,8 @@ pub struct ExitNodeStatus {
 }
 
 /// A node in a [`Status`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
 pub struct PeerStatus {
     /// Stable id.
     #[serde(rename = "ID")]
@@ -106,7 +142,7 @@ pub struct PeerStatus {
     pub node_id: NodeId,
     /// Public node key.
     pub public_key: NodePublic,
-    /// First label of its name.
+    /// What the machine calls itself. Its name in the mesh is the first label of `DNSName`.
     pub host_name: String,
     /// Full name with its final dot.
     #[serde(rename = "DNSName")]
@@ -114,6 +150,9 @@ pub struct PeerStatus {
     /// Operating system.
     #[serde(rename = "OS")]
     pub os: String,
+    /// Its owner's number.
+    #[serde(rename = "UserID")]
+    pub user_id: UserId,
     /// Its owner.
     pub user: String,
     /// Addresses.
@@ -122,19 +161,30 @@ pub struct PeerStatus {
     /// What may be routed to it.
     #[serde(rename = "AllowedIPs")]
     pub allowed_ips: Vec<IpNet>,
+    /// Its tags.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// The networks it carries.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub primary_routes: Vec<IpNet>,
     /// Where it may be reached.
     pub addrs: Vec<SocketAddr>,
     /// Where data goes now; empty if nothing has answered.
     pub cur_addr: String,
+    /// The region of its home relay; empty if it has none.
+    pub relay: String,
     /// Bytes received.
     pub rx_bytes: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
-    /// When it was last connected to the coordinator.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// When it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created: Option<Wall>,
+    /// When it was last connected to the coordinator; not told while it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<Wall>,
     /// The last handshake.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_handshake: Option<Wall>,
     /// It is connected to the coordinator.
     pub online: bool,
@@ -142,6 +192,28 @@ pub struct PeerStatus {
     pub exit_node: bool,
     /// It could be.
     pub exit_node_option: bool,
+    /// There has been traffic lately.
+    pub active: bool,
+    /// It is in the network map, which all are.
+    pub in_network_map: bool,
+    /// The packet engine has it.
+    pub in_engine: bool,
+    /// Its key has expired.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub expired: bool,
+    /// When its key expires.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_expiry: Option<Wall>,
+    /// Its attributes.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub cap_map: BTreeMap<String, Vec<serde_json::Value>>,
+}
+
+impl PeerStatus {
+    /// Its name in the mesh: the first label of its full name.
+    pub fn name(&self) -> &str {
+        self.dns_name.split('.').next().unwrap_or_default()
+    }
 }
 
 /// What a node's process knows beside its map.
@@ -155,113 +227,142 @@ pub struct Progress {
     pub refusal: String,
     /// Why the coordinator is not reached.
     pub trouble: String,
+    /// How the coordinator said that it does not know the node any more.
+    pub unknown: String,
+    /// The user has asked for a login that is not done yet.
+    pub logging_in: bool,
     /// The UDP port in use.
     pub port: u16,
     /// The TUN interface.
     pub interface: String,
 }
 
+/// What a [`Status`] is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// What the user wants.
+    pub prefs: &'a Prefs,
+    /// What the process knows.
+    pub progress: &'a Progress,
+    /// The map, if there is one.
+    pub map: Option<&'a NetMap>,
+    /// What was made of it, while the node takes part.
+    pub assembly: Option<&'a Assembly>,
+    /// This machine's clock.
+    pub now: Wall,
+}
+
 /// Puts together what is shown. `traffic` gives what the engine knows of a peer.
-pub fn status(
-    prefs: &Prefs,
-    progress: &Progress,
-    map: Option<&NetMap>,
-    assembly: Option<&Assembly>,
-    traffic: impl Fn(&NodePublic) -> Traffic,
-) -> Status {
+pub fn status(sources: Sources<'_>, traffic: impl Fn(&NodePublic) -> Traffic) -> Status {
+    let Sources { prefs, progress, map, assembly, now } = sources;
     let exit = match assembly.map(|a| a.exit_node) {
         Some(ExitNode::Chosen(id)) => Some(id),
         _ => None,
     };
-    let mut health = assembly.map(|a| a.notes.clone()).unwrap_or_default();
-    if prefs.want_running && !progress.trouble.is_empty() {
-        health.push(format!("the coordinator is not reached: {}", progress.trouble));
-    }
-    health.extend(map.into_iter().flat_map(|m| &m.health).map(|text| text.escape_debug().take(400).collect()));
-    Status {
+    let mut status = Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        backend_state: backend_state(prefs, progress, map),
+        tun: true,
+        backend_state: backend_state(prefs, progress, map, now),
+        have_node_key: true,
         login_server: prefs.login_server.clone(),
         coordinator_online: progress.online,
         auth_url: progress.auth_url.clone(),
         refusal: progress.refusal.clone(),
-        addresses: map.map(|m| m.node.addresses.iter().map(IpNet::addr).collect()).unwrap_or_default(),
         interface: progress.interface.clone(),
         port: progress.port,
-        node: map.map(|m| peer_status(m, &m.node, None, Traffic::default())),
-        suffix: map.and_then(|m| m.node.name.trim_end_matches('.').split_once('.')).map(|(_, s)| s.to_owned()).unwrap_or_default(),
-        exit_node_status: exit.and_then(|id| map?.peers.get(&id)).map(|peer| ExitNodeStatus {
-            id: peer.stable_id.clone(),
-            online: peer.online != Some(false),
-            addresses: peer.addresses.clone(),
-        }),
-        peer: map
-            .map(|m| m.peers.values().map(|p| (p.key.to_string(), peer_status(m, p, exit, traffic(&p.key)))).collect())
-            .unwrap_or_default(),
-        health,
-    }
+        health: health(prefs, progress, map, assembly, now),
+        ..Status::default()
+    };
+    let Some(map) = map else { return status };
+    let shown = |node: &Node, traffic| peer_status(map, node, now, traffic);
+    let own = shown(&map.node, Traffic::default());
+    status.addresses.clone_from(&own.addresses);
+    status.node = Some(PeerStatus { online: progress.online, in_engine: false, ..own });
+    map.suffix().clone_into(&mut status.suffix);
+    status.current_tailnet = Some(Network { name: map.domain.clone(), suffix: status.suffix.clone(), names_enabled: map.dns.proxied });
+    status.cert_domains.clone_from(&map.dns.cert_domains);
+    status.extra_records.clone_from(&map.dns.extra_records);
+    status.user.clone_from(&map.users);
+    status.exit_node_status = exit.and_then(|id| map.peers.get(&id)).map(|peer| ExitNodeStatus {
+        id: peer.stable_id.clone(),
+        online: peer.online != Some(false),
+        addresses: peer.addresses.clone(),
+    });
+    let in_engine: std::collections::BTreeSet<NodeId> = assembly.iter().flat_map(|a| a.peers.iter().map(|peer| peer.id)).collect();
+    status.peer = map
+        .peers
+        .values()
+        .map(|peer| {
+            let mut peer_status = shown(peer, traffic(&peer.key));
+            peer_status.exit_node = exit == Some(peer.id);
+            peer_status.in_engine = in_engine.contains(&peer.id);
+            (peer.key.to_string(), peer_status)
+        })
+        .collect();
+    status
 }
 
 /// How far the node is. Having a map counts, even from before the coordinator went away; having a relay does not.
-fn backend_state(prefs: &Prefs, progress: &Progress, map: Option<&NetMap>) -> BackendState {
+fn backend_state(prefs: &Prefs, progress: &Progress, map: Option<&NetMap>, now: Wall) -> BackendState {
+    let admitted = map.filter(|map| !map.node.addresses.is_empty());
     if prefs.login_server.is_empty() {
         BackendState::NoState
     } else if !prefs.want_running {
         BackendState::Stopped
     } else if !progress.auth_url.is_empty() || !progress.refusal.is_empty() {
         BackendState::NeedsLogin
-    } else if map.is_some_and(|m| !m.node.addresses.is_empty()) {
+    } else if progress.logging_in {
+        BackendState::Starting
+    } else if admitted.is_some_and(|map| map.has_expired(now)) {
+        BackendState::NeedsLogin
+    } else if admitted.is_some_and(|map| !map.node.machine_authorized) {
+        BackendState::NeedsMachineAuth
+    } else if admitted.is_some() {
         BackendState::Running
     } else {
         BackendState::Starting
     }
 }
 
-fn peer_status(map: &NetMap, node: &Node, exit: Option<NodeId>, traffic: Traffic) -> PeerStatus {
+fn peer_status(map: &NetMap, node: &Node, now: Wall, traffic: Traffic) -> PeerStatus {
+    let hostinfo = node.hostinfo.as_ref();
+    let host_name = hostinfo.map_or("", |hostinfo| &hostinfo.hostname);
+    let online = node.online != Some(false);
+    let region = map.derp.regions.as_ref().and_then(|regions| regions.get(&node.home_region())).and_then(Option::as_ref);
     PeerStatus {
         id: node.stable_id.clone(),
         node_id: node.id,
         public_key: node.key,
-        host_name: node.short_name().to_owned(),
+        host_name: if host_name.is_empty() { node.short_name() } else { host_name }.to_owned(),
         dns_name: node.name.clone(),
-        os: node.hostinfo.as_ref().map(|h| h.os.clone()).unwrap_or_default(),
+        os: hostinfo.map(|hostinfo| hostinfo.os.clone()).unwrap_or_default(),
+        user_id: node.user,
         user: map.users.get(&node.user).map(|user| user.login_name.clone()).unwrap_or_default(),
         addresses: node.addresses.iter().map(IpNet::addr).collect(),
         allowed_ips: node.routed().to_vec(),
+        tags: node.tags.clone(),
+        primary_routes: node.primary_routes.clone(),
         addrs: node.endpoints.clone(),
         cur_addr: traffic.endpoint.map(|e| e.to_string()).unwrap_or_default(),
+        relay: region.map(|region| region.region_code.clone()).unwrap_or_default(),
         rx_bytes: traffic.rx_bytes,
         tx_bytes: traffic.tx_bytes,
-        last_seen: node.last_seen,
+        created: node.created,
+        // Some coordinators leave the old time in place when a node comes back.
+        last_seen: node.last_seen.filter(|_| !online),
         last_handshake: traffic.last_handshake,
-        online: node.online != Some(false),
-        exit_node: exit == Some(node.id),
+        online,
+        exit_node: false,
         exit_node_option: node.routed().iter().any(|net| net.prefix_len() == 0),
+        active: traffic.last_handshake.is_some_and(|at| now.duration_since(at) < ACTIVE),
+        in_network_map: true,
+        in_engine: false,
+        expired: node.has_expired(map.control_time(now)),
+        key_expiry: node.key_expiry,
+        cap_map: node.cap_map.clone(),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn state(prefs: &Prefs, progress: &Progress, map: Option<&NetMap>) -> BackendState {
-        status(prefs, progress, map, None, |_| Traffic::default()).backend_state
-    }
-
-    #[test]
-    fn states_follow_what_is_known() {
-        let mut prefs = Prefs::default();
-        let mut progress = Progress::default();
-        assert_eq!(state(&prefs, &progress, None), BackendState::NoState);
-        prefs.login_server = "http://c".to_owned();
-        assert_eq!(state(&prefs, &progress, None), BackendState::Stopped);
-        prefs.want_running = true;
-        assert_eq!(state(&prefs, &progress, None), BackendState::Starting);
-        let mut map = NetMap::default();
-        map.node.addresses = vec!["100.64.0.1/32".parse().unwrap()];
-        // No relay map at all, and the coordinator away: still running.
-        assert_eq!(state(&prefs, &progress, Some(&map)), BackendState::Running);
-        progress.refusal = "authkey expired".to_owned();
-        assert_eq!(state(&prefs, &progress, None), BackendState::NeedsLogin);
-    }
-}
+#[path = "status_tests.rs"]
+mod tests;

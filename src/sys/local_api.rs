@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `GET /v1/status` | - | [`Status`] |
 //! | `GET /v1/prefs`, `PATCH /v1/prefs` | -, [`PrefsChange`] | [`Prefs`] |
+//! | `GET /v1/dns` | - | [`DnsStatus`] |
+//! | `POST /v1/query` | [`Query`] | [`NameAnswer`] |
 //! | `POST /v1/up` | [`Up`] | [`Status`] |
 //! | `POST /v1/down`, `POST /v1/logout`, `POST /v1/stop` | `{}` | [`Status`] |
 //!
@@ -28,7 +30,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::ident::Secret;
-use crate::node::{Prefs, PrefsChange, Status};
+use crate::node::{DnsStatus, NameAnswer, Prefs, PrefsChange, RecordType, Status};
 
 /// Where the socket is unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/pvemesh/node.sock";
@@ -44,9 +46,23 @@ pub struct Up {
     /// Changes of preferences made with it.
     #[serde(default)]
     pub change: PrefsChange,
-    /// A join key for a coordinator that does not know the node yet.
+    /// A join key for a coordinator that does not know the node yet; a node that is in keeps it for the renewal of its own key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth_key: Option<Secret>,
+    /// Ask to be let in again, with a new node key.
+    #[serde(default)]
+    pub force_reauth: bool,
+}
+
+/// Asks what a name or an address means.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// A name, complete or of one label, or an address.
+    pub name: String,
+    /// What is wanted of it.
+    #[serde(rename = "type")]
+    pub kind: RecordType,
 }
 
 /// What is asked of the node's process.
@@ -58,6 +74,10 @@ pub enum Request {
     Prefs,
     /// Other preferences.
     Set(PrefsChange),
+    /// What the coordinator says of names.
+    Dns,
+    /// What a name means.
+    Query(Query),
     /// Take part.
     Up(Box<Up>),
     /// Take no part until told otherwise.
@@ -76,6 +96,10 @@ pub enum Reply {
     Status(Box<Status>),
     /// Its preferences.
     Prefs(Box<Prefs>),
+    /// What the coordinator says of names.
+    Dns(Box<DnsStatus>),
+    /// What a name means.
+    Name(Box<NameAnswer>),
 }
 
 /// A request, and where its answer goes.
@@ -119,6 +143,8 @@ impl Server {
         let routes = Router::new()
             .route("/v1/status", get(|state| ask(state, Request::Status)))
             .route("/v1/prefs", get(|state| ask(state, Request::Prefs)).patch(|state, Json(change)| ask(state, Request::Set(change))))
+            .route("/v1/dns", get(|state| ask(state, Request::Dns)))
+            .route("/v1/query", post(|state, Json(query)| ask(state, Request::Query(query))))
             .route("/v1/up", post(|state, Json(up)| ask(state, Request::Up(Box::new(up)))))
             .route("/v1/down", post(|state| ask(state, Request::Down)))
             .route("/v1/logout", post(|state| ask(state, Request::LogOut)))
@@ -198,6 +224,22 @@ impl Client {
     /// As [`Self::status`].
     pub async fn prefs(&self) -> Result<Prefs, LocalError> {
         self.ask("GET", "prefs", None::<&()>).await
+    }
+
+    /// What the coordinator says of names.
+    ///
+    /// # Errors
+    /// As [`Self::status`], or it has no map.
+    pub async fn dns(&self) -> Result<DnsStatus, LocalError> {
+        self.ask("GET", "dns", None::<&()>).await
+    }
+
+    /// What a name means.
+    ///
+    /// # Errors
+    /// As [`Self::dns`].
+    pub async fn query(&self, query: &Query) -> Result<NameAnswer, LocalError> {
+        self.ask("POST", "query", Some(query)).await
     }
 
     /// Switches it on.

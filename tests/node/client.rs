@@ -9,13 +9,14 @@ use pvemesh::node::{Endpoint, EndpointKind};
 use pvemesh::sys::control::{self, Event, Identity, Report};
 use pvemesh::sys::entropy;
 use pvemesh::wire::control::Hostinfo;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// How long anything that should happen may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) struct Session {
     pub(crate) report: watch::Sender<Report>,
+    pub(crate) wake: Arc<Notify>,
     events: mpsc::Receiver<Event>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -30,6 +31,11 @@ pub(crate) fn identity(url: &str, auth_key: Option<&str>) -> Identity {
     Identity {
         url: url.to_owned(),
         pin: None,
+        authority: None,
+        address: None,
+        registered: false,
+        renew: false,
+        automatic: false,
         machine: Arc::new(entropy::machine_key().unwrap()),
         node: Arc::new(entropy::node_key().unwrap()),
         previous: NodePublic::ZERO,
@@ -51,10 +57,16 @@ pub(crate) fn report(hostname: &str) -> Report {
 
 impl Session {
     pub(crate) fn start(identity: &Identity, hostname: &str) -> Self {
+        Self::start_with(identity, hostname, 64)
+    }
+
+    /// With room for so many events that nobody has taken yet.
+    pub(crate) fn start_with(identity: &Identity, hostname: &str, room: usize) -> Self {
         let (report, reports) = watch::channel(report(hostname));
-        let (news, events) = mpsc::channel(64);
-        let task = tokio::spawn(control::run(identity.clone(), reports, news));
-        Self { report, events, task }
+        let (news, events) = mpsc::channel(room);
+        let wake = Arc::new(Notify::new());
+        let task = tokio::spawn(control::run(identity.clone(), reports, wake.clone(), news));
+        Self { report, wake, events, task }
     }
 
     /// The first event that `pick` wants; what comes before it is dropped.
@@ -87,6 +99,10 @@ impl Session {
 
     pub(crate) async fn offline(&mut self) -> String {
         self.until("being offline", |event| if let Event::Offline(text) = event { Some(text.clone()) } else { None }).await
+    }
+
+    pub(crate) async fn unknown(&mut self) -> String {
+        self.until("being unknown", |event| if let Event::Unknown(text) = event { Some(text.clone()) } else { None }).await
     }
 
     pub(crate) async fn visit(&mut self) -> String {

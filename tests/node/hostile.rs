@@ -134,7 +134,7 @@ async fn joins(manners: Vec<Manner>) {
 }
 
 #[tokio::test]
-async fn an_early_payload_is_skipped_and_its_absence_is_no_matter() {
+async fn trap_09_an_early_payload_is_skipped_and_its_absence_is_no_matter() {
     for early in [true, false] {
         joins(vec![Manner::Right { early }]).await;
     }

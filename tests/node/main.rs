@@ -14,4 +14,6 @@
 mod client;
 mod hostile;
 mod machine;
+mod manners;
+mod scripted;
 mod session;

@@ -1,10 +1,12 @@
 //! `pvemesh node`: the mesh member on this machine. Names and flags are those of `tailscale` where both have the thing.
 
+mod dns;
 mod ping;
 mod show;
 mod up;
+mod whois;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -12,7 +14,7 @@ use ipnet::IpNet;
 
 use super::{Exit, Failure, Output};
 use crate::ident::NodeName;
-use crate::node::{DEFAULT_INTERFACE, PrefsChange};
+use crate::node::{DEFAULT_INTERFACE, PrefsChange, Tag};
 use crate::sys::daemon::{self, DEFAULT_STATE_DIR, Options};
 use crate::sys::local_api::{Client, DEFAULT_SOCKET, LocalError};
 
@@ -47,8 +49,16 @@ enum Command {
         /// Another node's addresses, by name.
         peer: Option<String>,
     },
-    /// Send ICMP echo requests to a node through the mesh.
+    /// Send ICMP echo requests to a node through the mesh, and say which way they went.
     Ping(ping::Ping),
+    /// Say whose address that is.
+    Whois {
+        /// An address, with or without a port.
+        address: String,
+    },
+    /// Names of the mesh.
+    #[command(subcommand)]
+    Dns(dns::Dns),
     /// Change preferences; what is not mentioned stays.
     Set(Wishes),
     /// Give this node up at the coordinator and forget its keys.
@@ -103,6 +113,18 @@ struct Wishes {
     /// Offer to carry these networks, separated by commas; empty for none.
     #[arg(long, value_name = "CIDRS")]
     advertise_routes: Option<String>,
+    /// Claim these tags, separated by commas; empty for none. The coordinator decides which are given.
+    #[arg(long, value_name = "TAGS")]
+    advertise_tags: Option<String>,
+    /// Let other nodes open no connections to this machine or what is behind it.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    shields_up: Option<bool>,
+    /// Resolve names as the coordinator says (the default).
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    accept_dns: Option<bool>,
+    /// A file with the certificate authority of a coordinator with a certificate of its own making, in PEM form; empty for none.
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
 }
 
 impl Wishes {
@@ -114,6 +136,10 @@ impl Wishes {
             accept_routes: self.accept_routes,
             advertise_exit_node: self.advertise_exit_node,
             advertise_routes: self.advertise_routes.as_deref().map(routes).transpose()?,
+            advertise_tags: self.advertise_tags.as_deref().map(tags).transpose()?,
+            shields_up: self.shields_up,
+            accept_dns: self.accept_dns,
+            ca_file: self.ca_file.as_deref().map(readable).transpose()?,
             ..Default::default()
         })
     }
@@ -138,6 +164,28 @@ fn routes(text: &str) -> Result<Vec<IpNet>, Failure> {
         .collect()
 }
 
+/// Tags from a list with commas.
+fn tags(text: &str) -> Result<Vec<Tag>, Failure> {
+    let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+    words
+        .map(|word| {
+            word.parse()
+                .map_err(|e| Failure::new("read --advertise-tags", e, "write tags like tag:server, separated by commas").exit(Exit::Usage))
+        })
+        .collect()
+}
+
+/// A file that the node's process can find from wherever it runs.
+fn readable(path: &Path) -> Result<PathBuf, Failure> {
+    if path.as_os_str().is_empty() {
+        return Ok(PathBuf::new());
+    }
+    let failed =
+        |e: std::io::Error| Failure::new(format!("read {}", path.display()), e, "name a file that this user can read").exit(Exit::Usage);
+    std::fs::File::open(path).map_err(failed)?;
+    std::fs::canonicalize(path).map_err(failed)
+}
+
 /// Runs a node command.
 pub(super) async fn run(node: &Node, output: &Output) -> Result<(), Failure> {
     let client = Client::new(&node.socket);
@@ -148,6 +196,8 @@ pub(super) async fn run(node: &Node, output: &Output) -> Result<(), Failure> {
         Command::Status => show::status(&client, output).await,
         Command::Ip { v4, v6, peer } => show::addresses(&client, output, (*v4, *v6), peer.as_deref()).await,
         Command::Ping(ping) => ping::run(ping, &client, output).await,
+        Command::Whois { address } => whois::run(address, &client, output).await,
+        Command::Dns(dns) => dns::run(dns, &client, output).await,
         Command::Set(wishes) => {
             let prefs = client.set(&wishes.change()?).await.map_err(|e| unreached("change the preferences", &e))?;
             output.result(&prefs, "changed");
@@ -234,6 +284,13 @@ mod tests {
         for wrong in ["", "s", "-1", "1y", "1.5s"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn tags_are_read_and_mistakes_named() {
+        assert_eq!(tags("").unwrap(), []);
+        assert_eq!(tags("tag:a, tag:b").unwrap().len(), 2);
+        assert!(tags("server").unwrap_err().happened.contains("`server`"));
     }
 
     #[test]

@@ -75,11 +75,11 @@ pub(super) async fn run(ping: &Ping, client: &Client, output: &Output) -> Result
 /// Name and address to ping. An address that is no node's is pinged all the same: it may be behind one.
 fn target(status: &Status, wanted: &str) -> Result<(String, IpAddr), Failure> {
     match (show::find(status, wanted), wanted.parse()) {
-        (Ok(node), Ok(address)) => Ok((node.host_name.clone(), address)),
+        (Ok(node), Ok(address)) => Ok((node.name().to_owned(), address)),
         (Ok(node), Err(_)) => {
             let first = node.addresses.first().copied();
             first
-                .map(|address| (node.host_name.clone(), address))
+                .map(|address| (node.name().to_owned(), address))
                 .ok_or_else(|| Failure::new(format!("ping {wanted}"), "the node has no address", "wait until it has joined"))
         }
         (Err(_), Ok(address)) => Ok((wanted.to_owned(), address)),

@@ -46,21 +46,26 @@ pub(super) fn find<'a>(status: &'a Status, wanted: &str) -> Result<&'a PeerStatu
             || node.id.0 == wanted
             || wanted.parse::<IpAddr>().is_ok_and(|ip| node.addresses.contains(&ip))
     };
-    if let Some(node) = nodes().find(means).or_else(|| nodes().find(|node| node.host_name.eq_ignore_ascii_case(name))) {
+    if let Some(node) = nodes().find(means).or_else(|| nodes().find(|node| node.name().eq_ignore_ascii_case(name))) {
         return Ok(node);
     }
-    let names: Vec<&str> = nodes().map(|node| node.host_name.as_str()).collect();
+    let names: Vec<&str> = nodes().map(PeerStatus::name).collect();
     let next =
         if names.is_empty() { "join the mesh first (`pvemesh node up`)".to_owned() } else { format!("known are: {}", names.join(", ")) };
     Err(Failure::new(format!("find the node `{wanted}`"), "no node of the mesh has this name or address", next).exit(Exit::Conflict))
 }
+
+/// Longer texts of other people's are cut.
+const MAX_SHOWN: usize = 256;
 
 fn table(status: &Status) -> String {
     let mut text = String::new();
     let _ = match status.backend_state {
         BackendState::Running => Ok(()),
         BackendState::NeedsLogin if !status.auth_url.is_empty() => writeln!(text, "not let in yet; visit {}", status.auth_url),
-        BackendState::NeedsLogin => writeln!(text, "refused by {}: {}", status.login_server, status.refusal),
+        BackendState::NeedsLogin if !status.refusal.is_empty() => writeln!(text, "refused by {}: {}", status.login_server, status.refusal),
+        BackendState::NeedsLogin => writeln!(text, "this node's key is no longer good; log in again with `pvemesh node up`"),
+        BackendState::NeedsMachineAuth => writeln!(text, "known to {}, where an admin has yet to approve it", status.login_server),
         BackendState::NoState => writeln!(text, "not in a mesh; join one with `pvemesh node up --login-server URL`"),
         BackendState::Stopped => writeln!(text, "stopped; start with `pvemesh node up`"),
         BackendState::Starting => writeln!(text, "waiting for {}", status.login_server),
@@ -88,12 +93,12 @@ fn table(status: &Status) -> String {
 
 fn row(node: &PeerStatus, doing: String) -> [String; 5] {
     let address = node.addresses.first().map(ToString::to_string).unwrap_or_default();
-    [address, printable(&node.host_name), printable(&node.user), printable(&node.os), doing]
+    [address, printable(node.name()), printable(&node.user), printable(&node.os), doing]
 }
 
 /// Names come from other people; they do not get to move the cursor.
-fn printable(text: &str) -> String {
-    if text.is_empty() { "-".to_owned() } else { text.chars().filter(|c| !c.is_control()).take(64).collect() }
+pub(super) fn printable(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect() }
 }
 
 fn doing(peer: &PeerStatus) -> String {
@@ -102,8 +107,13 @@ fn doing(peer: &PeerStatus) -> String {
         parts.push(peer.last_seen.map_or_else(|| "offline".to_owned(), |seen| format!("offline, last seen {seen}")));
     } else if peer.cur_addr.is_empty() {
         parts.push("idle".to_owned());
+    } else if !peer.active {
+        parts.push(format!("idle; direct {}, tx {} rx {}", peer.cur_addr, peer.tx_bytes, peer.rx_bytes));
     } else {
         parts.push(format!("active; direct {}, tx {} rx {}", peer.cur_addr, peer.tx_bytes, peer.rx_bytes));
+    }
+    if peer.expired {
+        parts.push("key expired".to_owned());
     }
     if peer.exit_node {
         parts.push("exit node".to_owned());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Exit, Failure, Node, Output, Place, Wishes, duration, unreached};
 use crate::ident::Secret;
-use crate::node::{BackendState, PrefsChange, Status};
+use crate::node::{BackendState, PeerStatus, PrefsChange, Status};
 use crate::sys::daemon::private_directory;
 use crate::sys::local_api::{self, Client, LocalError};
 
@@ -31,6 +31,9 @@ pub(super) struct Up {
     /// A file with the join key, `-` for standard input. (A key on the command line would be seen by every user of the machine.)
     #[arg(long, value_name = "FILE")]
     auth_key_file: Option<PathBuf>,
+    /// Log in again although the node is in: it gets a new node key and keeps its name and addresses.
+    #[arg(long)]
+    force_reauth: bool,
     #[command(flatten)]
     wishes: Wishes,
     #[command(flatten)]
@@ -42,7 +45,7 @@ pub(super) struct Up {
 
 pub(super) async fn run(up: &Up, node: &Node, client: &Client, output: &Output) -> Result<(), Failure> {
     let auth_key = up.auth_key_file.as_deref().map(read_key).transpose()?;
-    let mut request = local_api::Up { change: up.wishes.change()?, auth_key };
+    let mut request = local_api::Up { change: up.wishes.change()?, auth_key, force_reauth: up.force_reauth };
     request.change.login_server = up.login_server.as_ref().map(|url| url.trim().trim_end_matches('/').to_owned());
 
     let started = match client.status().await {
@@ -69,11 +72,14 @@ pub(super) async fn run(up: &Up, node: &Node, client: &Client, output: &Output) 
 }
 
 /// Takes back what would leave the user worse off than before: a wish for an exit node that cannot be had holds all traffic back, and a
-/// process that we started for nothing has no use. A node that only waits for its coordinator goes on waiting.
+/// process that we started for nothing has no use. A node that only waits for its coordinator, or for someone to let it in, goes on waiting.
 async fn undo(failure: &Failure, client: &Client, exit_node: String, started: bool) {
     if failure.exit == Exit::Conflict {
         let _ = client.set(&PrefsChange { exit_node: Some(exit_node), ..Default::default() }).await;
-    } else if started && failure.exit != Exit::Unreachable {
+        return;
+    }
+    let waits = failure.exit == Exit::Unreachable || client.status().await.is_ok_and(|status| !status.auth_url.is_empty());
+    if started && !waits {
         let _ = client.tell("down").await;
     }
 }
@@ -96,6 +102,9 @@ fn read_key(path: &Path) -> Result<Secret, Failure> {
     let key = text.trim();
     if key.is_empty() || key.contains(char::is_whitespace) {
         return Err(failed("it holds no join key, or more than one".to_owned(), "put the key alone into the file"));
+    }
+    if key.starts_with("tskey-client-") {
+        return Err(failed("it holds an OAuth client secret".to_owned(), "make a join key (auth key) in the admin console and use that"));
     }
     Ok(Secret::new(key))
 }
@@ -160,9 +169,13 @@ async fn wait(up: &Up, client: &Client, output: &Output) -> Result<Status, Failu
                 let next = "make a new join key at the coordinator and pass it with --auth-key-file";
                 return Err(Failure::new(format!("join the mesh at {}", status.login_server), status.refusal, next).exit(Exit::Denied));
             }
-            BackendState::NeedsLogin if shown != status.auth_url => {
-                output.note(format_args!("to let this node in, visit:\n\n    {}\n", status.auth_url));
+            BackendState::NeedsLogin if !status.auth_url.is_empty() && shown != status.auth_url => {
+                show_page(&status, output);
                 shown.clone_from(&status.auth_url);
+            }
+            BackendState::NeedsMachineAuth if shown.is_empty() => {
+                shown = format!("{} knows this node; an admin has to approve it there", status.login_server);
+                output.note(&shown);
             }
             BackendState::Running if !wants_exit || status.exit_node_status.is_some() => return Ok(status),
             _ => {}
@@ -174,12 +187,21 @@ async fn wait(up: &Up, client: &Client, output: &Output) -> Result<Status, Failu
     }
 }
 
+/// Tells the user where to go; with `--json`, whoever reads standard error line by line.
+fn show_page(status: &Status, output: &Output) {
+    if output.json() {
+        output.note(serde_json::json!({ "event": "login", "AuthURL": status.auth_url, "BackendState": status.backend_state }));
+    } else {
+        output.note(format_args!("to let this node in, visit:\n\n    {}\n", status.auth_url));
+    }
+}
+
 /// Why it took too long.
 fn late(up: &Up, status: &Status) -> Failure {
     let tried = format!("join the mesh at {}", status.login_server);
     let limit = up.timeout.as_secs_f32();
     if status.backend_state == BackendState::Running {
-        let offered: Vec<&str> = status.peer.values().filter(|p| p.exit_node_option).map(|p| p.host_name.as_str()).collect();
+        let offered: Vec<&str> = status.peer.values().filter(|p| p.exit_node_option).map(PeerStatus::name).collect();
         let next = if offered.is_empty() {
             "no node carries internet traffic yet; make one with `pvemesh create-exit-node`, or approve its routes at the coordinator"
                 .to_owned()
@@ -190,8 +212,16 @@ fn late(up: &Up, status: &Status) -> Failure {
         return Failure::new(tried, format!("the exit node `{wanted}` is not there after {limit} s; it is not used"), next)
             .exit(Exit::Conflict);
     }
+    if !status.auth_url.is_empty() {
+        let next = format!("visit {}, or pass a join key with --auth-key-file; the node goes on waiting", status.auth_url);
+        return Failure::new(tried, format!("nobody has let this node in within {limit} s"), next).exit(Exit::Denied);
+    }
     let why = status.health.first().cloned().unwrap_or_else(|| "nothing was heard of the coordinator".to_owned());
-    let next = "check the address and that the coordinator runs; the node goes on trying, `pvemesh node status` shows how far it is";
+    let next = if why.contains("UnknownIssuer") {
+        "if the coordinator's certificate is of your own making, name its authority with --ca-file"
+    } else {
+        "check the address and that the coordinator runs; the node goes on trying, `pvemesh node status` shows how far it is"
+    };
     Failure::new(tried, format!("not joined after {limit} s; {why}"), next).exit(Exit::Unreachable)
 }
 

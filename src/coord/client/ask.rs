@@ -15,15 +15,25 @@ pub enum Answer {
 
 /// Decides how a request is answered; `None` if it is not. `payload` is the request's decoded payload.
 ///
-/// Only addresses at the coordinator itself are answered: it must not be able to make its nodes call on others.
+/// Nobody but the coordinator is called on: it must not be able to make its nodes talk to others. What is answered inside the control
+/// connection ends there whatever host the address names (a coordinator may know itself by another name than the node does); what is
+/// answered outside has to be at the coordinator's own address.
 pub fn answer_ping(request: &PingRequest, payload: &[u8], coordinator: &str) -> Option<Answer> {
-    let path = request.url.strip_prefix(coordinator).filter(|path| path.starts_with('/'))?;
     match request.types.as_str() {
-        "" if request.url_is_noise => Some(Answer::HeadInside(path.to_owned())),
-        "" => Some(Answer::HeadOutside(request.url.clone())),
-        "c2n" => Some(Answer::Post(path.to_owned(), answer_http(payload))),
+        "" if request.url_is_noise => Some(Answer::HeadInside(path_of(&request.url)?.to_owned())),
+        "" => {
+            request.url.strip_prefix(coordinator).filter(|path| path.starts_with('/'))?;
+            Some(Answer::HeadOutside(request.url.clone()))
+        }
+        "c2n" => Some(Answer::Post(path_of(&request.url)?.to_owned(), answer_http(payload))),
         _ => None,
     }
+}
+
+/// Path and query of an `http(s)` URL.
+fn path_of(url: &str) -> Option<&str> {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
+    rest.find('/').and_then(|at| rest.get(at..))
 }
 
 /// Answers an HTTP/1 request: `/echo` gives its body back, nothing else exists.
@@ -62,6 +72,13 @@ mod tests {
     fn nobody_else_is_called_on() {
         for url in ["http://192.168.1.1/", "https://mesh.example.evil/x", "https://mesh.example@evil/x", "", "/x"] {
             assert_eq!(ask(url, "", false, b""), None, "{url}");
+        }
+        // Inside, the host does not matter: the answer stays in the connection.
+        assert_eq!(ask("https://192.168.1.1/x?y", "", true, b""), Some(Answer::HeadInside("/x?y".to_owned())));
+        assert!(matches!(ask("https://other.name/r", "c2n", false, b""), Some(Answer::Post(path, _)) if path == "/r"));
+        for url in ["", "/x", "https://mesh.example", "ftp://mesh.example/x"] {
+            assert_eq!(ask(url, "", true, b""), None, "{url}");
+            assert_eq!(ask(url, "c2n", true, b""), None, "{url}");
         }
     }
 

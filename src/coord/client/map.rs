@@ -1,19 +1,21 @@
-//! Merging the messages of a map stream.
+//! The messages of one map stream, one after the other.
 //!
 //! One [`MapSession`] per stream: the first message is complete, later ones say what changed, and nothing carries over to the next
-//! stream. Absent means unchanged, throughout.
-
-use std::collections::BTreeMap;
+//! stream. What a message changes is in [`super::merge`].
 
 use super::NetMap;
-use crate::ident::NodeId;
+use super::merge::merge;
 use crate::time::Wall;
-use crate::wire::control::{DerpMap, MapResponse, Node, PeerChange};
+use crate::wire::control::{MAX_LIST, MapResponse, PingRequest};
 
-/// More peers than this are not kept; far above any network of this kind.
-const MAX_PEERS: usize = 100_000;
-/// More user profiles, filters or messages than this are not kept.
-const MAX_ENTRIES: usize = 100_000;
+/// More peers than this are not kept, nor more user profiles, filters, relays or messages; far above any network of this kind.
+const MAX_ENTRIES: usize = MAX_LIST;
+/// More values than this in one message are not read. Unpacked they take far more room than their text.
+const MAX_VALUES: usize = 4_000_000;
+/// A coordinator's clock from before this is not believed (2023-01-10).
+const EARLIEST_SECOND: i64 = 1_673_308_800;
+/// A smaller difference of the clocks is none.
+const LEAST_SKEW_SECS: i64 = 60;
 
 /// Why a stream cannot be followed. The stream has to be given up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,10 +28,20 @@ pub enum MapError {
     TooLarge,
 }
 
+/// What a message was.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Applied {
+    /// The map may have changed.
+    pub changed: bool,
+    /// The coordinator asks something. One with the address of the one before is the same one again, and not given.
+    pub ping: Option<PingRequest>,
+}
+
 /// The state of one map stream.
 #[derive(Debug, Clone, Default)]
 pub struct MapSession {
     map: Option<NetMap>,
+    last_ping: String,
 }
 
 impl MapSession {
@@ -38,142 +50,56 @@ impl MapSession {
         self.map.as_ref()
     }
 
-    /// Merges a message. True if the map may have changed, false for a keep-alive. `now` stands for "seen just now".
+    /// Merges a message. `now` stands for "seen just now", and is what the coordinator's clock is compared with.
     ///
     /// # Errors
     /// The first message is not complete, or the map grows past its bounds.
-    pub fn apply(&mut self, message: MapResponse, now: Wall) -> Result<bool, MapError> {
-        if message.keep_alive {
-            return Ok(false);
+    pub fn apply(&mut self, mut message: MapResponse, now: Wall) -> Result<Applied, MapError> {
+        let ping = message.ping_request.take().filter(|ping| ping.url != self.last_ping);
+        if let Some(ping) = &ping {
+            self.last_ping.clone_from(&ping.url);
         }
-        let map = match (&mut self.map, &message.node) {
-            (Some(map), _) => map,
-            (map @ None, Some(_)) => map.insert(NetMap::default()),
-            (None, None) => return Err(MapError::NoNode),
-        };
-        merge(map, message, now);
-        let entries = map.users.len().max(map.filters.len()).max(map.messages.len());
-        if map.peers.len() > MAX_PEERS || entries > MAX_ENTRIES {
+        let skew = message.control_time.and_then(|time| skew(time, now));
+        let page = std::mem::take(&mut message.pop_browser_url);
+        let mut changed = false;
+        if !message.keep_alive {
+            let map = match (&mut self.map, &message.node) {
+                (Some(map), _) => map,
+                (map @ None, Some(_)) => map.insert(NetMap::default()),
+                (None, None) => return Err(MapError::NoNode),
+            };
+            merge(map, message, now);
+            changed = true;
+        }
+        let Some(map) = &mut self.map else { return Ok(Applied { changed, ping }) };
+        // Both count in a keep-alive, too, of which nothing else does.
+        if let Some(skew) = skew {
+            changed |= (skew - map.clock_skew_secs).abs() >= LEAST_SKEW_SECS;
+            map.clock_skew_secs = skew;
+        }
+        if !page.is_empty() {
+            changed |= map.page != page;
+            map.page = page;
+        }
+        let relays = map.derp.regions.as_ref().map_or(0, std::collections::BTreeMap::len);
+        let entries = [map.peers.len(), map.users.len(), map.filters.len(), map.messages.len(), map.health.len(), relays];
+        if entries.into_iter().max() > Some(MAX_ENTRIES) {
             return Err(MapError::TooLarge);
         }
-        Ok(true)
+        Ok(Applied { changed, ping })
     }
 }
 
-fn merge(map: &mut NetMap, message: MapResponse, now: Wall) {
-    if let Some(node) = message.node {
-        map.node = node;
-    }
-    if let Some(derp) = message.derp_map {
-        merge_derp(&mut map.derp, derp);
-    }
-    if let Some(dns) = message.dns_config {
-        map.dns = dns;
-    }
-    if !message.domain.is_empty() {
-        map.domain = message.domain;
-    }
-    if let Some(rules) = message.packet_filter {
-        map.filters.insert("base".to_owned(), rules);
-    }
-    merge_named(&mut map.filters, message.packet_filters);
-    map.users.extend(message.user_profiles.into_iter().map(|user| (user.id, user)));
-    if let Some(health) = message.health {
-        map.health = health;
-    }
-    merge_named(&mut map.messages, message.display_messages);
-
-    if !message.peers.is_empty() {
-        map.peers = message.peers.into_iter().map(|peer| (peer.id, peer)).collect();
-        return;
-    }
-    for id in &message.peers_removed {
-        map.peers.remove(id);
-    }
-    for peer in message.peers_changed {
-        map.peers.insert(peer.id, peer);
-    }
-    let Some(peers) = Some(&mut map.peers).filter(|peers| !peers.is_empty()) else { return };
-    for (id, seen) in message.peer_seen_change {
-        with(peers, id, |peer| peer.last_seen = seen.then_some(now));
-    }
-    for (id, online) in message.online_change {
-        with(peers, id, |peer| peer.online = Some(online));
-    }
-    for patch in message.peers_changed_patch {
-        with(peers, patch.node_id, |peer| merge_patch(peer, patch));
-    }
+/// How far the coordinator's clock is ahead of ours, in seconds; `None` if it is not to be believed.
+fn skew(control: Wall, now: Wall) -> Option<i64> {
+    let skew = control.as_second().saturating_sub(now.as_second());
+    (control.as_second() >= EARLIEST_SECOND).then_some(if skew.abs() < LEAST_SKEW_SECS { 0 } else { skew })
 }
 
-fn with(peers: &mut BTreeMap<NodeId, Node>, id: NodeId, change: impl FnOnce(&mut Node)) {
-    if let Some(peer) = peers.get_mut(&id) {
-        change(peer);
-    }
-}
-
-/// Named parts: a value replaces, no value removes, and `*` without value removes all before anything else.
-fn merge_named<T>(parts: &mut BTreeMap<String, T>, mut changes: BTreeMap<String, Option<T>>) {
-    if matches!(changes.get("*"), Some(None)) {
-        parts.clear();
-        changes.remove("*");
-    }
-    for (name, part) in changes {
-        match part {
-            Some(part) => drop(parts.insert(name, part)),
-            None => drop(parts.remove(&name)),
-        }
-    }
-}
-
-/// A relay map as an update: absent parts stay; the regions are replaced as a whole, and one without value is no region.
-fn merge_derp(derp: &mut DerpMap, update: DerpMap) {
-    derp.omit_default_regions = update.omit_default_regions;
-    if let Some(mut regions) = update.regions {
-        regions.retain(|_, region| region.is_some());
-        derp.regions = Some(regions);
-    }
-    if let Some(scores) = update.home_params.and_then(|home| home.region_score) {
-        derp.home_params.get_or_insert_default().region_score = Some(scores);
-    }
-}
-
-fn merge_patch(peer: &mut Node, patch: PeerChange) {
-    if is_stale(peer, &patch) {
-        return;
-    }
-    if patch.derp_region != 0 {
-        peer.home_derp = patch.derp_region;
-    }
-    if patch.cap != 0 {
-        peer.cap = patch.cap;
-    }
-    if let Some(caps) = patch.cap_map {
-        peer.cap_map = caps;
-    }
-    if let Some(endpoints) = patch.endpoints {
-        peer.endpoints = endpoints;
-    }
-    if let Some(key) = patch.key.filter(|key| !key.is_zero()) {
-        peer.key = key;
-    }
-    if let Some(disco) = patch.disco_key.filter(|key| !key.is_zero()) {
-        peer.disco_key = disco;
-    }
-    if patch.online.is_some() {
-        peer.online = patch.online;
-    }
-    if patch.last_seen.is_some() {
-        peer.last_seen = patch.last_seen;
-    }
-    if patch.key_expiry.is_some() {
-        peer.key_expiry = patch.key_expiry;
-    }
-}
-
-/// A patch that reports an old process's disco key after the peer has come back with a new one.
-fn is_stale(peer: &Node, patch: &PeerChange) -> bool {
-    let older = matches!((patch.last_seen, peer.last_seen), (Some(new), Some(held)) if new <= held);
-    patch.disco_key.is_some() && patch.online == Some(false) && older
+/// Whether the text of a message holds no more values than one may. To be asked before it is read: an empty object in a list is three
+/// bytes of text, and many times that in memory. (The long lists of nodes have their bound in their types.)
+pub fn is_bounded(json: &[u8]) -> bool {
+    json.len() / 2 < MAX_VALUES || json.iter().filter(|b| matches!(b, b',' | b'[' | b'{')).count() < MAX_VALUES
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 use crate::ident::{NodeId, UserId};
+use crate::time::Wall;
 use crate::wire::control::{DerpMap, DisplayMessage, DnsConfig, FilterRule, Node, UserProfile};
 
 /// The network map.
@@ -28,4 +30,28 @@ pub struct NetMap {
     pub health: Vec<String>,
     /// What the coordinator wants the user to read.
     pub messages: BTreeMap<String, DisplayMessage>,
+    /// A page the coordinator wants the user to see; empty if none.
+    #[serde(default)]
+    pub page: String,
+    /// How far the coordinator's clock is ahead of this machine's, in seconds; less than a minute counts as nothing. Not kept: after a
+    /// restart the clock may have been set.
+    #[serde(skip)]
+    pub clock_skew_secs: i64,
+}
+
+impl NetMap {
+    /// The time by the coordinator's clock, which is the one that expiries are meant by.
+    pub fn control_time(&self, now: Wall) -> Wall {
+        now.checked_add(SignedDuration::from_secs(self.clock_skew_secs)).unwrap_or(now)
+    }
+
+    /// Whether this node's own key has expired.
+    pub fn has_expired(&self, now: Wall) -> bool {
+        self.node.has_expired(self.control_time(now))
+    }
+
+    /// The suffix of the nodes' names, without a dot at either end: what is behind the first label of this node's own name.
+    pub fn suffix(&self) -> &str {
+        self.node.name.trim_end_matches('.').split_once('.').map_or("", |(_, suffix)| suffix)
+    }
 }

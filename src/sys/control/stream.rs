@@ -1,27 +1,47 @@
-//! The map stream, and beside it the reports of changes.
+//! The map stream, and beside it the reports of changes. Neither waits for the other.
 
+use std::convert::Infallible;
 use std::io::Read as _;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{End, Event, Identity, Report, map_request, ping};
-use crate::coord::client::{Backoff, MapSession, Watchdog};
-use crate::sys::dial::{ControlConnection, DialError};
+use crate::coord::client::{Backoff, MapSession, Pace, Watchdog, is_bounded};
+use crate::sys::dial::{ControlConnection, DialError, Dialer};
 use crate::sys::{clock, entropy};
 use crate::wire::control::frame::{Deframer, MAX_MESSAGE};
 use crate::wire::control::{MAP_PATH, MapRequest, MapResponse, json};
 
 /// Changes within this time go out as one report.
 const SETTLE: Duration = Duration::from_millis(50);
+/// Changes of the map within this time are told as one.
+const SPACING: Duration = Duration::from_millis(50);
+/// A longer message is read on a thread of its own.
+const LARGE: usize = 128 * 1024;
+/// Questions of the coordinator answered at once; further ones are not.
+const ANSWERS: usize = 4;
 
-/// Follows the stream to its end. The first message resets the back-off.
+/// A stream under way.
+struct Stream<'a> {
+    connection: &'a ControlConnection,
+    dialer: &'a Dialer,
+    session: MapSession,
+    frames: Deframer,
+    watchdog: Watchdog,
+    answers: Arc<Semaphore>,
+}
+
+/// Follows the stream to its end.
 pub(super) async fn follow(
     connection: &ControlConnection,
+    dialer: &Dialer,
     identity: &Identity,
     report: watch::Receiver<Report>,
     events: &mpsc::Sender<Event>,
-    backoff: &mut Backoff,
+    pace: &mut Pace,
 ) -> End {
     let request = MapRequest { stream: true, compress: "zstd".to_owned(), ..map_request(identity, &report.borrow()) };
     let mut body = match connection.post_stream(MAP_PATH, &request).await {
@@ -30,52 +50,69 @@ pub(super) async fn follow(
         Err(error) if matches!(error.status(), Some(400..=404)) => return End::Unregistered(error.to_string()),
         Err(error) => return error.into(),
     };
-    let mut session = MapSession::default();
-    let mut frames = Deframer::default();
-    let mut answered = String::new();
-    let mut watchdog = Watchdog::new(clock::now());
+    let mut stream = Stream {
+        connection,
+        dialer,
+        session: MapSession::default(),
+        frames: Deframer::default(),
+        watchdog: Watchdog::new(clock::now()),
+        answers: Arc::new(Semaphore::new(ANSWERS)),
+    };
+    // While whoever uses the map is busy, changes are merged, not queued: it gets the newest map, and nothing is held up here.
+    let (mut untold, mut next) = (false, Instant::now());
     loop {
-        let deadline = watchdog.deadline();
-        let wrong = |reason: String| End::Dial(DialError::Protocol { tried: "follow the map stream".to_owned(), reason });
-        let bytes = match tokio::time::timeout_at(clock::instant(deadline.at).into(), body.next()).await {
-            Err(_) => return wrong(deadline.why.to_owned()),
-            Ok(Err(error)) => return error.into(),
-            Ok(Ok(None)) => {
-                return wrong(
-                    if frames.is_midway() { "the stream was cut in a message" } else { "the coordinator ended the stream" }.to_owned(),
-                );
+        let deadline = stream.watchdog.deadline();
+        tokio::select! {
+            place = async { sleep_until(next).await; events.reserve().await }, if untold => {
+                let (Ok(place), Some(map)) = (place, stream.session.netmap()) else { return wrong("nobody listens") };
+                pace.map_arrived(clock::now());
+                place.send(Event::Map(Box::new(map.clone())));
+                (untold, next) = (false, Instant::now() + SPACING);
             }
-            Ok(Ok(Some(bytes))) => bytes,
-        };
-        frames.push(&bytes);
-        loop {
-            let message = match frames.next_message() {
-                Ok(Some(message)) => message,
-                Ok(None) => break,
-                Err(error) => return wrong(error.to_string()),
-            };
-            watchdog.heard(clock::now());
-            let message = match decode(&message) {
-                Ok(message) => message,
-                Err(reason) => return wrong(reason),
-            };
-            if let Some(request) = message.ping_request.clone().filter(|request| request.url != answered) {
-                answered.clone_from(&request.url);
-                tokio::spawn(ping::answer(connection.clone(), request));
-            }
-            match session.apply(message, clock::wall()) {
-                Ok(true) => {
-                    backoff.reset();
-                    if let Some(map) = session.netmap()
-                        && events.send(Event::Map(Box::new(map.clone()))).await.is_err()
-                    {
-                        return wrong("nobody listens".to_owned());
-                    }
-                }
-                Ok(false) => {}
-                Err(error) => return wrong(error.to_string()),
-            }
+            read = timeout_at(clock::instant(deadline.at).into(), body.next()) => match read {
+                Err(_) => return wrong(deadline.why),
+                Ok(Err(error)) => return error.into(),
+                Ok(Ok(None)) if stream.frames.is_midway() => return wrong("the stream was cut in a message"),
+                Ok(Ok(None)) => return wrong("the coordinator ended the stream"),
+                Ok(Ok(Some(bytes))) => match stream.read(&bytes).await {
+                    Ok(changed) => untold |= changed,
+                    Err(reason) => return wrong(reason),
+                },
+            },
         }
+    }
+}
+
+fn wrong(reason: impl Into<String>) -> End {
+    End::Dial(DialError::Protocol { tried: "follow the map stream".to_owned(), reason: reason.into() })
+}
+
+impl Stream<'_> {
+    /// Takes in bytes as they came; says whether the map may have changed.
+    async fn read(&mut self, bytes: &[u8]) -> Result<bool, String> {
+        self.watchdog.heard_bytes(clock::now());
+        self.frames.push(bytes);
+        let mut changed = false;
+        while let Some(message) = self.frames.next_message().map_err(|e| e.to_string())? {
+            let message = if message.len() > LARGE {
+                tokio::task::spawn_blocking(move || decode(&message)).await.unwrap_or_else(|e| Err(e.to_string()))?
+            } else {
+                decode(&message)?
+            };
+            let applied = self.session.apply(message, clock::wall()).map_err(|e| e.to_string())?;
+            changed |= applied.changed;
+            if let Some(request) = applied.ping
+                && let Ok(place) = Arc::clone(&self.answers).try_acquire_owned()
+            {
+                let (connection, dialer) = (self.connection.clone(), self.dialer.clone());
+                tokio::spawn(async move {
+                    ping::answer(connection, dialer, request).await;
+                    drop(place);
+                });
+            }
+            self.watchdog.heard_message(clock::now());
+        }
+        Ok(changed)
     }
 }
 
@@ -83,7 +120,7 @@ pub(super) async fn follow(
 fn decode(message: &[u8]) -> Result<MapResponse, String> {
     // A coordinator that does not compress although asked to sends plain JSON.
     if message.first() == Some(&b'{') {
-        return json::from_slice(message).map_err(|e| format!("a map message is not what was expected: {e}"));
+        return read(message);
     }
     let mut unpacked = Vec::new();
     let decoder = zstd::stream::read::Decoder::new(message).map_err(|e| format!("a map message does not unpack: {e}"))?;
@@ -92,15 +129,25 @@ fn decode(message: &[u8]) -> Result<MapResponse, String> {
     if unpacked.len() > MAX_MESSAGE {
         return Err(format!("a map message unpacks to more than {MAX_MESSAGE} bytes"));
     }
-    json::from_slice(&unpacked).map_err(|e| format!("a map message is not what was expected: {e}"))
+    read(&unpacked)
 }
 
-/// Reports the node's state at the beginning and after each change, one report at a time. Ends only with the connection.
-pub(super) async fn report_changes(connection: &ControlConnection, identity: &Identity, report: &mut watch::Receiver<Report>) -> End {
-    let mut backoff = match entropy::seed() {
-        Ok(seed) => Backoff::new(seed),
-        Err(error) => return DialError::Entropy(error).into(),
-    };
+fn read(message: &[u8]) -> Result<MapResponse, String> {
+    if !is_bounded(message) {
+        return Err("a map message has more entries than any real network".to_owned());
+    }
+    json::from_slice(message).map_err(|e| format!("a map message is not what was expected: {e}"))
+}
+
+/// Reports the node's state at the beginning and after each change: always all of it, one report at a time, what changes meanwhile in
+/// the next. A report that fails is tried again as it is then; that the connection has ended is the stream's to tell.
+pub(super) async fn report_changes(
+    connection: &ControlConnection,
+    identity: &Identity,
+    report: &mut watch::Receiver<Report>,
+) -> Infallible {
+    // Chance that others can guess does no harm here.
+    let mut backoff = Backoff::new(entropy::seed().unwrap_or_default());
     loop {
         let request = MapRequest { omit_peers: true, ..map_request(identity, &report.borrow_and_update()) };
         match connection.post(MAP_PATH, &request).await {
@@ -110,13 +157,12 @@ pub(super) async fn report_changes(connection: &ControlConnection, identity: &Id
                     // Whoever reports is gone; the stream goes on until it is dropped, too.
                     std::future::pending::<()>().await;
                 }
-                tokio::time::sleep(SETTLE).await;
+                sleep(SETTLE).await;
             }
-            Err(error) if error.status().is_some() => {
-                tracing::debug!(%error, "a report was refused");
-                tokio::time::sleep(backoff.next_pause()).await;
+            Err(error) => {
+                tracing::debug!(%error, "a report was not taken");
+                sleep(backoff.next_pause()).await;
             }
-            Err(error) => return error.into(),
         }
     }
 }

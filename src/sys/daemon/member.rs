@@ -3,6 +3,7 @@
 //! Each part owns its state: [`Membership`] what is on disk, [`Session`] the coordinator, [`Effect`] engine and routing, [`KeptMap`]
 //! the map. Here is only what follows from one for the others.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::effect::Effect;
@@ -11,18 +12,32 @@ use super::membership::Membership;
 use super::session::Session;
 use super::state::Store;
 use super::{DaemonError, Options, guest, surroundings};
-use crate::coord::client::NetMap;
+use crate::coord::client::{NetMap, SleepWatch};
 use crate::ident::{DiscoPrivate, NodePrivate};
-use crate::node::{Machine, Prefs, PrefsChange, Progress, Status, endpoints, hostinfo, status};
+use crate::node::{
+    Machine, Prefs, PrefsChange, Progress, Renewal, Sources, Status, dns_status, endpoints, hostinfo, renewal, resolve, status,
+};
 use crate::settings::DEFAULT_PORT;
 use crate::sys::control::{self, Event, Report};
-use crate::sys::entropy;
 use crate::sys::local_api::{Reply, Request, Up};
+use crate::sys::{clock, entropy};
 
 /// Every so many looks around, routing is put right even if nothing has changed: other programs remove rules.
 const LOOKS_PER_REPAIR: u32 = 6;
 /// How long logging out may take.
 const LOGOUT_LIMIT: Duration = Duration::from_secs(15);
+
+const NO_MAP: &str = "the coordinator has not told this node anything yet; join with `pvemesh node up`";
+
+/// Why another node key is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Renew {
+    No,
+    /// The user waits for it.
+    Asked,
+    /// The key is at its end, and a join key at hand.
+    Due,
+}
 
 /// The node.
 pub(super) struct Member {
@@ -34,6 +49,13 @@ pub(super) struct Member {
     effect: Effect,
     session: Session,
     progress: Progress,
+    /// Our end of the connection to the coordinator.
+    local: Option<IpAddr>,
+    sleep: SleepWatch,
+    /// What was last put into effect was a map of an expired node.
+    expired: bool,
+    /// Another node key is being asked for.
+    renewing: bool,
     looks: u32,
 }
 
@@ -49,12 +71,16 @@ impl Member {
             effect: Effect::new(&options.interface, port).await?,
             session: Session::default(),
             progress: Progress { interface: options.interface.clone(), ..Default::default() },
+            local: None,
+            sleep: SleepWatch::new(clock::now(), clock::wall()),
+            expired: false,
+            renewing: false,
             looks: 0,
             membership,
             options,
         };
         if member.membership.prefs().want_running {
-            member.go().await?;
+            member.go(Renew::No).await?;
         }
         Ok(member)
     }
@@ -65,10 +91,10 @@ impl Member {
     }
 
     /// Starts engine and session and puts the last map into effect.
-    async fn go(&mut self) -> Result<(), DaemonError> {
+    async fn go(&mut self, renew: Renew) -> Result<(), DaemonError> {
         self.effect.look().await;
         self.start_engine()?;
-        self.start_session();
+        self.start_session(renew);
         self.put_into_effect().await;
         Ok(())
     }
@@ -80,12 +106,16 @@ impl Member {
     }
 
     /// Starts the control session anew, with the identity as it is now.
-    fn start_session(&mut self) {
+    fn start_session(&mut self, renew: Renew) {
         self.progress.refusal.clear();
         self.progress.auth_url.clear();
         self.progress.trouble.clear();
         self.progress.online = false;
-        self.session.start(self.membership.identity(self.disco.public()), self.report());
+        self.progress.logging_in = renew == Renew::Asked;
+        self.renewing = renew != Renew::No;
+        self.local = None;
+        let identity = self.membership.identity(self.disco.public(), renew != Renew::No, renew == Renew::Due);
+        self.session.start(identity, self.report());
     }
 
     fn report(&self) -> Report {
@@ -104,6 +134,15 @@ impl Member {
     pub(super) async fn on_event(&mut self, event: Event) {
         match event {
             Event::ServerKey(key) => self.membership.note_server_key(key),
+            Event::Connected { local, remote } => {
+                self.local = Some(local);
+                self.membership.note_coordinator(remote);
+            }
+            Event::Unknown(text) => {
+                tracing::warn!("the coordinator does not know this node any more: {text}");
+                self.progress.online = false;
+                self.progress.unknown = text;
+            }
             Event::Visit(url) => {
                 tracing::info!("to let this node in, visit {url}");
                 self.progress.auth_url = url;
@@ -122,6 +161,7 @@ impl Member {
                 }
                 self.progress.online = false;
                 self.progress.trouble = reason;
+                self.local = None;
             }
             Event::Map(map) => self.on_map(*map).await,
         }
@@ -130,6 +170,9 @@ impl Member {
     async fn on_admitted(&mut self, login: String, new_key: Option<NodePrivate>) {
         self.progress.refusal.clear();
         self.progress.auth_url.clear();
+        self.progress.unknown.clear();
+        self.progress.logging_in = false;
+        self.renewing = false;
         if new_key.is_some() {
             self.effect.drop_engine();
         }
@@ -155,6 +198,7 @@ impl Member {
         self.progress.online = true;
         self.progress.trouble.clear();
         self.progress.refusal.clear();
+        self.progress.unknown.clear();
         if self.membership.state().addresses != map.node.addresses {
             let addresses: Vec<String> = map.node.addresses.iter().map(|net| net.addr().to_string()).collect();
             tracing::info!("this node is {} ({})", map.node.name.escape_debug(), addresses.join(", "));
@@ -162,32 +206,51 @@ impl Member {
         }
         self.map.set(map);
         self.put_into_effect().await;
+        self.renew_in_time();
     }
 
     async fn put_into_effect(&mut self) {
         if let Some(map) = self.map.get() {
+            self.expired = map.has_expired(clock::wall());
             self.effect.apply(map, self.membership.prefs()).await;
         }
     }
 
-    /// Looks whether the machine's networks have changed, repairs routing now and then, and stores what is not stored yet.
+    /// Changes a node key that is at its end, if that needs nobody's help.
+    fn renew_in_time(&mut self) {
+        let Some(map) = self.map.get().filter(|_| self.session.runs() && !self.renewing) else { return };
+        if renewal(map, self.membership.state().auth_key.is_some(), clock::wall()) == Renewal::ByJoinKey {
+            tracing::info!("this node's key is at its end; it is renewed with the join key");
+            self.start_session(Renew::Due);
+        }
+    }
+
+    /// Looks whether the machine has slept or its networks have changed, repairs routing now and then, and stores what is not stored yet.
     pub(super) async fn look_around(&mut self) {
         self.looks = self.looks.wrapping_add(1);
+        let slept = self.sleep.look(clock::now(), clock::wall());
         if self.effect.runs() {
             let changed = self.effect.look().await;
             if changed {
                 self.publish();
-                let waits = !self.progress.online && self.progress.auth_url.is_empty() && self.progress.refusal.is_empty();
-                if waits && self.session.runs() {
-                    // The network has just come: no reason to sit out a pause of up to half a minute.
-                    self.start_session();
-                }
             }
-            if changed || self.looks.is_multiple_of(LOOKS_PER_REPAIR) {
+            if slept || (changed && self.connection_is_doubtful()) {
+                // No reason to wait for time-outs, or to sit out a pause of up to half a minute.
+                self.session.wake();
+            }
+            let expired = self.map.get().is_some_and(|map| map.has_expired(clock::wall()));
+            if changed || slept || expired != self.expired || self.looks.is_multiple_of(LOOKS_PER_REPAIR) {
                 self.put_into_effect().await;
             }
+            self.renew_in_time();
         }
         self.map.save();
+    }
+
+    /// After a change of the machine's addresses: there is no connection to the coordinator, or its own end is gone.
+    fn connection_is_doubtful(&self) -> bool {
+        let has = |ip: IpAddr| ip.is_loopback() || self.effect.surroundings().addresses.contains(&ip);
+        self.local.is_none_or(|ip| !has(ip))
     }
 
     /// Answers the local socket.
@@ -197,6 +260,14 @@ impl Member {
             Request::Set(change) => {
                 self.set(change).await?;
                 return Ok(self.prefs());
+            }
+            Request::Dns => {
+                let map = self.map.get().ok_or(NO_MAP)?;
+                return Ok(Reply::Dns(Box::new(dns_status(map, self.membership.prefs()))));
+            }
+            Request::Query(query) => {
+                let map = self.map.get().ok_or(NO_MAP)?;
+                return Ok(Reply::Name(Box::new(resolve(map, &query.name, query.kind))));
             }
             Request::Status | Request::Stop => {}
             Request::Up(up) => self.up(*up).await?,
@@ -223,17 +294,21 @@ impl Member {
         up.change.apply(&mut prefs);
         prefs.want_running = true;
         self.point_to(&prefs)?;
-        let needs_key = !(self.membership.state().registered && self.progress.online);
-        let key = up.auth_key.filter(|_| needs_key);
-        if key.is_some() {
-            self.session.end();
-        }
+        let expired = self.map.get().is_some_and(|map| map.has_expired(clock::wall()));
+        let renew = if up.force_reauth || expired { Renew::Asked } else { Renew::No };
+        let settled = self.membership.state().registered && self.progress.online;
+        // A settled node keeps a join key for the day its own key expires.
+        let begins_anew = renew != Renew::No || (up.auth_key.is_some() && !settled) || !self.progress.refusal.is_empty();
+        let other_trust = prefs.ca_file != self.membership.prefs().ca_file;
         self.membership.change(|state| {
             state.prefs = prefs;
-            state.auth_key = key.or(state.auth_key.take());
+            state.auth_key = up.auth_key.or(state.auth_key.take());
         })?;
-        if !self.effect.runs() || !self.session.runs() {
-            return self.go().await.map_err(|e| e.to_string());
+        if begins_anew || other_trust || !self.effect.runs() || !self.session.runs() {
+            return self.go(renew).await.map_err(|e| e.to_string());
+        }
+        if !self.progress.online {
+            self.session.wake();
         }
         self.publish();
         self.put_into_effect().await;
@@ -244,7 +319,8 @@ impl Member {
         let mut prefs = self.membership.prefs().clone();
         change.apply(&mut prefs);
         let was = self.membership.prefs().want_running;
-        let moved = prefs.login_server != self.membership.prefs().login_server;
+        let before = self.membership.prefs();
+        let moved = prefs.login_server != before.login_server || prefs.ca_file != before.ca_file;
         if prefs.want_running {
             self.point_to(&prefs)?;
         }
@@ -252,7 +328,7 @@ impl Member {
         self.membership.change(|state| state.prefs = prefs)?;
         match (was, wants) {
             (true, false) => self.halt().await,
-            (_, true) if !was || moved => self.go().await.map_err(|e| e.to_string())?,
+            (_, true) if !was || moved => self.go(Renew::No).await.map_err(|e| e.to_string())?,
             _ => {
                 self.publish();
                 self.put_into_effect().await;
@@ -274,7 +350,7 @@ impl Member {
     async fn log_out(&mut self) -> Result<Option<String>, String> {
         let mut untold = None;
         if self.membership.state().registered {
-            let (identity, report) = (self.membership.identity(self.disco.public()), self.report());
+            let (identity, report) = (self.membership.identity(self.disco.public(), false, false), self.report());
             let told = tokio::time::timeout(LOGOUT_LIMIT, control::log_out(&identity, &report)).await;
             let told = told.unwrap_or_else(|_| Err(format!("no answer within {} s", LOGOUT_LIMIT.as_secs())));
             untold = told.err().map(|error| format!("the coordinator could not be told, remove the node there: {error}"));
@@ -298,12 +374,21 @@ impl Member {
     }
 
     fn status(&self) -> Status {
-        status(self.membership.prefs(), &self.progress, self.map.get(), self.effect.assembly(), self.effect.traffic())
+        let sources = Sources {
+            prefs: self.membership.prefs(),
+            progress: &self.progress,
+            map: self.map.get(),
+            assembly: self.effect.assembly(),
+            now: clock::wall(),
+        };
+        status(sources, self.effect.traffic())
     }
 
     /// Takes the node out of the mesh: session, routes, TUN.
     async fn halt(&mut self) {
         self.session.end();
+        self.local = None;
+        self.renewing = false;
         self.progress = Progress { interface: self.options.interface.clone(), ..Default::default() };
         self.effect.undo().await;
     }

@@ -1,5 +1,6 @@
 //! Who the node is and what it wants, as kept on disk: keys, pin, registration, preferences.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,11 +38,16 @@ impl Membership {
         &self.state.prefs
     }
 
-    /// What the control session needs to know.
-    pub(super) fn identity(&self, disco: DiscoPublic) -> Identity {
+    /// What the control session needs to know. `renew` asks for another node key, `automatic` without anybody waiting for it.
+    pub(super) fn identity(&self, disco: DiscoPublic, renew: bool, automatic: bool) -> Identity {
         Identity {
             url: self.state.prefs.login_server.clone(),
             pin: self.state.server_key.map(|(key, strict)| Pin { key, strict }),
+            authority: self.state.prefs.ca_file.clone(),
+            address: self.state.coordinator,
+            registered: self.state.registered,
+            renew,
+            automatic,
             machine: Arc::new(self.state.machine.clone()),
             node: Arc::new(self.state.node.clone()),
             previous: self.state.previous,
@@ -88,6 +94,12 @@ impl Membership {
                 state.node = key;
             }
         });
+    }
+
+    pub(super) fn note_coordinator(&mut self, address: IpAddr) {
+        if self.state.coordinator != Some(address) {
+            self.note(|state| state.coordinator = Some(address));
+        }
     }
 
     pub(super) fn note_addresses(&mut self, addresses: &[ipnet::IpNet]) {

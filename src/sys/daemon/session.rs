@@ -1,12 +1,14 @@
 //! The control session at work: its task, what goes to it and what comes from it.
 
-use tokio::sync::{mpsc, watch};
+use std::sync::Arc;
+
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::sys::control::{self, Event, Identity, Report};
 
-/// News that may wait until the member has time for them.
-const QUEUE: usize = 16;
+/// News that wait until the member has time for them: one, because a map that waits is soon an old one.
+const QUEUE: usize = 1;
 
 /// A session; none at first, and none while the node takes no part.
 #[derive(Debug, Default)]
@@ -16,6 +18,7 @@ pub(super) struct Session(Option<Running>);
 struct Running {
     task: JoinHandle<()>,
     report: watch::Sender<Report>,
+    wake: Arc<Notify>,
     events: mpsc::Receiver<Event>,
 }
 
@@ -31,8 +34,9 @@ impl Session {
         self.0 = None;
         let (report, reports) = watch::channel(report);
         let (news, events) = mpsc::channel(QUEUE);
-        let task = tokio::spawn(control::run(identity, reports, news));
-        self.0 = Some(Running { task, report, events });
+        let wake = Arc::new(Notify::new());
+        let task = tokio::spawn(control::run(identity, reports, Arc::clone(&wake), news));
+        self.0 = Some(Running { task, report, wake, events });
     }
 
     pub(super) fn end(&mut self) {
@@ -51,6 +55,13 @@ impl Session {
                 None => std::future::pending().await,
             },
             None => std::future::pending().await,
+        }
+    }
+
+    /// Opens the connection anew, without waiting.
+    pub(super) fn wake(&self) {
+        if let Some(session) = &self.0 {
+            session.wake.notify_one();
         }
     }
 

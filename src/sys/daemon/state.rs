@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,8 @@ pub struct State {
     pub prefs: Prefs,
     /// Own addresses, for the reader of the file.
     pub addresses: Vec<IpNet>,
+    /// Where the coordinator was reached last, for when its name does not resolve.
+    pub coordinator: Option<IpAddr>,
 }
 
 /// How [`State`] is written.
@@ -61,6 +64,8 @@ struct Written {
     prefs: Prefs,
     #[serde(default)]
     addresses: Vec<IpNet>,
+    #[serde(default)]
+    coordinator: Option<IpAddr>,
 }
 
 impl State {
@@ -76,6 +81,7 @@ impl State {
             auth_key: None,
             prefs: Prefs::default(),
             addresses: Vec::new(),
+            coordinator: None,
         })
     }
 
@@ -91,6 +97,7 @@ impl State {
         self.login.clear();
         self.auth_key = None;
         self.addresses.clear();
+        self.coordinator = None;
         Ok(())
     }
 }
@@ -150,6 +157,7 @@ impl Store {
             auth_key: written.auth_key,
             prefs: written.prefs,
             addresses: written.addresses,
+            coordinator: written.coordinator,
         })
     }
 
@@ -168,6 +176,7 @@ impl Store {
             auth_key: state.auth_key.clone(),
             prefs: state.prefs.clone(),
             addresses: state.addresses.clone(),
+            coordinator: state.coordinator,
         };
         let text = Zeroizing::new(serde_json::to_vec_pretty(&written).map_err(|e| self.unwritable("state.json", e))?);
         write_private(&self.directory.join("state.json"), &text)

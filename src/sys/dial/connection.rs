@@ -1,31 +1,28 @@
-//! The key fetch and the control connection: HTTP/1.1 upgraded to Noise, HTTP/2 inside.
+//! The control connection: requests in HTTP/2 inside Noise.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use base64::Engine as _;
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::AsyncReadExt as _;
 
 use super::early::SkipEarly;
-use super::{DIAL_LIMIT, DialError, MAX_REPLY, Origin, REPLY_LIMIT, socket};
+use super::upgrade::Upgraded;
+use super::{DialError, Dialer, MAX_REPLY, Origin, REPLY_LIMIT};
 use crate::ident::{MachinePrivate, MachinePublic, NodePublic};
-use crate::sys::entropy;
-use crate::sys::noise_stream::NoiseStream;
-use crate::wire::control::noise::{Initiator, RESPONSE_HEADER_LEN, response_len};
-use crate::wire::control::{CAPABILITY_VERSION, HANDSHAKE_HEADER, LOAD_BALANCER_HEADER, ServerKeys, UPGRADE_PATH, UPGRADE_PROTOCOL, json};
+use crate::wire::control::{LOAD_BALANCER_HEADER, json};
 
-/// The longest answer of `/key` read.
-const MAX_KEY_REPLY: usize = 64 * 1024;
 /// The longest error text kept.
-const MAX_ERROR_TEXT: usize = 64 * 1024;
+pub(super) const MAX_ERROR_TEXT: usize = 64 * 1024;
+/// The longest `Retry-After` header kept.
+const MAX_RETRY_TEXT: usize = 64;
 /// How often a silent connection is asked whether it still lives, and how long it may think about it: a half-open one is noticed
 /// long before the map watchdog.
 const PING_INTERVAL: Duration = Duration::from_secs(25);
@@ -34,56 +31,20 @@ const PING_LIMIT: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
-async fn within<T>(limit: Duration, tried: &'static str, work: impl Future<Output = Result<T, DialError>>) -> Result<T, DialError> {
+pub(super) async fn within<T>(
+    limit: Duration,
+    tried: &'static str,
+    work: impl Future<Output = Result<T, DialError>>,
+) -> Result<T, DialError> {
     tokio::time::timeout(limit, work).await.unwrap_or(Err(DialError::Timeout { tried, limit }))
 }
 
-/// Asks a coordinator for its Noise key. This is the only step that the certificate of an `https` address protects.
+/// [`Dialer::fetch_server_key`] without a memory.
 ///
 /// # Errors
-/// It cannot be reached, or does not answer like a coordinator.
+/// As there.
 pub async fn fetch_server_key(url: &str) -> Result<MachinePublic, DialError> {
-    let origin: Origin = url.parse()?;
-    let tried = format!("ask {origin} for its key");
-    let reply = within(DIAL_LIMIT, "ask the coordinator for its key", async {
-        let response = plain(&origin, &tried, Method::GET, &format!("/key?v={CAPABILITY_VERSION}")).await?;
-        read_reply(&tried, response, MAX_KEY_REPLY).await
-    })
-    .await?;
-    let protocol = |reason: String| DialError::Protocol { tried: tried.clone(), reason };
-    let keys: ServerKeys = json::from_slice(&reply).map_err(|e| protocol(format!("not a coordinator's answer: {e}")))?;
-    if keys.public_key.is_zero() {
-        return Err(protocol("it has no Noise key; it is too old or no coordinator".to_owned()));
-    }
-    Ok(keys.public_key)
-}
-
-/// Sends `HEAD` to a URL outside any control connection and gives the status.
-///
-/// # Errors
-/// It is no URL, or nothing answers within the limit.
-pub async fn head(url: &str) -> Result<u16, DialError> {
-    let uri: http::Uri = url.parse().map_err(|_| DialError::Url(url.chars().take(200).flat_map(char::escape_debug).collect()))?;
-    let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    let origin: Origin = url.strip_suffix(path).unwrap_or(url).parse()?;
-    let tried = format!("ask {origin}");
-    within(DIAL_LIMIT, "send HEAD", plain(&origin, &tried, Method::HEAD, path)).await.map(|response| response.status().as_u16())
-}
-
-/// One HTTP/1.1 request without body, on a connection of its own.
-async fn plain(origin: &Origin, tried: &str, method: Method, path: &str) -> Result<Response<Incoming>, DialError> {
-    let stream = socket::connect(origin).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| closed(tried, &e))?;
-    // Ends by itself with the answer's body.
-    tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(HOST, origin.authority())
-        .header(CONNECTION, "close")
-        .body(Full::<Bytes>::default())
-        .map_err(|e| DialError::Protocol { tried: tried.to_owned(), reason: e.to_string() })?;
-    sender.send_request(request).await.map_err(|e| closed(tried, &e))
+    Dialer::default().fetch_server_key(url).await
 }
 
 /// A control connection: any number of requests at once.
@@ -91,38 +52,40 @@ async fn plain(origin: &Origin, tried: &str, method: Method, path: &str) -> Resu
 pub struct ControlConnection {
     origin: Origin,
     sender: http2::SendRequest<Full<Bytes>>,
+    ends: (SocketAddr, SocketAddr),
     node: Option<HeaderValue>,
 }
 
 impl ControlConnection {
-    /// Connects, upgrades, and proves both keys.
+    /// [`Dialer::open`] without a memory.
     ///
     /// # Errors
-    /// The server cannot be reached, is no coordinator, or has another key than `server`.
+    /// As there.
     pub async fn connect(url: &str, server: &MachinePublic, machine: &MachinePrivate) -> Result<Self, DialError> {
-        let origin: Origin = url.parse()?;
-        within(DIAL_LIMIT, "connect to the coordinator", async {
-            let tried = format!("open a control connection to {origin}");
-            let noise = upgrade(&origin, &tried, server, machine).await?;
-            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(PING_LIMIT)
-                .keep_alive_while_idle(true)
-                .handshake(TokioIo::new(SkipEarly::new(noise)))
-                .await
-                .map_err(|e| closed(&tried, &e))?;
-            // Ends by itself once the last sender and stream are gone, or the connection is.
-            tokio::spawn(async move {
-                if let Err(e) = connection.await {
-                    tracing::debug!(error = %e, "control connection ended");
-                }
-            });
-            Ok(Self { origin, sender, node: None })
-        })
-        .await
+        Dialer::default().open(url, server, machine).await
+    }
+
+    /// Speaks HTTP/2 over a connection whose handshake is done.
+    pub(super) async fn begin(origin: Origin, upgraded: Upgraded) -> Result<Self, DialError> {
+        let tried = format!("open a control connection to {origin}");
+        let Upgraded { noise, local, remote } = upgraded;
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_LIMIT)
+            .keep_alive_while_idle(true)
+            .handshake(TokioIo::new(SkipEarly::new(noise)))
+            .await
+            .map_err(|e| closed(&tried, &e))?;
+        // Ends by itself once the last sender and stream are gone, or the connection is.
+        tokio::spawn(async move {
+            if let Err(e) = connection.await {
+                tracing::debug!(error = %e, "control connection ended");
+            }
+        });
+        Ok(Self { origin, sender, ends: (local, remote), node: None })
     }
 
     /// Names the node key in a header of every request, as a hint for load balancers.
@@ -135,6 +98,11 @@ impl ControlConnection {
     /// Where it goes.
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// The addresses it connects: ours and the server's.
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        self.ends
     }
 
     /// Whether it has ended; requests fail then.
@@ -271,42 +239,7 @@ impl BodyStream {
     }
 }
 
-type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
-
-/// The HTTP/1.1 upgrade and the handshake. Bytes that came behind the server's 101 stay in the stream.
-async fn upgrade(
-    origin: &Origin,
-    tried: &str,
-    server: &MachinePublic,
-    machine: &MachinePrivate,
-) -> Result<NoiseStream<Upgraded>, DialError> {
-    let initiator = Initiator::new(entropy::seed().map_err(DialError::Entropy)?, server, machine, CAPABILITY_VERSION)?;
-    let stream = socket::connect(origin).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| closed(tried, &e))?;
-    tokio::spawn(connection.with_upgrades());
-    let request = Request::post(UPGRADE_PATH)
-        .header(HOST, origin.authority())
-        .header(UPGRADE, UPGRADE_PROTOCOL)
-        .header(CONNECTION, "upgrade")
-        .header(HANDSHAKE_HEADER, base64::prelude::BASE64_STANDARD.encode(initiator.message()))
-        .body(Full::<Bytes>::default())
-        .map_err(|e| DialError::Protocol { tried: tried.to_owned(), reason: e.to_string() })?;
-    let response = sender.send_request(request).await.map_err(|e| closed(tried, &e))?;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        read_reply(tried, response, MAX_ERROR_TEXT).await?;
-        let reason = "the server did not switch to the control protocol; a proxy in front of it may not pass the upgrade".to_owned();
-        return Err(DialError::Protocol { tried: tried.to_owned(), reason });
-    }
-    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.map_err(|e| closed(tried, &e))?);
-    let mut answer = vec![0; RESPONSE_HEADER_LEN];
-    stream.read_exact(&mut answer).await.map_err(|e| closed(tried, &e))?;
-    let header: [u8; RESPONSE_HEADER_LEN] = answer.as_slice().try_into().unwrap_or_default();
-    answer.resize(response_len(header)?, 0);
-    stream.read_exact(answer.get_mut(RESPONSE_HEADER_LEN..).unwrap_or_default()).await.map_err(|e| closed(tried, &e))?;
-    Ok(NoiseStream::new(stream, initiator.finish(&answer)?, &[]))
-}
-
-fn closed(tried: &str, error: &dyn std::error::Error) -> DialError {
+pub(super) fn closed(tried: &str, error: &dyn std::error::Error) -> DialError {
     // hyper's own text ("http2 error") says little without its cause.
     let mut reason = error.to_string();
     let mut source = error.source();
@@ -317,15 +250,17 @@ fn closed(tried: &str, error: &dyn std::error::Error) -> DialError {
     DialError::Closed { tried: tried.to_owned(), reason }
 }
 
-async fn read_reply(tried: &str, response: Response<Incoming>, limit: usize) -> Result<Bytes, DialError> {
+pub(super) async fn read_reply(tried: &str, response: Response<Incoming>, limit: usize) -> Result<Bytes, DialError> {
     let status = response.status();
     let limit = if status.is_success() { limit } else { MAX_ERROR_TEXT };
+    let retry_after =
+        response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(|t| t.chars().take(MAX_RETRY_TEXT).collect());
     let body = Limited::new(response.into_body(), limit).collect().await;
     if status.is_success() {
         return body.map(http_body_util::Collected::to_bytes).map_err(|e| closed(tried, &*e));
     }
     let text = body.map(|b| String::from_utf8_lossy(&b.to_bytes()).into_owned()).unwrap_or_default();
-    Err(DialError::Status { tried: tried.to_owned(), status: status.as_u16(), text })
+    Err(DialError::Status { tried: tried.to_owned(), status: status.as_u16(), text, retry_after })
 }
 
 fn to_json<B: Serialize>(path: &str, body: &B) -> Result<Bytes, DialError> {

@@ -4,14 +4,19 @@
 //! the other side has a time limit, except reading a stream, whose silence the caller judges.
 
 mod connection;
+mod dialer;
 mod early;
 mod origin;
+mod race;
 mod socket;
+mod tls;
+mod upgrade;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use connection::{BodyStream, ControlConnection, fetch_server_key, head};
+pub use connection::{BodyStream, ControlConnection, fetch_server_key};
+pub use dialer::Dialer;
 pub use origin::Origin;
 pub use socket::mark_socket;
 
@@ -71,6 +76,8 @@ pub enum DialError {
         status: u16,
         /// The beginning of the answer.
         text: String,
+        /// Its `Retry-After` header.
+        retry_after: Option<String>,
     },
     /// It answered something that is not this protocol.
     #[error("{tried}: {reason}")]

@@ -16,6 +16,8 @@ pub struct Origin {
     pub host: String,
     /// Port.
     pub port: u16,
+    /// The port was written out.
+    pub port_named: bool,
     authority: String,
 }
 
@@ -52,7 +54,7 @@ impl FromStr for Origin {
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        Ok(Self { tls, host, port, authority: authority.as_str().to_owned() })
+        Ok(Self { tls, host, port, port_named: has_port_text, authority: authority.as_str().to_owned() })
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DerpMap, DnsConfig, FilterRule, Hostinfo, Node, PeerChange, is_false, is_zero, or_default, parsed, time_or_none};
+use super::{DerpMap, DnsConfig, FilterRule, Hostinfo, Node, PeerChange, bounded, is_false, is_zero, or_default, parsed, time_or_none};
 use crate::ident::{DiscoPublic, NodeId, NodePublic, UserId};
 use crate::time::Wall;
 
@@ -74,16 +74,16 @@ pub struct MapResponse {
     #[serde(rename = "DERPMap", skip_serializing_if = "Option::is_none")]
     pub derp_map: Option<DerpMap>,
     /// All peers, in order of id. Not empty: every other change of peers in the message is ignored. Empty says nothing.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded", skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<Node>,
     /// New peers and replaced ones, in order of id.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded", skip_serializing_if = "Vec::is_empty")]
     pub peers_changed: Vec<Node>,
     /// Peers that are gone; done before anything else.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded", skip_serializing_if = "Vec::is_empty")]
     pub peers_removed: Vec<NodeId>,
     /// Changes of single fields; done after everything else.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded", skip_serializing_if = "Vec::is_empty")]
     pub peers_changed_patch: Vec<PeerChange>,
     /// Peers seen just now (true) or never (false).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -107,7 +107,7 @@ pub struct MapResponse {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub packet_filters: BTreeMap<String, Option<Vec<FilterRule>>>,
     /// Users that nodes refer to.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "bounded", skip_serializing_if = "Vec::is_empty")]
     pub user_profiles: Vec<UserProfile>,
     /// What the coordinator thinks is wrong with the node, in the old form; empty clears.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -179,6 +179,20 @@ pub struct DisplayMessage {
     /// Traffic is affected.
     #[serde(skip_serializing_if = "is_false")]
     pub impacts_connectivity: bool,
+    /// What the user may do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub primary_action: Option<MessageAction>,
+}
+
+/// Where a message leads.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct MessageAction {
+    /// The page.
+    #[serde(rename = "URL")]
+    pub url: String,
+    /// What it is for.
+    pub label: String,
 }
 
 /// Instructions to the client program.

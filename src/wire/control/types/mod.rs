@@ -11,7 +11,7 @@ mod node;
 mod register;
 
 pub use hostinfo::{Hostinfo, NetInfo, Service};
-pub use map::{Debug, DisplayMessage, MapRequest, MapResponse, PingRequest, UserProfile};
+pub use map::{Debug, DisplayMessage, MapRequest, MapResponse, MessageAction, PingRequest, UserProfile};
 pub use network::{
     CapGrant, DerpMap, DerpNode, DerpRegion, DnsConfig, DnsRecord, FilterRule, HomeParams, NetPortRange, PortRange, Resolver,
 };
@@ -21,6 +21,9 @@ pub use register::{Login, RegisterAuth, RegisterRequest, RegisterResponse, Regis
 use serde::{Deserialize, Deserializer, Serializer};
 
 use crate::time::Wall;
+
+/// The longest list of nodes, of changes of nodes, or of users read in one message.
+pub const MAX_LIST: usize = 100_000;
 
 /// Go's zero time, `0001-01-01T00:00:00Z`, in seconds of the Unix era.
 const GO_ZERO_SECOND: i64 = -62_135_596_800;
@@ -37,6 +40,30 @@ fn time_or_zero<S: Serializer>(time: &Option<Wall>, serializer: S) -> Result<S::
         Some(time) => serializer.collect_str(time),
         None => serializer.serialize_str("0001-01-01T00:00:00Z"),
     }
+}
+
+/// Reads a list of at most [`MAX_LIST`] values. An empty object in it is three bytes of text, and many times that in memory.
+fn bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct Bounded<T>(std::marker::PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Bounded<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "a list of at most {MAX_LIST} values")
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(value) = seq.next_element()? {
+                if list.len() == MAX_LIST {
+                    return Err(serde::de::Error::invalid_length(MAX_LIST + 1, &self));
+                }
+                list.push(value);
+            }
+            Ok(list)
+        }
+    }
+    deserializer.deserialize_seq(Bounded(std::marker::PhantomData))
 }
 
 /// Reads a value that may be `null`, which is its default.

@@ -100,6 +100,19 @@ impl Node {
         self.allowed_ips.as_deref().unwrap_or(&self.addresses)
     }
 
+    /// Whether its key has expired.
+    pub fn has_expired(&self, now: Wall) -> bool {
+        self.expired || self.key_expiry.is_some_and(|expiry| expiry <= now)
+    }
+
+    /// The region of its home relay, whichever way it is told; 0 if unknown.
+    pub fn home_region(&self) -> i32 {
+        match self.home_derp {
+            0 => self.legacy_derp.strip_prefix("127.3.3.40:").and_then(|region| region.parse().ok()).unwrap_or(0),
+            region => region,
+        }
+    }
+
     /// The first label of its name.
     pub fn short_name(&self) -> &str {
         self.name.split('.').next().unwrap_or_default()

@@ -1,0 +1,339 @@
+//! Names without a name server: what the map says that a name means, and what the coordinator wants of the resolver.
+//!
+//! [`resolve`] answers as the resolver on 100.100.100.100 of a stock node would from its own knowledge; what it would ask others about
+//! is not asked, but named. Nothing here changes how the machine resolves names.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use serde::{Deserialize, Serialize};
+
+use super::Prefs;
+use crate::coord::client::NetMap;
+use crate::ident::is_mesh_address;
+use crate::wire::control::{DnsRecord, Node, Resolver};
+
+/// A node with it answers for every name below its own, too.
+const SUBDOMAINS: &str = "dns-subdomain-resolve";
+/// This node is told IPv6 addresses of nodes that have IPv4 ones, too.
+const BOTH_FAMILIES: &str = "magicdns-aaaa";
+/// Names are not longer (RFC 1035, section 2.3.4).
+const MAX_NAME: usize = 253;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum RecordType {
+    /// An IPv4 address.
+    A,
+    /// An IPv6 address.
+    Aaaa,
+    /// The name of an address.
+    Ptr,
+}
+
+/// How an answer came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The map has it.
+    Found,
+    /// The map has the name, but nothing of this kind.
+    NoData,
+    /// The name would be in the map if it existed.
+    NoSuchName,
+    /// The map does not say; the resolvers of the answer would be asked.
+    Elsewhere,
+}
+
+/// What the map says to a question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NameAnswer {
+    /// The name in question, complete, with its final dot.
+    pub name: String,
+    /// What was asked for.
+    #[serde(rename = "Type")]
+    pub kind: RecordType,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The addresses, or the names with their final dot.
+    pub records: Vec<String>,
+    /// Who would be asked, with [`Outcome::Elsewhere`]; empty means the machine's own resolvers.
+    pub resolvers: Vec<String>,
+    /// What else is worth knowing; empty if nothing.
+    pub note: String,
+}
+
+/// How the coordinator wants names to be resolved.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct DnsStatus {
+    /// The nodes' names are to be resolved, by 100.100.100.100.
+    #[serde(rename = "MagicDNSEnabled")]
+    pub enabled: bool,
+    /// What the nodes' names end in.
+    #[serde(rename = "MagicDNSSuffix")]
+    pub suffix: String,
+    /// This node's own name, with its final dot.
+    pub self_name: String,
+    /// The preference whether to follow the coordinator.
+    #[serde(rename = "AcceptDNS")]
+    pub accepted: bool,
+    /// Resolvers for everything, in place of the machine's.
+    pub resolvers: Vec<String>,
+    /// Resolvers for everything where the system cannot ask different ones for different names.
+    pub fallback_resolvers: Vec<String>,
+    /// Resolvers by suffix; none means that the map answers.
+    pub routes: BTreeMap<String, Vec<String>>,
+    /// What is appended to short names.
+    pub search_domains: Vec<String>,
+    /// Names of the coordinator's beside the nodes'.
+    pub extra_records: Vec<DnsRecord>,
+    /// Names this node may get certificates for.
+    pub cert_domains: Vec<String>,
+}
+
+/// What the coordinator has delivered.
+pub fn dns_status(map: &NetMap, prefs: &Prefs) -> DnsStatus {
+    let dns = &map.dns;
+    DnsStatus {
+        enabled: dns.proxied,
+        suffix: map.suffix().to_owned(),
+        self_name: map.node.name.clone(),
+        accepted: prefs.accept_dns,
+        resolvers: addresses(&dns.resolvers),
+        fallback_resolvers: addresses(&dns.fallback_resolvers),
+        routes: dns.routes.iter().map(|(suffix, resolvers)| (suffix.clone(), addresses(resolvers))).collect(),
+        search_domains: dns.domains.clone(),
+        extra_records: dns.extra_records.clone(),
+        cert_domains: dns.cert_domains.clone(),
+    }
+}
+
+fn addresses(resolvers: &[Resolver]) -> Vec<String> {
+    resolvers.iter().map(|resolver| resolver.addr.clone()).collect()
+}
+
+/// Answers from the map. A name of one label is completed by the network's suffix, a plain address stands for its reverse name.
+pub fn resolve(map: &NetMap, question: &str, kind: RecordType) -> NameAnswer {
+    let question = question.trim();
+    if let Some(address) = question.parse().ok().or_else(|| reversed(question)) {
+        return reverse(map, address, question);
+    }
+    let name = complete(map, question);
+    let answer = |outcome, records, note: &str| NameAnswer {
+        name: format!("{name}."),
+        kind,
+        outcome,
+        records,
+        resolvers: Vec::new(),
+        note: note.to_owned(),
+    };
+    if name.len() > MAX_NAME || name.split('.').any(|label| label.is_empty() || label.len() > 63) {
+        return answer(Outcome::NoSuchName, Vec::new(), "that is no name");
+    }
+    let Some(found) = addresses_of(map, &name) else { return unknown(map, answer(Outcome::Elsewhere, Vec::new(), "")) };
+    let of_kind = |ip: &&IpAddr| if kind == RecordType::A { ip.is_ipv4() } else { kind == RecordType::Aaaa && ip.is_ipv6() };
+    let records: Vec<String> = found.iter().filter(of_kind).map(ToString::to_string).collect();
+    let both = map.node.cap_map.contains_key(BOTH_FAMILIES) || !map.node.addresses.iter().any(|net| net.addr().is_ipv4());
+    let hidden = kind == RecordType::Aaaa && !both && found.iter().any(IpAddr::is_ipv4);
+    match (records.is_empty(), hidden) {
+        (false, false) => answer(Outcome::Found, records, ""),
+        (false, true) => {
+            let note = "nodes with both kinds of addresses are resolved to IPv4 only, unless the coordinator gives `magicdns-aaaa`";
+            answer(Outcome::NoData, Vec::new(), note)
+        }
+        (true, _) => answer(Outcome::NoData, records, ""),
+    }
+}
+
+/// A name in lower case without its final dot, short ones completed.
+fn complete(map: &NetMap, question: &str) -> String {
+    let lower = question.to_ascii_lowercase();
+    if let Some(absolute) = lower.strip_suffix('.') {
+        return absolute.to_owned();
+    }
+    let suffix = map.suffix();
+    if lower.contains('.') || suffix.is_empty() { lower } else { format!("{lower}.{}", suffix.to_ascii_lowercase()) }
+}
+
+/// The addresses of a node, of a name below one that has those, or of a record of the coordinator's.
+fn addresses_of(map: &NetMap, name: &str) -> Option<Vec<IpAddr>> {
+    let nodes = || std::iter::once(&map.node).chain(map.peers.values());
+    let is_named = |node: &&Node, name: &str| node.name.trim_end_matches('.').eq_ignore_ascii_case(name) && !name.is_empty();
+    let own = |node: &Node| node.addresses.iter().map(ipnet::IpNet::addr).collect::<Vec<_>>();
+    if let Some(node) = nodes().find(|node| is_named(node, name)) {
+        return Some(own(node));
+    }
+    let records = map.dns.extra_records.iter().filter(|record| record.name.trim_end_matches('.').eq_ignore_ascii_case(name));
+    let extra: Vec<IpAddr> = records.filter_map(|record| record.value.parse().ok()).collect();
+    if !extra.is_empty() {
+        return Some(extra);
+    }
+    let (_, parent) = name.split_once('.')?;
+    nodes().find(|node| is_named(node, parent) && node.cap_map.contains_key(SUBDOMAINS)).map(own)
+}
+
+/// Nothing in the map has the name: whose business it is.
+fn unknown(map: &NetMap, mut answer: NameAnswer) -> NameAnswer {
+    let name = answer.name.trim_end_matches('.').to_owned();
+    let suffix = map.suffix().to_ascii_lowercase();
+    let ours = map.dns.proxied && is_below(&name, &suffix);
+    let route = map.dns.routes.iter().filter(|(suffix, _)| is_below(&name, suffix)).max_by_key(|(suffix, _)| suffix.len());
+    match route {
+        Some((_, resolvers)) if resolvers.is_empty() => answer.outcome = Outcome::NoSuchName,
+        Some((_, resolvers)) => answer.resolvers = addresses(resolvers),
+        None if ours => answer.outcome = Outcome::NoSuchName,
+        None => answer.resolvers = addresses(&map.dns.resolvers),
+    }
+    answer
+}
+
+fn is_below(name: &str, suffix: &str) -> bool {
+    let suffix = suffix.trim_matches('.');
+    let head = name.len().checked_sub(suffix.len());
+    let ends = head.and_then(|at| name.get(at..)).is_some_and(|end| end.eq_ignore_ascii_case(suffix));
+    !suffix.is_empty() && ends && head.is_some_and(|at| at == 0 || name.as_bytes().get(at - 1) == Some(&b'.'))
+}
+
+fn reverse(map: &NetMap, address: IpAddr, question: &str) -> NameAnswer {
+    let name = if question.parse::<IpAddr>().is_ok() { reverse_name(address) } else { format!("{}.", question.trim_end_matches('.')) };
+    let mut nodes = std::iter::once(&map.node).chain(map.peers.values());
+    let found = nodes.find(|node| node.addresses.iter().any(|net| net.addr() == address));
+    let (outcome, records) = match found {
+        Some(node) => (Outcome::Found, vec![node.name.clone()]),
+        None if is_mesh_address(address) => (Outcome::NoSuchName, Vec::new()),
+        None => (Outcome::Elsewhere, Vec::new()),
+    };
+    let answer = NameAnswer { name, kind: RecordType::Ptr, outcome, records, resolvers: Vec::new(), note: String::new() };
+    if outcome == Outcome::Elsewhere { unknown(map, answer) } else { answer }
+}
+
+/// The name under which an address is looked up (RFC 1035, section 3.5; RFC 3596, section 2.5).
+fn reverse_name(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa.")
+        }
+        IpAddr::V6(v6) => {
+            let nibbles = v6.octets().into_iter().rev().flat_map(|byte| [byte & 15, byte >> 4]);
+            nibbles.map(|nibble| format!("{nibble:x}.")).collect::<String>() + "ip6.arpa."
+        }
+    }
+}
+
+/// The address that a reverse name stands for.
+fn reversed(name: &str) -> Option<IpAddr> {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    if let Some(labels) = name.strip_suffix(".in-addr.arpa") {
+        let mut octets = labels.split('.').map(str::parse::<u8>);
+        let mut next = || octets.next()?.ok();
+        let (d, c, b, a) = (next()?, next()?, next()?, next()?);
+        return octets.next().is_none().then(|| Ipv4Addr::new(a, b, c, d).into());
+    }
+    let labels = name.strip_suffix(".ip6.arpa")?;
+    let mut bits: u128 = 0;
+    let mut count = 0;
+    for label in labels.split('.').rev() {
+        let [digit] = label.as_bytes() else { return None };
+        bits = bits << 4 | u128::from(char::from(*digit).to_digit(16)?);
+        count += 1;
+    }
+    (count == 32).then(|| Ipv6Addr::from(bits).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coord::client::MapSession;
+    use crate::wire::control::json::from_slice;
+
+    fn map() -> NetMap {
+        let json = r#"{"Node":{"ID":1,"Name":"laptop.mesh.test.","Addresses":["100.64.0.1/32","fd7a:115c:a1e0::1/128"]},
+            "Peers":[
+              {"ID":2,"Name":"NAS.mesh.test.","Addresses":["100.64.0.2/32","fd7a:115c:a1e0::2/128"]},
+              {"ID":3,"Name":"six.mesh.test.","Addresses":["fd7a:115c:a1e0::3/128"]},
+              {"ID":4,"Name":"web.mesh.test.","Addresses":["100.64.0.4/32"],"CapMap":{"dns-subdomain-resolve":null}},
+              {"ID":5,"Name":"shared.other.test.","Addresses":["100.64.0.5/32"]}],
+            "DNSConfig":{"Proxied":true,"Domains":["mesh.test"],"Resolvers":[{"Addr":"9.9.9.9"}],
+              "Routes":{"corp.test":[{"Addr":"10.0.0.53"}],"lab.corp.test":[],"10.in-addr.arpa":[{"Addr":"10.0.0.53"}]},
+              "ExtraRecords":[{"Name":"grafana.mesh.test","Value":"100.64.0.2"},{"Name":"grafana.mesh.test","Type":"AAAA","Value":"fd00::2"}]}}"#;
+        let mut session = MapSession::default();
+        session.apply(from_slice(json.as_bytes()).unwrap(), crate::time::Wall::UNIX_EPOCH).unwrap();
+        session.netmap().unwrap().clone()
+    }
+
+    fn ask(name: &str, kind: RecordType) -> (Outcome, Vec<String>) {
+        let answer = resolve(&map(), name, kind);
+        (answer.outcome, answer.records)
+    }
+
+    fn found(records: &[&str]) -> (Outcome, Vec<String>) {
+        (Outcome::Found, records.iter().map(|r| (*r).to_owned()).collect())
+    }
+
+    #[test]
+    fn nodes_are_found_by_short_and_full_names_in_any_case() {
+        for name in ["nas", "NAS", "nas.mesh.test", "Nas.Mesh.Test.", " nas "] {
+            assert_eq!(ask(name, RecordType::A), found(&["100.64.0.2"]), "{name}");
+        }
+        assert_eq!(ask("laptop", RecordType::A), found(&["100.64.0.1"]), "this node, too");
+        assert_eq!(ask("shared.other.test", RecordType::A), found(&["100.64.0.5"]));
+        assert_eq!(ask("shared", RecordType::A).0, Outcome::NoSuchName, "its name ends otherwise");
+        assert_eq!(ask("nas.", RecordType::A).0, Outcome::Elsewhere, "a final dot means complete");
+    }
+
+    #[test]
+    fn ipv6_addresses_are_told_where_there_is_nothing_else_or_the_coordinator_says_so() {
+        assert_eq!(ask("six", RecordType::Aaaa), found(&["fd7a:115c:a1e0::3"]));
+        assert_eq!(ask("six", RecordType::A), (Outcome::NoData, vec![]));
+        assert_eq!(ask("nas", RecordType::Aaaa), (Outcome::NoData, vec![]));
+        assert!(resolve(&map(), "nas", RecordType::Aaaa).note.contains("magicdns-aaaa"));
+        let mut both = map();
+        both.node.cap_map.insert("magicdns-aaaa".to_owned(), vec![]);
+        assert_eq!(resolve(&both, "nas", RecordType::Aaaa).records, ["fd7a:115c:a1e0::2"]);
+        let mut six_only = map();
+        six_only.node.addresses.remove(0);
+        assert_eq!(resolve(&six_only, "nas", RecordType::Aaaa).records, ["fd7a:115c:a1e0::2"]);
+    }
+
+    #[test]
+    fn addresses_are_found_in_both_directions() {
+        for question in ["100.64.0.2", "2.0.64.100.in-addr.arpa", "2.0.64.100.IN-ADDR.ARPA.", "fd7a:115c:a1e0::2"] {
+            assert_eq!(ask(question, RecordType::A), found(&["NAS.mesh.test."]), "{question}");
+        }
+        let name = resolve(&map(), "fd7a:115c:a1e0::2", RecordType::Ptr).name;
+        assert!(name.starts_with("2.0.0.0.") && name.ends_with(".0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa."), "{name}");
+        assert_eq!(ask(&name, RecordType::Ptr), found(&["NAS.mesh.test."]));
+        assert_eq!(ask("100.64.0.99", RecordType::Ptr).0, Outcome::NoSuchName);
+        let elsewhere = resolve(&map(), "10.1.2.3", RecordType::Ptr);
+        assert_eq!((elsewhere.outcome, elsewhere.resolvers), (Outcome::Elsewhere, vec!["10.0.0.53".to_owned()]));
+    }
+
+    #[test]
+    fn what_the_map_does_not_know_is_somebodys_business() {
+        let resolvers = |name: &str| {
+            let answer = resolve(&map(), name, RecordType::A);
+            (answer.outcome, answer.resolvers.join(","))
+        };
+        assert_eq!(resolvers("nobody"), (Outcome::NoSuchName, String::new()));
+        assert_eq!(resolvers("host.corp.test"), (Outcome::Elsewhere, "10.0.0.53".to_owned()));
+        assert_eq!(resolvers("host.lab.corp.test"), (Outcome::NoSuchName, String::new()), "the longer suffix counts");
+        assert_eq!(resolvers("notcorp.test"), (Outcome::Elsewhere, "9.9.9.9".to_owned()), "a suffix is whole labels");
+        for wrong in ["", ".", "a..b", &"x".repeat(64), &"x.".repeat(200)] {
+            assert_eq!(resolvers(wrong).0, Outcome::NoSuchName, "{wrong}");
+        }
+        let mut off = map();
+        off.dns = crate::wire::control::DnsConfig::default();
+        assert_eq!(resolve(&off, "nobody", RecordType::A).outcome, Outcome::Elsewhere);
+    }
+
+    #[test]
+    fn records_of_the_coordinators_and_names_below_a_node_are_answered() {
+        assert_eq!(ask("grafana", RecordType::A), found(&["100.64.0.2"]));
+        assert_eq!(ask("blog.web.mesh.test", RecordType::A), found(&["100.64.0.4"]));
+        assert_eq!(ask("blog.nas.mesh.test", RecordType::A).0, Outcome::NoSuchName);
+    }
+}
