@@ -140,6 +140,7 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
         local_routes,
         forward: carries,
         masquerade: carries,
+        shields_up: prefs.shields_up,
         mtu: TUN_MTU,
     }
 }

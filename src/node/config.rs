@@ -38,6 +38,8 @@ pub struct RouterConfig {
     pub forward: bool,
     /// Whether forwarded packets leave with this machine's own address.
     pub masquerade: bool,
+    /// Whether other nodes may open no connections to this machine or what is behind it.
+    pub shields_up: bool,
     /// The interface's MTU in bytes.
     pub mtu: u16,
 }

@@ -143,6 +143,7 @@ mod tests {
             local_routes: nets(local),
             forward: false,
             masquerade: false,
+            shields_up: false,
             mtu: 1280,
         }
     }

@@ -281,6 +281,7 @@ fn a_lease_sets_address_route_and_name_servers_also_with_strict_reverse_path_che
             local_routes: Vec::new(),
             forward: true,
             masquerade: true,
+            shields_up: false,
             mtu: 1280,
         };
         router.apply(&config).await.unwrap();

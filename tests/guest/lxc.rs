@@ -201,6 +201,7 @@ fn router_helper(memory: &Path) {
             local_routes: Vec::new(),
             forward: true,
             masquerade: true,
+            shields_up: false,
             mtu: 1280,
         };
         router.apply(&config).await.unwrap();

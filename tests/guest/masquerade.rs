@@ -67,6 +67,7 @@ fn forwarded_packets_of_both_families_leave_with_the_nodes_own_address() {
         local_routes: Vec::new(),
         forward: true,
         masquerade: true,
+        shields_up: false,
         mtu: 1280,
     };
     assert_eq!(seen_by_server(&client, &server, "203.0.113.1"), None, "nothing forwards yet");

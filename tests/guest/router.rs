@@ -19,6 +19,7 @@ fn config(routes: &[&str], local: &[&str], forward: bool) -> RouterConfig {
         local_routes: nets(local),
         forward,
         masquerade: forward,
+        shields_up: false,
         mtu: 1280,
     }
 }

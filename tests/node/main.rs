@@ -12,8 +12,11 @@
 )]
 
 mod client;
+mod dial;
 mod hostile;
+mod life;
 mod machine;
 mod manners;
 mod scripted;
 mod session;
+mod world;

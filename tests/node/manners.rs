@@ -143,7 +143,7 @@ async fn a_report_is_not_held_up_by_a_stream_that_nobody_takes_maps_from() {
     while session.map().await.node.name != "n399.x." {
         maps += 1;
     }
-    assert!(maps < 20, "{maps} maps");
+    assert!(maps < 60, "{maps} maps");
 }
 
 #[tokio::test]

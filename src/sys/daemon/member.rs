@@ -295,7 +295,9 @@ impl Member {
         prefs.want_running = true;
         self.point_to(&prefs)?;
         let expired = self.map.get().is_some_and(|map| map.has_expired(clock::wall()));
-        let renew = if up.force_reauth || expired { Renew::Asked } else { Renew::No };
+        // A page that waits for the user goes on waiting, unless there is something new to offer.
+        let waits = self.progress.logging_in && !self.progress.auth_url.is_empty() && up.auth_key.is_none();
+        let renew = if (up.force_reauth || expired) && !waits { Renew::Asked } else { Renew::No };
         let settled = self.membership.state().registered && self.progress.online;
         // A settled node keeps a join key for the day its own key expires.
         let begins_anew = renew != Renew::No || (up.auth_key.is_some() && !settled) || !self.progress.refusal.is_empty();

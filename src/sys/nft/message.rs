@@ -1,20 +1,28 @@
 //! The table as netlink messages (`linux/netfilter/nf_tables.h`): what `nft` would compile the rules in the module's page to.
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage};
 use netlink_packet_netfilter::nftables::{
-    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook, InetHookNumber, Meta, MetaKey, NfTablesMessage, Operator,
-    Register, RuleAttribute, RuleMessage, TableAttribute, TableFlags, TableMessage,
+    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook, Immediate, InetHookNumber, Meta, MetaKey,
+    NfTablesMessage, Operator, Register, RuleAttribute, RuleMessage, TableAttribute, TableFlags, TableMessage, Verdict, VerdictAttribute,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
-use super::TABLE;
+use super::{Rules, TABLE};
 use crate::node::policy_routing::{FORWARD_MARK, MARK_MASK};
 
 /// The subsystem number that opens and closes a batch (`NFNL_SUBSYS_NFTABLES`).
 const SUBSYSTEM: u16 = 10;
+/// `NF_DROP`.
+const DROP: u32 = 0;
 /// `NF_ACCEPT`.
 const ACCEPT: u32 = 1;
+/// `NFTA_CT_DREG`, `NFTA_CT_KEY` and `NFT_CT_STATE`: for connection tracking the crate has no names.
+const CT_REGISTER: u16 = 1;
+const CT_KEY: u16 = 2;
+const CT_STATE: u32 = 0;
+/// The states `established` and `related`.
+const CT_KNOWN: u32 = 2 | 4;
 /// `NF_IP_PRI_FILTER`: where filtering is.
 const PRIORITY_FILTER: i32 = 0;
 /// `NF_IP_PRI_NAT_SRC`: where source addresses are translated.
@@ -49,16 +57,23 @@ pub(super) fn batch(messages: &[Message]) -> Vec<u8> {
 }
 
 /// The table in place of what is there: made if it is missing, so that the removal that follows cannot fail.
-pub(super) fn replace(interface: &str, flags: TableFlags) -> Vec<Message> {
-    vec![
-        table(flags),
-        delete(),
-        table(flags),
-        chain("forward", "filter", InetHookNumber::Forward, PRIORITY_FILTER),
-        chain("postrouting", "nat", InetHookNumber::PostRouting, PRIORITY_SRCNAT),
-        rule("forward", mark_from(interface)),
-        rule("postrouting", masquerade_marked(interface)),
-    ]
+pub(super) fn replace(rules: Rules<'_>, flags: TableFlags) -> Vec<Message> {
+    let mut messages = vec![table(flags), delete(), table(flags), chain("forward", "filter", InetHookNumber::Forward, PRIORITY_FILTER)];
+    if rules.masquerade {
+        messages.extend([
+            chain("postrouting", "nat", InetHookNumber::PostRouting, PRIORITY_SRCNAT),
+            rule("forward", mark_from(rules.interface)),
+            rule("postrouting", masquerade_marked(rules.interface)),
+        ]);
+    }
+    if rules.shields_up {
+        messages.extend([
+            chain("input", "filter", InetHookNumber::LocalIn, PRIORITY_FILTER),
+            rule("input", drop_new(rules.interface)),
+            rule("forward", drop_new(rules.interface)),
+        ]);
+    }
+    messages
 }
 
 /// The removal of the table.
@@ -119,6 +134,25 @@ fn masquerade_marked(interface: &str) -> Vec<Expressions> {
         compare(Operator::Equal, FORWARD_MARK.to_ne_bytes().to_vec()),
         // The crate has no name for it; it takes no attributes.
         Expressions::Other { expression_type: "masq".to_owned(), attributes: Vec::new() },
+    ]
+}
+
+/// `iifname "…" ct state & (established | related) == 0 drop`.
+fn drop_new(interface: &str) -> Vec<Expressions> {
+    let attribute = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    vec![
+        load(MetaKey::Iifname),
+        compare(Operator::Equal, name_bytes(interface)),
+        Expressions::Other {
+            expression_type: "ct".to_owned(),
+            attributes: vec![attribute(CT_REGISTER, Register::Reg1.into()), attribute(CT_KEY, CT_STATE)],
+        },
+        bitwise(CT_KNOWN, 0),
+        compare(Operator::Equal, 0u32.to_ne_bytes().to_vec()),
+        Expressions::Immediate(vec![
+            Immediate::DestinationRegister(Register::Verdict),
+            Immediate::Data(DataAttribute::Verdict(vec![VerdictAttribute::Code(Verdict::Other(DROP))])),
+        ]),
     ]
 }
 

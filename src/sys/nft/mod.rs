@@ -5,11 +5,16 @@
 //!     flags owner
 //!     chain forward {
 //!         type filter hook forward priority filter; policy accept;
-//!         iifname "pvemesh0" meta mark set meta mark & 0xff00ffff | 0x00040000
+//!         iifname "pvemesh0" meta mark set meta mark & 0xff00ffff | 0x00040000      # a node that forwards
+//!         iifname "pvemesh0" ct state & (established | related) == 0 drop           # shields up
 //!     }
-//!     chain postrouting {
+//!     chain postrouting {                                                           # a node that forwards
 //!         type nat hook postrouting priority srcnat; policy accept;
 //!         oifname != "pvemesh0" meta mark & 0x00ff0000 == 0x00040000 masquerade
+//!     }
+//!     chain input {                                                                 # shields up
+//!         type filter hook input priority filter; policy accept;
+//!         iifname "pvemesh0" ct state & (established | related) == 0 drop
 //!     }
 //! }
 //! ```
@@ -52,6 +57,17 @@ pub enum NftError {
     },
 }
 
+/// What the table does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules<'a> {
+    /// The interface that the mesh's packets come in by.
+    pub interface: &'a str,
+    /// What is forwarded leaves with this machine's own address.
+    pub masquerade: bool,
+    /// Nothing that comes in by the interface opens a connection, to this machine or past it.
+    pub shields_up: bool,
+}
+
 /// The table, there as long as this value is.
 pub struct Firewall {
     socket: Socket,
@@ -64,18 +80,18 @@ impl std::fmt::Debug for Firewall {
 }
 
 impl Firewall {
-    /// Makes the table for packets that come in by `interface`, in place of one that is there already.
+    /// Makes the table, in place of one that is there already.
     ///
     /// # Errors
     ///
     /// When the kernel has no nf_tables, refuses, or the table belongs to another process.
-    pub fn install(interface: &str) -> Result<Self, NftError> {
+    pub fn install(rules: Rules<'_>) -> Result<Self, NftError> {
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(NftError::Open)?;
         socket.bind_auto().map_err(NftError::Open)?;
         // The kernel handles a batch within the send, so the replies are there when it returns.
         socket.set_non_blocking(true).map_err(NftError::Open)?;
         let firewall = Self { socket };
-        firewall.apply(interface)?;
+        firewall.apply(rules)?;
         Ok(firewall)
     }
 
@@ -84,15 +100,15 @@ impl Firewall {
     /// # Errors
     ///
     /// When the kernel refuses; the old content then stays.
-    pub fn apply(&self, interface: &str) -> Result<(), NftError> {
+    pub fn apply(&self, rules: Rules<'_>) -> Result<(), NftError> {
         let refused = |error: io::Error| match error.raw_os_error() {
             Some(libc::EPERM) if rustix::process::geteuid().is_root() => NftError::Owned,
             _ => NftError::Refused { tried: "set", error },
         };
-        match self.send(&message::replace(interface, TableFlags::Owner)) {
+        match self.send(&message::replace(rules, TableFlags::Owner)) {
             // A kernel before 5.12, or a table there that has no owner: the latter cannot get one.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-                self.send(&message::replace(interface, TableFlags::empty())).map_err(refused)
+                self.send(&message::replace(rules, TableFlags::empty())).map_err(refused)
             }
             result => result.map_err(refused),
         }

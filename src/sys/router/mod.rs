@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use crate::node::RouterConfig;
 use crate::node::policy_routing::{self, Family};
-use crate::sys::nft::{self, Firewall, NftError};
+use crate::sys::nft::{self, Firewall, NftError, Rules};
 use crate::sys::sysctl::{self, Sysctls};
 
 /// Why routing was not set up.
@@ -105,10 +105,11 @@ impl Router {
             link::set_rules(&self.handle, family, &policy_routing::rules(family)).await?;
         }
         self.sysctls.apply(config.forward, policy_routing::carries_outside_traffic(config), name)?;
-        if config.forward && config.masquerade {
+        let rules = Rules { interface: name, masquerade: config.forward && config.masquerade, shields_up: config.shields_up };
+        if rules.masquerade || rules.shields_up {
             match &mut self.firewall {
-                Some(firewall) => firewall.apply(name)?,
-                none => *none = Some(Firewall::install(name)?),
+                Some(firewall) => firewall.apply(rules)?,
+                none => *none = Some(Firewall::install(rules)?),
             }
         } else if let Some(firewall) = self.firewall.take() {
             firewall.remove()?;
