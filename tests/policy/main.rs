@@ -13,7 +13,10 @@
 
 mod access;
 mod capture;
+mod claims;
 mod mesh;
 mod naive;
 mod oracle;
 mod properties;
+mod refusals;
+mod scale;

@@ -1,6 +1,6 @@
 //! Packet filters: what a node accepts, in the form clients are told.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock, OnceLock};
 
@@ -8,7 +8,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::alias::Alias;
 use super::bits::Bits;
-use super::compiled::{Compiled, Member};
+use super::compiled::Compiled;
+use super::member::Member;
 use super::ranges::AddressSet;
 use super::rule::{Rule, Target};
 use super::service::{ALL_PORTS, Service};
@@ -61,40 +62,40 @@ pub(super) fn everything() -> Arc<[FilterRule]> {
 
 /// Rules with the same sources, whose addresses are written out once.
 #[derive(Debug)]
-pub(super) struct Classes {
-    list: Vec<Class>,
-    /// The class of each rule.
+pub(super) struct SourceLists {
+    lists: Vec<SourceList>,
+    /// The list of each rule.
     of: Vec<usize>,
 }
 
 #[derive(Debug)]
-struct Class {
+struct SourceList {
     sources: Vec<Alias>,
     /// One of its rules.
     rule: usize,
     texts: OnceLock<Arc<[String]>>,
 }
 
-impl Classes {
+impl SourceLists {
     pub(super) fn new(rules: &[Rule]) -> Self {
         let mut known: HashMap<Vec<Alias>, usize> = HashMap::new();
-        let mut list: Vec<Class> = Vec::new();
+        let mut lists: Vec<SourceList> = Vec::new();
         let mut of = Vec::with_capacity(rules.len());
         for (n, rule) in rules.iter().enumerate() {
-            let class = *known.entry(rule.sources.clone()).or_insert_with(|| {
-                list.push(Class { sources: rule.sources.clone(), rule: n, texts: OnceLock::new() });
-                list.len() - 1
+            let list = *known.entry(rule.sources.clone()).or_insert_with(|| {
+                lists.push(SourceList { sources: rule.sources.clone(), rule: n, texts: OnceLock::new() });
+                lists.len() - 1
             });
-            of.push(class);
+            of.push(list);
         }
-        Self { list, of }
+        Self { lists, of }
     }
 
     /// The sources of these rules are to be written out again.
     pub(super) fn forget(&mut self, rules: &Bits) {
         for n in rules.iter() {
-            if let Some(class) = self.of.get(n).and_then(|class| self.list.get_mut(*class)) {
-                class.texts.take();
+            if let Some(list) = self.of.get(n).and_then(|list| self.lists.get_mut(*list)) {
+                list.texts.take();
             }
         }
     }
@@ -103,32 +104,35 @@ impl Classes {
 /// Who a part of a filter is for, as the key by which parts are put together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Sources {
-    /// All sources of a class.
-    Class(usize),
+    /// All of a list of sources.
+    All(usize),
     /// Those of its sources that belong to the node's owner.
     Own(usize),
 }
 
+/// Destinations with first and last port, by sources and protocol.
+type Traffic = BTreeMap<(Sources, Option<u8>), BTreeSet<(String, u16, u16)>>;
+
 impl Compiled {
     /// Writes out what a node accepts.
     pub(super) fn build_filter(&self, member: &Member) -> Arc<[FilterRule]> {
-        let mut traffic: BTreeMap<(Sources, Option<u8>), Vec<NetPortRange>> = BTreeMap::new();
+        let mut traffic = Traffic::new();
         let mut caps: Vec<(Sources, CapGrant)> = Vec::new();
-        let own_rules = member.owner.is_some();
-        for (n, rule) in self.policy.rules.iter().enumerate() {
-            let named = member.target.contains(n);
-            let Some(class) = self.classes.of.get(n).copied() else { continue };
-            if named {
-                self.add_targets(member, rule, Sources::Class(class), &mut traffic, &mut caps);
-            }
-            if own_rules && rule.targets.iter().any(|target| target.alias == Alias::OwnNodes) {
-                self.add_own(member, rule, Sources::Own(class), &mut traffic, &mut caps);
+        let numbered = |n: usize| self.policy.rules.get(n).zip(self.source_lists.of.get(n).copied());
+        for (rule, list) in member.target.iter().filter_map(numbered) {
+            self.add_targets(member, rule, Sources::All(list), &mut traffic, &mut caps);
+        }
+        if member.owner.is_some() {
+            for (rule, list) in self.own_nodes.iter().filter_map(numbered) {
+                add_own(member, rule, Sources::Own(list), &mut traffic, &mut caps);
             }
         }
         let mut rules = Vec::new();
-        for ((sources, protocol), dst_ports) in traffic {
+        for ((sources, protocol), destinations) in traffic {
             let src_ips = self.source_texts(member, sources);
             if !src_ips.is_empty() {
+                let entry = |(ip, first, last)| NetPortRange { ip, ports: PortRange { first, last } };
+                let dst_ports = destinations.into_iter().map(entry).collect();
                 let ip_proto = protocol.map(i32::from).into_iter().collect();
                 rules.push(FilterRule { src_ips: src_ips.to_vec(), dst_ports, ip_proto, cap_grant: Vec::new() });
             }
@@ -142,14 +146,7 @@ impl Compiled {
         rules.into()
     }
 
-    fn add_targets(
-        &self,
-        member: &Member,
-        rule: &Rule,
-        sources: Sources,
-        traffic: &mut BTreeMap<(Sources, Option<u8>), Vec<NetPortRange>>,
-        caps: &mut Vec<(Sources, CapGrant)>,
-    ) {
+    fn add_targets(&self, member: &Member, rule: &Rule, sources: Sources, traffic: &mut Traffic, caps: &mut Vec<(Sources, CapGrant)>) {
         let mut granted = Vec::new();
         for target in rule.targets.iter().filter(|target| target.alias != Alias::OwnNodes) {
             let (texts, nets) = self.reached(member, rule, &target.alias);
@@ -161,29 +158,11 @@ impl Compiled {
         add_caps(rule, sources, granted, caps);
     }
 
-    fn add_own(
-        &self,
-        member: &Member,
-        rule: &Rule,
-        sources: Sources,
-        traffic: &mut BTreeMap<(Sources, Option<u8>), Vec<NetPortRange>>,
-        caps: &mut Vec<(Sources, CapGrant)>,
-    ) {
-        for target in rule.targets.iter().filter(|target| target.alias == Alias::OwnNodes) {
-            for text in own_texts(member) {
-                add_services(sources, &text, target, traffic);
-            }
-        }
-        add_caps(rule, sources, own_nets(member), caps);
-    }
-
     /// What of a destination is on or behind this node: in filter notation, and as networks for capabilities.
     fn reached(&self, member: &Member, rule: &Rule, alias: &Alias) -> (Vec<String>, Vec<IpNet>) {
         let subject = &member.subject;
-        let behind = |net: &IpNet| {
-            let nets = AddressSet::of_nets([net]);
-            member.routes.iter().any(|route| nets.overlaps(&route.net))
-        };
+        // Of two networks that overlap one contains the other.
+        let behind = |net: &IpNet| member.routes.iter().any(|route| net.contains(&route.net) || route.net.contains(net));
         if !rule.via.is_empty() {
             // With `via` only what lies behind the node counts, and capabilities have nothing to stand on.
             return match alias {
@@ -211,45 +190,50 @@ impl Compiled {
 
     fn source_texts(&self, member: &Member, sources: Sources) -> Arc<[String]> {
         match sources {
-            Sources::Class(n) => match self.classes.list.get(n) {
-                Some(class) => class.texts.get_or_init(|| self.class_texts(class)).clone(),
+            Sources::All(n) => match self.source_lists.lists.get(n) {
+                Some(list) => list.texts.get_or_init(|| self.list_texts(list)).clone(),
                 None => Arc::from([]),
             },
             Sources::Own(n) => self.own_source_texts(member, n),
         }
     }
 
-    fn class_texts(&self, class: &Class) -> Arc<[String]> {
-        if class.sources.contains(&Alias::DangerAll) {
+    fn list_texts(&self, list: &SourceList) -> Arc<[String]> {
+        if list.sources.contains(&Alias::DangerAll) {
             return Arc::from(["*".to_owned()]);
         }
         let mut ranges: Vec<(IpAddr, IpAddr)> = Vec::new();
-        let nets = class.sources.iter().filter_map(|alias| if let Alias::Net(net) = alias { Some(net) } else { None });
+        let nets = list.sources.iter().filter_map(|alias| if let Alias::Net(net) = alias { Some(net) } else { None });
         ranges.extend(nets.map(|net| (net.network(), net.broadcast())));
-        if class.sources.contains(&Alias::Any) {
+        if list.sources.contains(&Alias::Any) {
             ranges.extend(MESH.iter());
             ranges.extend(self.routers.keys().map(|net| (net.network(), net.broadcast())));
         }
-        let members = self.members.values().filter(|member| member.named_source.contains(class.rule));
+        let members = self.members.values().filter(|member| member.named_source.contains(list.rule));
         ranges.extend(members.flat_map(own_ranges));
         AddressSet::of(ranges).texts().into()
     }
 
-    fn own_source_texts(&self, member: &Member, class: usize) -> Arc<[String]> {
-        let Some(rule) = self.classes.list.get(class).map(|class| class.rule) else { return Arc::from([]) };
+    fn own_source_texts(&self, member: &Member, list: usize) -> Arc<[String]> {
+        let Some(rule) = self.source_lists.lists.get(list).map(|list| list.rule) else { return Arc::from([]) };
         let owned = member.owner.as_ref().and_then(|owner| self.owned.get(owner)).into_iter().flatten();
         let members = owned.filter_map(|id| self.members.get(id)).filter(|member| member.own_source.contains(rule));
         AddressSet::of(members.flat_map(own_ranges)).texts().into()
     }
 }
 
-fn add_services(sources: Sources, ip: &str, target: &Target, traffic: &mut BTreeMap<(Sources, Option<u8>), Vec<NetPortRange>>) {
-    for Service { protocol, ports } in target.services.iter() {
-        let list = traffic.entry((sources, *protocol)).or_default();
-        let entry = NetPortRange { ip: ip.to_owned(), ports: PortRange { first: ports.first, last: ports.last } };
-        if !list.contains(&entry) {
-            list.push(entry);
+fn add_own(member: &Member, rule: &Rule, sources: Sources, traffic: &mut Traffic, caps: &mut Vec<(Sources, CapGrant)>) {
+    for target in rule.targets.iter().filter(|target| target.alias == Alias::OwnNodes) {
+        for text in own_texts(member) {
+            add_services(sources, &text, target, traffic);
         }
+    }
+    add_caps(rule, sources, own_nets(member), caps);
+}
+
+fn add_services(sources: Sources, ip: &str, target: &Target, traffic: &mut Traffic) {
+    for Service { protocol, ports } in target.services.iter() {
+        traffic.entry((sources, *protocol)).or_default().insert((ip.to_owned(), ports.first, ports.last));
     }
 }
 

@@ -25,27 +25,33 @@
 mod alias;
 mod attribute;
 mod bits;
+mod change;
 mod compiled;
 mod document;
 mod error;
 mod filter;
 mod index;
+mod member;
 mod ranges;
 mod rule;
 mod sections;
 mod service;
 mod trial;
+mod viewer;
 
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
 pub use attribute::Attributes;
-pub use compiled::{Affected, Class, Compiled, Subject, Touched};
+pub use change::{Affected, Touched};
+pub use compiled::Compiled;
 pub use document::MAX_BYTES;
 pub use error::PolicyError;
+pub use member::Subject;
 pub use ranges::AddressSet;
 pub use trial::TestFailure;
+pub use viewer::Class;
 
 use alias::{Alias, Names};
 use attribute::Attribute;
