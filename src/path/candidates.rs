@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::rank::Standing;
 use super::{ACTIVE, Reach, TRUST, canonical, is_usable};
 use crate::time::Time;
 
@@ -14,6 +15,12 @@ pub const MAX_LEARNED: usize = 8;
 const FIRST_GAP: Duration = Duration::from_millis(500);
 /// Stock clients always wait so long.
 const MAX_GAP: Duration = Duration::from_secs(5);
+
+/// The fastest answer says what a way can do, the others tell of queues and busy machines; it is forgotten by this part with each of those.
+const FADING: u32 = 16;
+
+/// Pings in a row that have to stay unanswered before an address is left alone while another works.
+const TRIES: u32 = 4;
 
 /// An answered ping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +41,8 @@ pub(super) struct Candidate {
     pub(super) pinged: Option<Time>,
     /// A ping to it was answered: it works both ways.
     pub(super) proof: Option<Proof>,
+    /// The fastest answer, lately.
+    fastest: Option<Duration>,
     /// When it was last pinged by us, and how many pings in a row have not been answered.
     probed: Option<Time>,
     unanswered: u32,
@@ -41,7 +50,7 @@ pub(super) struct Candidate {
 
 impl Candidate {
     fn new(address: SocketAddr, listed: bool) -> Self {
-        Self { address, listed, heard: None, pinged: None, proof: None, probed: None, unanswered: 0 }
+        Self { address, listed, heard: None, pinged: None, proof: None, fastest: None, probed: None, unanswered: 0 }
     }
 
     /// When it may be pinged again in a round of pings.
@@ -57,11 +66,25 @@ impl Candidate {
 
     pub(super) fn note_pong(&mut self, now: Time, latency: Duration) {
         self.proof = Some(Proof { at: now, latency });
+        let faded = self.fastest.map(|fastest| fastest + latency.saturating_sub(fastest) / FADING);
+        self.fastest = Some(faded.map_or(latency, |faded| faded.min(latency)));
         self.unanswered = 0;
     }
 
-    /// Something has changed: it may be worth another try at once.
-    pub(super) fn rouse(&mut self) {
+    /// What it is ranked by.
+    pub(super) fn standing(&self) -> Standing {
+        (self.address, self.fastest.unwrap_or(Duration::MAX))
+    }
+
+    /// Whether it has been tried too rarely to be called dead.
+    pub(super) fn is_open(&self) -> bool {
+        (1..TRIES).contains(&self.unanswered)
+    }
+
+    /// Something has changed: what was known is void, and it may be worth another try at once.
+    pub(super) fn reset(&mut self) {
+        self.proof = None;
+        self.fastest = None;
         self.probed = None;
         self.unanswered = 0;
     }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::candidates::Candidates;
+use super::candidates::{Candidate, Candidates};
 use super::probes::{Probes, patience};
 use super::rank::is_better;
 use super::{ACTIVE, HEARTBEAT, Path, Pong, Reach, TRUST, UNANSWERED, canonical};
@@ -15,8 +15,11 @@ use crate::wire::disco::TxId;
 const GOOD_ENOUGH: Duration = Duration::from_millis(5);
 /// How often a faster way is looked for otherwise.
 const UPGRADE: Duration = Duration::from_mins(1);
-/// A heartbeat unanswered for so long, and two round trips, raises a doubt. Much less, and busy machines do; stock clients wait until trust ends.
+/// A ping to the address in use that is unanswered for so long, and two round trips, is sent again. Much less, and busy machines
+/// cause it; stock clients wait until trust ends.
 const OVERDUE: Duration = Duration::from_secs(1);
+/// A way in use for so long is left for a faster one only if that is faster by a fifth: what it is on some days is noise.
+const SETTLED: Duration = Duration::from_secs(10);
 /// Doubts because packets come from elsewhere are raised at most so often.
 const CHECK_GAP: Duration = Duration::from_secs(1);
 /// A handshake is repeated so long after a ping from the peer was answered: the answer has arrived by then or never will.
@@ -60,6 +63,8 @@ pub(super) struct PeerPaths {
     disco: Option<DiscoPublic>,
     candidates: Candidates,
     best: Option<SocketAddr>,
+    /// Since when.
+    taken: Option<Time>,
     probes: Probes,
     doubt: Option<Doubt>,
     last_check: Option<Time>,
@@ -124,8 +129,7 @@ impl PeerPaths {
     /// What was proven may be so no more: our own addresses, or the peer's process, have changed.
     pub(super) fn forget_proofs(&mut self, draw: &mut Draw<'_>) {
         for candidate in self.candidates.iter_mut() {
-            candidate.proof = None;
-            candidate.rouse();
+            candidate.reset();
         }
         self.doubt = None;
         draw.effects.answers.extend(self.probes.clear().into_iter().map(|token| (token, None)));
@@ -156,15 +160,20 @@ impl PeerPaths {
         self.candidates.forget_silent(now, self.best);
         self.candidates.sort();
         self.round = Some(now);
-        let due: Vec<_> = self.candidates.iter().filter(|c| c.due() <= now).map(|c| c.address).collect();
+        self.probe_due(now, |_| true, draw);
+    }
+
+    fn probe_due(&mut self, now: Time, which: impl Fn(&Candidate) -> bool, draw: &mut Draw<'_>) {
+        let due: Vec<_> = self.candidates.iter().filter(|c| c.due() <= now && which(c)).map(|c| c.address).collect();
         for address in due {
             self.probe(now, address, None, draw);
         }
     }
 
-    fn take(&mut self, address: SocketAddr, draw: &mut Draw<'_>) {
+    fn take(&mut self, now: Time, address: SocketAddr, draw: &mut Draw<'_>) {
         if self.best != Some(address) {
             self.best = Some(address);
+            self.taken = Some(now);
             draw.effects.moved = true;
         }
         self.doubt = None;
@@ -196,7 +205,7 @@ impl PeerPaths {
                 self.check(now, from, draw);
             }
         } else if !self.holds(now, from) {
-            self.take(from, draw);
+            self.take(now, from, draw);
             if self.is_active() && self.candidates.find(from).is_some_and(|c| c.due() <= now) {
                 self.probe(now, from, None, draw);
             }
@@ -277,14 +286,18 @@ impl PeerPaths {
             self.probes.settle(token);
             draw.effects.answers.push((token, Some(Pong { path: Path::Direct(ping.to), latency, observed })));
         }
-        let trusted = self.latency(now);
+        let current = self.best.and_then(|best| self.candidates.find(best)).filter(|c| c.is_proven(now)).map(Candidate::standing);
         // Where the ping went is proven, not where the pong came from. It may be a candidate no longer.
         let Some(candidate) = self.candidates.find_mut(ping.to) else { return true };
         candidate.note_pong(now, latency);
-        match (self.best, trusted) {
-            (Some(best), _) if best == ping.to => self.doubt = None,
-            (Some(best), Some(current)) if !is_better((ping.to, latency), (best, current)) => {}
-            _ => self.take(ping.to, draw),
+        let mut standing = candidate.standing();
+        if self.taken.is_some_and(|at| now.since(at) >= SETTLED) {
+            standing.1 = standing.1 * 6 / 5;
+        }
+        match current {
+            _ if self.best == Some(ping.to) => self.doubt = None,
+            Some(current) if !is_better(standing, current) => {}
+            _ => self.take(now, ping.to, draw),
         }
         if self.asked.is_some() {
             self.plan_meeting(now);
@@ -305,10 +318,10 @@ impl PeerPaths {
         if let Some(candidate) = self.best.and_then(|best| self.candidates.find_mut(best)) {
             candidate.proof = None;
         }
-        let proven = self.candidates.iter().filter(|c| c.is_proven(now)).filter_map(|c| c.proof.map(|proof| (c.address, proof.latency)));
+        let proven = self.candidates.iter().filter(|c| c.is_proven(now)).map(Candidate::standing);
         let proven = proven.reduce(|best, other| if is_better(other, best) { other } else { best }).map(|(address, _)| address);
         if let Some(next) = proven.or(instead.filter(|from| !self.holds(now, *from))) {
-            self.take(next, draw);
+            self.take(now, next, draw);
         }
         if !self.is_trusted(now) && self.is_active() {
             self.round(now, draw);
@@ -346,15 +359,16 @@ impl PeerPaths {
         if self.heartbeat.is_some_and(|at| at <= now) {
             self.beat(now, draw);
         }
-        if self.overdue(now).is_some_and(|at| at <= now)
-            && let (Some(best), Some(latency)) = (self.best, self.latency(now))
-        {
-            self.probe(now, best, None, draw);
-            self.round(now, draw);
-            self.doubt = Some(Doubt { until: now + patience(latency), instead: None });
+        if self.overdue(now).is_some_and(|at| at <= now) {
+            self.hurry(now, draw);
         }
         if self.retry(now).is_some_and(|at| at <= now) {
-            self.round(now, draw);
+            if self.is_trusted(now) {
+                let best = self.best;
+                self.probe_due(now, |c| c.is_open() && Some(c.address) != best, draw);
+            } else {
+                self.round(now, draw);
+            }
         }
     }
 
@@ -375,19 +389,34 @@ impl PeerPaths {
         }
     }
 
-    /// When a ping to the address in use is overdue, if nothing has been heard from there since.
+    /// When the last ping to the address in use is overdue.
     fn overdue(&self, now: Time) -> Option<Time> {
-        let best = self.candidates.find(self.best?)?;
-        let since = self.probes.waiting_since(best.address)?;
-        let silent = best.heard.is_none_or(|heard| heard <= since);
         let latency = self.latency(now)?;
-        (silent && self.is_active() && self.doubt.is_none()).then(|| since + OVERDUE + latency * 2)
+        let (_, sent) = self.probes.waiting(self.best?)?;
+        (self.is_active() && self.doubt.is_none()).then(|| sent + OVERDUE + latency * 2)
     }
 
-    /// When the next candidate may be pinged again, while none is trusted.
+    /// A ping to the address in use has not been answered. It is sent again; if nothing else has come from there either, the address
+    /// has little time left.
+    fn hurry(&mut self, now: Time, draw: &mut Draw<'_>) {
+        let (Some(best), Some(latency)) = (self.best, self.latency(now)) else { return };
+        let since = self.probes.waiting(best).map_or(now, |(oldest, _)| oldest);
+        let silent = self.candidates.find(best).is_none_or(|c| c.heard.is_none_or(|heard| heard <= since));
+        self.probe(now, best, None, draw);
+        if silent {
+            self.round(now, draw);
+            self.doubt = Some(Doubt { until: now + patience(latency), instead: None });
+        }
+    }
+
+    /// When the next candidate may be pinged again: any while none is trusted, else those that may have had bad luck.
     fn retry(&self, now: Time) -> Option<Time> {
-        let open = self.disco.is_some() && self.is_active() && !self.is_trusted(now);
-        open.then(|| self.candidates.iter().map(super::candidates::Candidate::due).min()).flatten()
+        if self.disco.is_none() || !self.is_active() {
+            return None;
+        }
+        let trusted = self.is_trusted(now);
+        let open = |c: &&Candidate| !trusted || c.is_open() && Some(c.address) != self.best;
+        self.candidates.iter().filter(open).map(Candidate::due).min()
     }
 
     /// What is due next, and why. `now` is the moment up to which everything has been done.
@@ -397,7 +426,7 @@ impl PeerPaths {
             (self.meet, "the peer can answer a handshake"),
             (self.heartbeat, "the address in use is looked after"),
             (self.overdue(now), "a ping to the address in use is overdue"),
-            (self.retry(now), "no address is proven and one may be tried again"),
+            (self.retry(now), "an address may be tried again"),
             (self.probes.deadline(), "a ping is lost"),
         ];
         all.into_iter().filter_map(|(at, why)| at.map(|at| Deadline { at, why })).min()

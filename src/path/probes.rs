@@ -61,9 +61,10 @@ impl Probes {
         self.0.iter().map(|ping| ping.sent).min().map(|sent| sent + PING_LOST)
     }
 
-    /// When the oldest ping to this address was sent, of those that are ours.
-    pub(super) fn waiting_since(&self, to: SocketAddr) -> Option<Time> {
-        self.0.iter().filter(|ping| ping.to == to && ping.token.is_none()).map(|ping| ping.sent).min()
+    /// When the oldest and the newest ping to this address were sent, of those that are ours and wait.
+    pub(super) fn waiting(&self, to: SocketAddr) -> Option<(Time, Time)> {
+        let sent = || self.0.iter().filter(|ping| ping.to == to && ping.token.is_none()).map(|ping| ping.sent);
+        sent().min().zip(sent().max())
     }
 
     /// Forgets all; the tokens nobody will answer any more.

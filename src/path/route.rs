@@ -9,8 +9,8 @@ use crate::time::Time;
 /// How often an idle path through the internet carries a keepalive while there is a session: below the 30 s after which
 /// common NATs forget a UDP mapping. It ends with the session, 3 minutes after the last data, so that idle peers cost nothing.
 pub const KEEPALIVE: Duration = Duration::from_secs(25);
-/// How often the core hears of what goes on as before. It need not know more exactly.
-const REMIND: Duration = Duration::from_secs(1);
+/// How often the core hears of what goes on as before. It must be well below the time in which an unanswered ping raises a doubt.
+const REMIND: Duration = Duration::from_millis(500);
 
 /// Where a peer's packets go, and when the core has to hear of packets. Belongs under the peer's lock: looking costs nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_core_hears_of_the_same_thing_once_a_second_and_of_a_new_address_at_once() {
+    fn the_core_hears_of_the_same_thing_now_and_then_and_of_a_new_address_at_once() {
         let mut route = Route::default();
         assert!(!route.tell_sending(at(0)), "nothing is probed");
         route.set(None, true);

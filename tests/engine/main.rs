@@ -30,8 +30,14 @@ macro_rules! need_root {
     };
 }
 
+mod disco;
+
 fn key(n: u8) -> NodePrivate {
     NodePrivate::from_seed([n; 32])
+}
+
+fn disco(n: u8) -> DiscoPrivate {
+    DiscoPrivate::from_seed([100 + n; 32])
 }
 
 fn peer(n: u8, endpoints: &[&str]) -> PeerConfig {
@@ -61,17 +67,24 @@ impl Node {
     }
 
     fn start(&self) {
+        self.start_as(disco(self.n));
+    }
+
+    fn start_as(&self, disco: DiscoPrivate) {
         let (engine, n, offload) = (Arc::clone(&self.engine), self.n, self.offload);
         self.machine.run(move || {
-            let options = EngineOptions {
-                interface: "pm0".into(),
-                mtu: 1280,
-                port: PORT,
-                key: key(n),
-                disco: DiscoPrivate::from_seed([100 + n; 32]),
-                mark: None,
-            };
-            *engine.lock().unwrap() = Some(Engine::start_with(options, offload).unwrap());
+            let options = EngineOptions { interface: "pm0".into(), mtu: 1280, port: PORT, key: key(n), disco, mark: None };
+            // A process that another test has just forked may hold the last engine's TUN for a moment.
+            eventually("the TUN to be free", LIMIT, || match Engine::start_with(options.clone(), offload) {
+                Ok(started) => {
+                    *engine.lock().unwrap() = Some(started);
+                    true
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy, "{error}");
+                    false
+                }
+            });
             ip(&format!("addr add 100.64.0.{n}/32 dev pm0"));
             ip(&format!("addr add fd7a:115c:a1e0::{n}/128 dev pm0 nodad"));
             ip("route add 100.64.0.0/10 dev pm0");
@@ -83,16 +96,20 @@ impl Node {
         self.engine.lock().unwrap().take().unwrap().stop();
     }
 
+    fn with<T>(&self, look: impl FnOnce(&Engine) -> T) -> T {
+        look(self.engine.lock().unwrap().as_ref().unwrap())
+    }
+
     fn peers(&self, peers: &[PeerConfig]) {
-        self.engine.lock().unwrap().as_ref().unwrap().set_peers(peers);
+        self.with(|engine| engine.set_peers(peers));
     }
 
     fn counters(&self) -> Counters {
-        self.engine.lock().unwrap().as_ref().unwrap().counters()
+        self.with(Engine::counters)
     }
 
     fn endpoint(&self) -> Option<SocketAddr> {
-        self.engine.lock().unwrap().as_ref().unwrap().peers().first().and_then(|p| p.endpoint)
+        self.with(|engine| engine.peers().first().and_then(|p| p.endpoint))
     }
 
     /// A UDP socket in this machine, bound to an address of the node.

@@ -94,6 +94,9 @@ impl Effect {
             Ok(found) if found != self.surroundings => {
                 tracing::debug!(networks = ?found.networks, "local networks");
                 self.surroundings = found;
+                if let Some(engine) = &self.engine {
+                    engine.network_changed();
+                }
                 true
             }
             Ok(_) => false,

@@ -1,0 +1,231 @@
+//! Two nodes' path cores on a network of given latency, jitter and loss, in simulated time.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use pvemesh::ident::{DiscoPrivate, NodePrivate, NodePublic};
+use pvemesh::path::{Event, Path, Paths, Peer, Route};
+use pvemesh::time::Time;
+use rand_chacha::ChaCha12Rng;
+use rand_core::{RngCore as _, SeedableRng as _};
+
+/// How often a node with traffic sends some.
+const DATA_EVERY: Duration = Duration::from_millis(50);
+
+/// One way through the network: all addresses that start alike are on it.
+#[derive(Clone, Copy)]
+pub struct Wire {
+    pub prefix: &'static str,
+    pub latency: Duration,
+    pub jitter: Duration,
+    /// Of a thousand packets.
+    pub lost: u32,
+}
+
+enum Packet {
+    Probe(Vec<u8>),
+    Data,
+}
+
+enum Step {
+    Arrive { to: usize, from: SocketAddr, at: SocketAddr, packet: Packet },
+    Talk(usize),
+}
+
+pub struct Host {
+    pub paths: Paths,
+    pub addresses: Vec<SocketAddr>,
+    pub talks: bool,
+    pub key: NodePublic,
+    disco: DiscoPrivate,
+    route: Route,
+    /// When data last arrived, and how much was sent and arrived.
+    pub heard: Option<Time>,
+    pub sent: u64,
+    pub received: u64,
+    /// When the way to the peer changed.
+    pub moves: Vec<(Time, Option<Path>)>,
+    pub restarts: usize,
+    pub probes: Vec<Time>,
+}
+
+pub struct Network {
+    pub now: Time,
+    pub hosts: [Host; 2],
+    wires: Vec<Wire>,
+    random: ChaCha12Rng,
+    steps: BTreeMap<(Time, u64), Step>,
+    count: u64,
+}
+
+pub fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn host(n: u8, seed: u64, addresses: &[&str]) -> Host {
+    let mut core_seed = [n; 32];
+    core_seed[..8].copy_from_slice(&seed.to_le_bytes());
+    let (key, disco) = (NodePrivate::from_seed([n; 32]).public(), DiscoPrivate::from_seed([100 + n; 32]));
+    Host {
+        paths: Paths::new(key, disco.clone(), core_seed),
+        addresses: addresses.iter().map(|a| address(a)).collect(),
+        talks: false,
+        key,
+        disco,
+        route: Route::default(),
+        heard: None,
+        sent: 0,
+        received: 0,
+        moves: Vec::new(),
+        restarts: 0,
+        probes: Vec::new(),
+    }
+}
+
+impl Host {
+    pub fn best(&self) -> Option<Path> {
+        self.route.best()
+    }
+
+    fn as_peer(&self) -> Peer {
+        Peer { key: self.key, disco: Some(self.disco.public()), addresses: self.addresses.clone() }
+    }
+}
+
+impl Network {
+    pub fn new(seed: u64, wires: &[Wire], addresses: [&[&str]; 2]) -> Self {
+        let hosts = [host(1, seed, addresses[0]), host(2, seed, addresses[1])];
+        let random = ChaCha12Rng::seed_from_u64(seed);
+        let mut network = Self { now: Time::default(), hosts, wires: wires.to_vec(), random, steps: BTreeMap::new(), count: 0 };
+        network.tell_map();
+        for n in 0..2 {
+            network.add(network.now + DATA_EVERY, Step::Talk(n));
+        }
+        network
+    }
+
+    /// The coordinator tells both where the other may be reached.
+    pub fn tell_map(&mut self) {
+        for n in 0..2 {
+            let peer = self.hosts[1 - n].as_peer();
+            let now = self.now;
+            self.hosts[n].paths.set_peers(now, &[peer]);
+            self.drain(n);
+        }
+    }
+
+    pub fn wire(&mut self, prefix: &str) -> &mut Wire {
+        self.wires.iter_mut().find(|wire| wire.prefix == prefix).unwrap()
+    }
+
+    fn add(&mut self, at: Time, step: Step) {
+        self.count += 1;
+        self.steps.insert((at, self.count), step);
+    }
+
+    fn send(&mut self, n: usize, to: SocketAddr, packet: Packet) {
+        let on = |wire: &Wire, address: &SocketAddr| address.to_string().starts_with(wire.prefix);
+        let Some(wire) = self.wires.iter().find(|wire| on(wire, &to)).copied() else { return };
+        let Some(from) = self.hosts[n].addresses.iter().find(|own| on(&wire, own)).copied() else { return };
+        let jitter = wire.jitter.mul_f64(f64::from(self.random.next_u32()) / f64::from(u32::MAX));
+        if self.random.next_u32() % 1000 >= wire.lost {
+            self.add(self.now + wire.latency + jitter, Step::Arrive { to: 1 - n, from, at: to, packet });
+        }
+    }
+
+    fn drain(&mut self, n: usize) {
+        while let Some(transmit) = self.hosts[n].paths.poll_transmit() {
+            let Path::Direct(to) = transmit.to;
+            let now = self.now;
+            self.hosts[n].probes.push(now);
+            self.send(n, to, Packet::Probe(transmit.contents));
+        }
+        let (host, peer) = (n, self.hosts[1 - n].key);
+        let host = &mut self.hosts[host];
+        while let Some(event) = host.paths.poll_event() {
+            match event {
+                Event::Moved(_) => host.moves.push((self.now, host.paths.route(&peer).0)),
+                Event::Restarted(_) => host.restarts += 1,
+                Event::Meet(_) | Event::Answered { .. } => {}
+            }
+        }
+        let (best, probed) = host.paths.route(&peer);
+        host.route.set(best, probed);
+    }
+
+    fn step(&mut self, step: Step) {
+        let now = self.now;
+        match step {
+            Step::Talk(n) => {
+                self.add(now + DATA_EVERY, Step::Talk(n));
+                let peer = self.hosts[1 - n].key;
+                let host = &mut self.hosts[n];
+                if host.talks {
+                    if host.route.tell_sending(now) {
+                        host.paths.sending(now, &peer);
+                        self.drain(n);
+                    }
+                    self.hosts[n].sent += 1;
+                    if let Some(Path::Direct(to)) = self.hosts[n].best() {
+                        self.send(n, to, Packet::Data);
+                    }
+                }
+            }
+            Step::Arrive { to: n, from, at, packet } => {
+                if !self.hosts[n].addresses.contains(&at) {
+                    return;
+                }
+                let peer = self.hosts[1 - n].key;
+                let host = &mut self.hosts[n];
+                match packet {
+                    Packet::Probe(contents) => host.paths.handle_datagram(now, from, &contents),
+                    Packet::Data => {
+                        host.heard = Some(now);
+                        host.received += 1;
+                        if host.route.tell_heard(now, from) {
+                            host.paths.heard(now, &peer, from);
+                        }
+                    }
+                }
+                self.drain(n);
+            }
+        }
+    }
+
+    /// Lets time pass.
+    pub fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        loop {
+            let step = self.steps.first_key_value().map(|((at, _), _)| *at);
+            let due = |n: usize| self.hosts[n].paths.poll_timeout().map(|deadline| deadline.at.max(self.now));
+            let next = [step, due(0), due(1)].into_iter().flatten().min().filter(|at| *at <= end);
+            let Some(next) = next else { break };
+            self.now = next;
+            for n in 0..2 {
+                if self.hosts[n].paths.poll_timeout().is_some_and(|deadline| deadline.at <= next) {
+                    self.hosts[n].paths.handle_timeout(next);
+                    self.drain(n);
+                }
+            }
+            if step == Some(next)
+                && let Some((_, step)) = self.steps.pop_first()
+            {
+                self.step(step);
+            }
+        }
+        self.now = end;
+    }
+
+    /// Lets time pass until something holds; how long that took, `None` if longer than the limit.
+    pub fn until(&mut self, limit: Duration, mut holds: impl FnMut(&Self) -> bool) -> Option<Duration> {
+        let start = self.now;
+        while !holds(self) {
+            if self.now.since(start) >= limit {
+                return None;
+            }
+            self.run(Duration::from_millis(1));
+        }
+        Some(self.now.since(start))
+    }
+}
