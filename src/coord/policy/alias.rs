@@ -179,7 +179,7 @@ fn literal(field: &Field<'_>, net: IpNet, place: Place) -> Result<Alias, PolicyE
         return Err(field.error("a host or address cannot stand here"));
     }
     if place == Place::Target && net.prefix_len() == 0 {
-        return Err(field.error(format!("{net} as a destination is not said so: write `*` for everything, or `autogroup:internet`")));
+        return Err(field.error(format!("{net} cannot be a destination: write `*` for everything, or `autogroup:internet`")));
     }
     Ok(Alias::Net(net))
 }
