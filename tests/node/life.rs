@@ -104,6 +104,11 @@ fn a_join_key_at_hand_renews_the_node_by_itself() {
     let out = world.laptop.up(&["--auth-key-file", &key]);
     assert!(out.status.success(), "{}", text(&out.stderr));
     assert_eq!(key_of(&world.laptop.wait_until_running()), key_of(&before), "not yet");
+    // It is kept over a restart.
+    assert!(world.laptop.node(&["down"]).status.success());
+    wait_for("the node's end", || world.laptop.status().is_none().then_some(()));
+    assert!(world.laptop.up(&[]).status.success());
+    assert_eq!(key_of(&world.laptop.wait_until_running()), key_of(&before), "not yet");
     // Half an hour before its end.
     world.admin(&["nodes", "expire", "laptop", "--expiry", "30m"]);
     let after = wait_for("another key", || {
@@ -142,6 +147,13 @@ fn trap_22_a_node_removed_at_the_coordinator_says_so() {
     let_in(&world, status["AuthURL"].as_str().unwrap());
     world.laptop.wait_until_running();
     assert!(!health(&world.laptop).contains("removed there"));
+
+    // The second time there is a join key, and no page is needed.
+    world.admin(&["nodes", "delete", "laptop"]);
+    wait_for("the news", || (state(&world.laptop) == "NeedsLogin").then_some(()));
+    let key = world.key(&[]);
+    let out = world.laptop.up(&["--auth-key-file", &key]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
 }
 
 #[test]

@@ -287,6 +287,25 @@ async fn a_woken_session_opens_its_connection_anew_at_once() {
 }
 
 #[tokio::test]
+async fn no_wake_up_parts_a_new_key_from_its_telling() {
+    let server = Scripted::start(ordinary).await;
+    let mut identity = identity(&server.url, None);
+    (identity.registered, identity.renew) = (true, true);
+    let mut session = Session::start_with(&identity, "alpha", 2);
+    // The places for news are taken while the registration is answered, and the session is woken then.
+    server.until("a registration", |asked| asked.iter().any(Asked::is_registration).then_some(())).await;
+    for _ in 0..3 {
+        session.wake.notify_one();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let admitted = |event: &Event| if let Event::Admitted { new_key, .. } = event { Some(new_key.clone()) } else { None };
+    let new_key = session.until("admission", admitted).await.expect("the new key is told");
+    session.map().await;
+    let used = server.of(|asked| asked.path == "/machine/map").pop().unwrap().json()["NodeKey"].clone();
+    assert_eq!(used, new_key.public().to_string());
+}
+
+#[tokio::test]
 async fn a_session_is_woken_out_of_a_pause() {
     let server = Scripted::start(|asked| match (asked.is_registration(), asked.before) {
         (true, 0) => Reply::Status(429, Some(("Retry-After", "600"))),

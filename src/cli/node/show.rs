@@ -71,7 +71,7 @@ fn table(status: &Status) -> String {
         BackendState::Starting => writeln!(text, "waiting for {}", status.login_server),
     };
     let rows: Vec<[String; 5]> =
-        status.node.iter().map(|node| row(node, "-".to_owned())).chain(status.peer.values().map(|p| row(p, doing(p)))).collect();
+        status.node.iter().map(|node| row(node, until(node))).chain(status.peer.values().map(|p| row(p, doing(p)))).collect();
     let mut widths = [0; 4];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -101,16 +101,24 @@ pub(super) fn printable(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect() }
 }
 
+/// How long this node's own key is good.
+fn until(node: &PeerStatus) -> String {
+    node.key_expiry.map_or_else(|| "-".to_owned(), |expiry| format!("-; key good until {expiry:.0}"))
+}
+
 fn doing(peer: &PeerStatus) -> String {
     let mut parts = Vec::new();
     if !peer.online {
-        parts.push(peer.last_seen.map_or_else(|| "offline".to_owned(), |seen| format!("offline, last seen {seen}")));
+        parts.push(peer.last_seen.map_or_else(|| "offline".to_owned(), |seen| format!("offline, last seen {seen:.0}")));
     } else if peer.cur_addr.is_empty() {
         parts.push("idle".to_owned());
     } else if !peer.active {
         parts.push(format!("idle; direct {}, tx {} rx {}", peer.cur_addr, peer.tx_bytes, peer.rx_bytes));
     } else {
         parts.push(format!("active; direct {}, tx {} rx {}", peer.cur_addr, peer.tx_bytes, peer.rx_bytes));
+    }
+    if peer.cur_addr.is_empty() && !peer.relay.is_empty() {
+        parts.push(format!("home relay \"{}\"", printable(&peer.relay)));
     }
     if peer.expired {
         parts.push("key expired".to_owned());

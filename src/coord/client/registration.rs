@@ -62,6 +62,8 @@ pub struct Admission {
     pub previous: NodePublic,
     /// It is a new one.
     pub renewed: bool,
+    /// The join key was shown, so that it is not to be kept any longer.
+    pub key_shown: bool,
 }
 
 /// A registration under way.
@@ -76,6 +78,8 @@ pub struct Registration {
     fresh: bool,
     /// The join key is shown: not where a valid node key is enough, for it would be of no use then and might be missed later.
     shows_key: bool,
+    /// It has been.
+    key_shown: bool,
     followup: String,
     asked: Time,
     given_back: u32,
@@ -88,7 +92,7 @@ impl Registration {
         let renew = credentials.renew;
         let begun = (Arc::clone(&credentials.node), credentials.previous);
         let (followup, asked) = (String::new(), Time::default());
-        let mut registration = Self { credentials, begun, seed, fresh: false, shows_key, followup, asked, given_back: 0 };
+        let mut registration = Self { credentials, begun, seed, fresh: false, shows_key, key_shown: false, followup, asked, given_back: 0 };
         if renew {
             registration.renew();
         }
@@ -117,6 +121,7 @@ impl Registration {
     pub fn request(&mut self, now: Time, hostinfo: Hostinfo) -> RegisterRequest {
         self.asked = now;
         let key = self.credentials.auth_key.as_ref().filter(|_| self.shows_key).map(without_lock_suffix);
+        self.key_shown |= key.is_some();
         RegisterRequest {
             auth: key.map(|auth_key| RegisterAuth { auth_key }),
             followup: self.followup.clone(),
@@ -150,7 +155,13 @@ impl Registration {
                 node: Arc::clone(&self.credentials.node),
                 previous: self.credentials.previous,
                 renewed: self.fresh,
+                key_shown: self.key_shown,
             });
+        }
+        if self.credentials.auth_key.is_some() && !self.shows_key {
+            // The node is not known any more, and there is something better than a page.
+            self.shows_key = true;
+            return Step::Again;
         }
         if url != self.followup {
             self.followup.clone_from(&url);

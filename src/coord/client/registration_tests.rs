@@ -151,6 +151,18 @@ fn a_kept_join_key_that_is_worthless_does_not_bar_the_way() {
 }
 
 #[test]
+fn a_node_that_is_not_known_any_more_shows_its_join_key_before_it_asks_the_user() {
+    let mut registration = begin(Credentials { registered: true, ..credentials() });
+    assert!(ask(&mut registration).auth.is_none());
+    assert!(matches!(registration.clone().answered(at(0), &response()), Step::Admitted(a) if !a.key_shown), "it is kept for another day");
+    assert!(matches!(registration.answered(at(0), &visit("http://x/1")), Step::Again));
+    let second = ask(&mut registration);
+    assert!(second.auth.is_some() && second.followup.is_empty());
+    assert!(matches!(registration.clone().answered(at(0), &response()), Step::Admitted(a) if a.key_shown));
+    assert!(matches!(registration.answered(at(0), &visit("http://x/1")), Step::Visit(_)), "this coordinator wants both");
+}
+
+#[test]
 fn a_coordinators_text_cannot_drive_the_terminal() {
     let Step::Refused(text) = begin(credentials()).answered(at(0), &refusal(&format!("\x1b[2J{}", "x".repeat(5000)))) else {
         panic!("not refused")

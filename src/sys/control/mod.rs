@@ -115,6 +115,8 @@ pub enum Event {
         login: String,
         /// The node key it has from now on, if it is a new one; the old one is not valid any more.
         new_key: Option<Arc<NodePrivate>>,
+        /// The join key was shown and is not to be kept any longer.
+        key_shown: bool,
     },
     /// The coordinator had let the node in, and does not know it now: it was removed there. It asks to be let in again.
     Unknown(String),
@@ -199,11 +201,10 @@ impl Client {
         };
         let (local, remote) = connection.ends();
         let _ = events.send(Event::Connected { local: local.ip(), remote: remote.ip() }).await;
-        if !self.let_in {
-            if let Err(end) = self.register(&connection, report, events).await {
-                return end;
-            }
-            self.let_in = true;
+        if !self.let_in
+            && let Err(end) = self.register(&connection, report, events).await
+        {
+            return end;
         }
         let connection = connection.for_node(&self.identity.node.public());
         let mut reports = report.clone();
@@ -258,8 +259,10 @@ impl Client {
 
     async fn learn_key(&mut self, events: &mpsc::Sender<Event>) -> Result<MachinePublic, DialError> {
         let key = self.dialer.fetch_server_key(&self.identity.url).await?;
+        if let Ok(place) = events.reserve().await {
+            place.send(Event::ServerKey(key));
+        }
         self.identity.pin = Some(Pin { key, strict: false });
-        let _ = events.send(Event::ServerKey(key)).await;
         Ok(key)
     }
 }

@@ -29,21 +29,26 @@ impl Client {
             let limit = if registration.may_be_held() { FOLLOWUP_LIMIT } else { REPLY_LIMIT };
             let connection = connection.clone().for_node(&registration.node());
             let response: RegisterResponse = connection.post_json_within(limit, REGISTER_PATH, &request).await.map_err(explain)?;
+            // The place for the news first: from here on nothing waits, so that no wake-up can part what happened from its telling.
+            let Ok(place) = events.reserve().await else { return Err(End::Renewed) };
             match registration.answered(clock::now(), &response) {
                 Step::Admitted(admission) => {
                     let new_key = admission.renewed.then(|| admission.node.clone());
                     let identity = &mut self.identity;
-                    (identity.node, identity.previous, identity.auth_key) = (admission.node, admission.previous, None);
+                    (identity.node, identity.previous) = (admission.node, admission.previous);
                     (identity.registered, identity.renew) = (true, false);
+                    identity.auth_key = identity.auth_key.take().filter(|_| !admission.key_shown);
                     self.registration = None;
-                    let _ = events.send(Event::Admitted { login: admission.login, new_key }).await;
+                    self.let_in = true;
+                    place.send(Event::Admitted { login: admission.login, new_key, key_shown: admission.key_shown });
                     return Ok(());
                 }
                 Step::Again => {}
-                Step::Visit(url) => {
-                    let _ = events.send(Event::Visit(url)).await;
+                Step::Visit(url) => place.send(Event::Visit(url)),
+                Step::Wait(time) => {
+                    drop(place);
+                    tokio::time::sleep(time).await;
                 }
-                Step::Wait(time) => tokio::time::sleep(time).await,
                 Step::Refused(text) => {
                     // From the beginning next time: the old node key may be good again.
                     self.registration = None;

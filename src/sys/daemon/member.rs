@@ -142,6 +142,7 @@ impl Member {
                 tracing::warn!("the coordinator does not know this node any more: {text}");
                 self.progress.online = false;
                 self.progress.unknown = text;
+                self.membership.note_removal();
             }
             Event::Visit(url) => {
                 tracing::info!("to let this node in, visit {url}");
@@ -154,7 +155,7 @@ impl Member {
                 self.progress.online = false;
                 self.progress.refusal = text;
             }
-            Event::Admitted { login, new_key } => self.on_admitted(login, new_key.as_deref().cloned()).await,
+            Event::Admitted { login, new_key, key_shown } => self.on_admitted(login, new_key.as_deref().cloned(), key_shown).await,
             Event::Offline(reason) => {
                 if self.progress.online || self.progress.trouble.is_empty() {
                     tracing::info!("the coordinator is not reached, trying again: {reason}");
@@ -167,7 +168,7 @@ impl Member {
         }
     }
 
-    async fn on_admitted(&mut self, login: String, new_key: Option<NodePrivate>) {
+    async fn on_admitted(&mut self, login: String, new_key: Option<NodePrivate>, key_shown: bool) {
         self.progress.refusal.clear();
         self.progress.auth_url.clear();
         self.progress.unknown.clear();
@@ -176,7 +177,7 @@ impl Member {
         if new_key.is_some() {
             self.effect.drop_engine();
         }
-        self.membership.note_admission(login, new_key);
+        self.membership.note_admission(login, new_key, key_shown);
         if let Some(path) = &self.options.guest_config
             && let Err(error) = guest::drop_auth_key(path)
         {

@@ -83,17 +83,22 @@ impl Membership {
         self.note(|state| state.server_key = Some((key, false)));
     }
 
-    /// The coordinator has let the node in: the join key has served, and a new node key takes the old one's place.
-    pub(super) fn note_admission(&mut self, login: String, new_key: Option<NodePrivate>) {
+    /// The coordinator has let the node in. A join key that was shown has served, and a new node key takes the old one's place.
+    pub(super) fn note_admission(&mut self, login: String, new_key: Option<NodePrivate>, key_shown: bool) {
         self.note(|state| {
             state.registered = true;
             state.login = login;
-            state.auth_key = None;
+            state.auth_key = state.auth_key.take().filter(|_| !key_shown);
             if let Some(key) = new_key {
                 state.previous = state.node.public();
                 state.node = key;
             }
         });
+    }
+
+    /// The coordinator does not know the node any more: it joins like a new one.
+    pub(super) fn note_removal(&mut self) {
+        self.note(|state| state.registered = false);
     }
 
     pub(super) fn note_coordinator(&mut self, address: IpAddr) {
