@@ -447,6 +447,7 @@ impl Maker<'_> {
                     listen: ([0, 0, 0, 0], DEFAULT_COORDINATOR_PORT).into(),
                     admin_keys: vec![*admin_key],
                     base_domain: base_domain.clone(),
+                    front: settings::Front::default(),
                 });
             }
             Role::Node { kind, join, endpoints } => {

@@ -4,6 +4,7 @@
 //! mistyped setting is named instead of ignored.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -182,6 +183,60 @@ pub struct Coordinator {
     pub admin_keys: Vec<MachinePublic>,
     /// The DNS suffix of node names, without a dot at either end.
     pub base_domain: String,
+    /// How it meets the internet; nothing of it is needed on a LAN or behind a reverse proxy.
+    #[serde(default, skip_serializing_if = "Front::is_default")]
+    pub front: Front,
+}
+
+/// A coordinator's network face: its certificate, port 80, the proxies before it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Front {
+    /// Certificate and key in files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateFiles>,
+    /// A certificate from an ACME authority.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acme: Option<Acme>,
+    /// A second listener without TLS, normally port 80: stock clients try it first even for `https` addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen_http: Option<SocketAddr>,
+    /// Networks of reverse proxies: only theirs is `X-Forwarded-For` believed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+impl Front {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A certificate in files (PEM). They are read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateFiles {
+    /// The certificate and those between it and its authority.
+    pub chain: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// How a certificate is had by ACME (RFC 8555; the challenge is TLS-ALPN-01, RFC 8737).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acme {
+    /// The name the certificate is for.
+    pub domain: String,
+    /// Where the authority may write to its account's holder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+    /// The authority's directory; Let's Encrypt's if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
+    /// The certificate (PEM) of a private authority's own server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
 }
 
 #[cfg(test)]

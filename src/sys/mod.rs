@@ -23,3 +23,4 @@ pub mod pve;
 pub mod router;
 pub mod store;
 pub mod sysctl;
+pub mod web_socket;

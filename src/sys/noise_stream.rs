@@ -1,7 +1,8 @@
 //! A byte stream through Noise records, over any other byte stream.
 //!
-//! Reading decrypts record by record, writing seals; both keep at most a few records in memory. The first record that does not decrypt
-//! ends the stream with an error, as does an end of the inner stream in the middle of a record.
+//! Reading decrypts record by record, writing seals; both keep at most a few records in memory, and none while the stream is idle, which
+//! map streams are nearly always. The first record that does not decrypt ends the stream with an error, as does an end of the inner
+//! stream in the middle of a record.
 
 use std::io;
 use std::pin::Pin;
@@ -9,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::wire::control::noise::{HEADER_LEN, Keys, MAX_CIPHERTEXT, MAX_PLAINTEXT, Opener, RecordError, Sealer, record_len};
+use crate::wire::control::noise::{HEADER_LEN, Keys, MAX_CIPHERTEXT, MAX_PLAINTEXT, Opener, RecordError, Sealer, TAG_LEN, record_len};
 
 /// How many records one write seals at most before they are handed to the inner stream.
 const RECORDS_PER_WRITE: usize = 16;
@@ -39,15 +40,24 @@ struct Reading {
 impl<T> NoiseStream<T> {
     /// Wraps a stream whose handshake is done. `received` are bytes that came behind the handshake and were read already.
     pub fn new(inner: T, keys: Keys, received: &[u8]) -> Self {
-        let mut buffer = received.to_vec();
-        buffer.resize(READ_BUFFER.max(received.len()), 0);
-        let reading = Reading { buffer, opened: 0..0, raw: 0..received.len() };
+        let reading = Reading { buffer: received.to_vec(), opened: 0..0, raw: 0..received.len() };
         Self { inner, sealer: keys.sealer, opener: keys.opener, reading, sealed: Vec::new(), taken: 0 }
     }
 
     /// The wrapped stream.
     pub fn inner(&self) -> &T {
         &self.inner
+    }
+
+    /// The wrapped stream. What is written to it directly stands between records and breaks the connection.
+    pub fn inner_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+
+    /// The same session over another stream, and the one it was over.
+    pub fn replaced<U>(self, inner: U) -> (NoiseStream<U>, T) {
+        let Self { inner: before, sealer, opener, reading, sealed, taken } = self;
+        (NoiseStream { inner, sealer, opener, reading, sealed, taken }, before)
     }
 }
 
@@ -68,6 +78,9 @@ impl Reading {
 
     /// Makes room for more raw bytes. Only to be called while nothing opened is left.
     fn room(&mut self) -> &mut [u8] {
+        if self.buffer.len() < READ_BUFFER {
+            self.buffer.resize(READ_BUFFER, 0);
+        }
         self.buffer.copy_within(self.raw.clone(), 0);
         self.raw = 0..self.raw.len();
         self.opened = 0..0;
@@ -94,7 +107,14 @@ impl<T: AsyncRead + Unpin> AsyncRead for NoiseStream<T> {
                 continue;
             }
             let mut room = ReadBuf::new(reading.room());
-            ready!(Pin::new(&mut *inner).poll_read(cx, &mut room))?;
+            let Poll::Ready(result) = Pin::new(&mut *inner).poll_read(cx, &mut room) else {
+                if reading.raw.is_empty() {
+                    reading.buffer = Vec::new();
+                    reading.raw = 0..0;
+                }
+                return Poll::Pending;
+            };
+            result?;
             let count = room.filled().len();
             if count == 0 {
                 return Poll::Ready(if reading.raw.is_empty() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) });
@@ -114,7 +134,7 @@ impl<T: AsyncWrite + Unpin> NoiseStream<T> {
             }
             self.taken += count;
         }
-        self.sealed.clear();
+        self.sealed = Vec::new();
         self.taken = 0;
         Poll::Ready(Ok(()))
     }
@@ -125,6 +145,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for NoiseStream<T> {
         ready!(self.poll_drain(cx))?;
         let data = data.get(..RECORDS_PER_WRITE * MAX_PLAINTEXT).unwrap_or(data);
         let Self { sealer, sealed, .. } = &mut *self;
+        sealed.reserve(data.len() + data.len().div_ceil(MAX_PLAINTEXT) * (HEADER_LEN + TAG_LEN));
         sealer.seal(data, sealed).map_err(broken)?;
         // The bytes are ours now; if the inner stream is busy, the next write or flush goes on with them.
         match self.poll_drain(cx) {

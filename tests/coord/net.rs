@@ -35,10 +35,10 @@ pub fn options(dir: &Path) -> Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin_keys: vec![admin_key().public()],
             base_domain: "mesh.test".to_owned(),
+            front: settings::Front::default(),
         },
         state_dir: dir.join("state"),
         socket: dir.join("run/coordinator.sock"),
-        tls: None,
         derp_map: None,
     }
 }
@@ -55,7 +55,13 @@ impl Running {
     }
 
     pub async fn start_in(dir: TempDir) -> Self {
-        let coordinator = Coordinator::start(options(dir.path())).await.unwrap();
+        Self::start_with(dir, |_| {}).await
+    }
+
+    pub async fn start_with(dir: TempDir, change: impl FnOnce(&mut Options)) -> Self {
+        let mut options = options(dir.path());
+        change(&mut options);
+        let coordinator = Coordinator::start(options).await.unwrap();
         Self { dir, coordinator }
     }
 
@@ -200,16 +206,21 @@ pub struct Process {
 impl Process {
     /// Starts `pvemesh coordinator serve` on a port and waits until it answers.
     pub async fn start(dir: &Path, port: u16) -> Self {
-        let (url, socket) = (format!("http://127.0.0.1:{port}"), dir.join("run/c.sock"));
-        let child = Command::new(env!("CARGO_BIN_EXE_pvemesh"))
+        Self::start_at(dir, port, &format!("http://127.0.0.1:{port}"), |_| {}).await
+    }
+
+    /// As [`Self::start`], with the address clients are told and more arguments.
+    pub async fn start_at(dir: &Path, port: u16, url: &str, change: impl FnOnce(&mut Command)) -> Self {
+        let (url, socket) = (url.to_owned(), dir.join("run/c.sock"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pvemesh"));
+        command
             .args(["coordinator", "serve", "--url", &url, "--listen", &format!("127.0.0.1:{port}"), "--base-domain", "mesh.test"])
             .args(["--state-dir".as_ref(), dir.join("state").as_os_str(), "--socket".as_ref(), socket.as_os_str()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let process = Self { child, socket, url };
+            .stderr(Stdio::piped());
+        change(&mut command);
+        let process = Self { child: command.spawn().unwrap(), socket, url };
         let admin = process.admin();
         within("the coordinator's start", async {
             while let Err(error) = admin.info().await {
@@ -235,6 +246,11 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
+    pub fn signal(&mut self, signal: rustix::process::Signal) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
@@ -244,8 +260,7 @@ impl Process {
     /// SIGTERM; gives how long it took, and what it wrote.
     pub async fn terminate(mut self) -> (Duration, std::process::ExitStatus, String) {
         let begun = std::time::Instant::now();
-        let pid = i32::try_from(self.child.id()).unwrap();
-        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
         let status = within("its end", async {
             loop {
                 if let Some(status) = self.child.try_wait().unwrap() {

@@ -1,45 +1,31 @@
 //! Ways to start a coordinator: TLS, relay map, settings files.
 
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use pvemesh::sys::admin::LocalAdmin;
 use pvemesh::sys::coordinator::{Coordinator, StartError};
-use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::net::*;
+use crate::tls;
 
 #[tokio::test]
 async fn trap_27_with_a_certificate_it_speaks_tls_and_plain_http_is_closed_quickly() {
     let dir = tempfile::tempdir().unwrap();
-    let made = rcgen::generate_simple_self_signed(vec!["coord.example.test".to_owned()]).unwrap();
-    let (chain, key) = (dir.path().join("chain.pem"), dir.path().join("key.pem"));
-    std::fs::write(&chain, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    let mut options = options(dir.path());
-    options.tls = Some((chain, key));
-    let coordinator = Coordinator::start(options).await.unwrap();
-
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let tcp = TcpStream::connect(coordinator.address()).await.unwrap();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let name = ServerName::try_from("coord.example.test").unwrap();
-    let mut stream = within("TLS", connector.connect(name, tcp)).await.unwrap();
+    let (made, files) = (tls::make(), tls::files(dir.path()));
+    made.write(&files);
+    let server = Running::start_with(dir, |options| {
+        options.settings.url = "https://coord.example.test".to_owned();
+        options.settings.front.certificate = Some(files);
+    })
+    .await;
+    let address = server.coordinator.address();
+    let stream = tls::connect(address, tls::NAME, &[made.certificate]).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]), "the upgrade needs HTTP/1.1");
-    stream.write_all(b"GET /key?v=145 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
-    let _ = within("the answer", stream.read_to_string(&mut answer)).await;
-    assert!(answer.contains(&coordinator.server_key().to_string()), "{answer}");
 
-    let mut plain = TcpStream::connect(coordinator.address()).await.unwrap();
+    let mut plain = TcpStream::connect(address).await.unwrap();
     plain.write_all(b"POST /ts2021 HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let begun = std::time::Instant::now();
     let mut rest = Vec::new();

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use pvemesh::ident::{MachinePublic, NodeName, Secret, Vmid};
 use pvemesh::plan::render::{self, Notes};
-use pvemesh::settings::{Coordinator, Guest, Ipv4Setup, Ipv6Setup, Network, Node};
+use pvemesh::settings::{Acme, CertificateFiles, Coordinator, Front, Guest, Ipv4Setup, Ipv6Setup, Network, Node};
 
 fn network() -> Network {
     Network {
@@ -62,6 +62,7 @@ fn coordinator() -> Guest {
         listen: "[::]:8080".parse().unwrap(),
         admin_keys: vec![MachinePublic::from_bytes([0x11; 32])],
         base_domain: "mesh.internal".to_owned(),
+        front: Front::default(),
     };
     Guest { coordinator: Some(coordinator), ..guest(100, "coordinator") }
 }
@@ -185,7 +186,18 @@ prop_compose! {
             advertise_routes: vec!["192.168.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()],
             accept_routes: flags.1,
         };
-        let coordinator = Coordinator { url, listen: listen.into(), admin_keys: server_key.map(MachinePublic::from_bytes).into_iter().collect(), base_domain: domain };
+        let coordinator = Coordinator {
+            front: Front {
+                certificate: flags.0.then(|| CertificateFiles { chain: url.clone().into(), key: domain.clone().into() }),
+                acme: flags.1.then(|| Acme { domain: domain.clone(), email: Some(url.clone()), directory: None, ca: None }),
+                listen_http: flags.2.then(|| listen.into()),
+                trusted_proxies: if flags.2 { vec!["10.0.0.0/8".parse().unwrap()] } else { vec![] },
+            },
+            url,
+            listen: listen.into(),
+            admin_keys: server_key.map(MachinePublic::from_bytes).into_iter().collect(),
+            base_domain: domain,
+        };
         Guest {
             vmid: Vmid::try_from(vmid).unwrap(),
             hostname: NodeName::sanitised(&host),

@@ -41,13 +41,17 @@ impl Home {
     }
 
     async fn start_in(&mut self, directory: &str) {
-        let settings =
-            settings::Coordinator { url: self.url(), listen: self.listen, admin_keys: vec![], base_domain: "mesh.internal".to_owned() };
+        let settings = settings::Coordinator {
+            url: self.url(),
+            listen: self.listen,
+            admin_keys: vec![],
+            base_domain: "mesh.internal".to_owned(),
+            front: settings::Front::default(),
+        };
         let options = Options {
             settings,
             state_dir: self.files.path().join(directory),
             socket: self.files.path().join("admin.sock"),
-            tls: None,
             derp_map: None,
         };
         self.running = Some(Coordinator::start(options).await.unwrap());

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Exit, Failure, Output};
@@ -11,22 +12,27 @@ use crate::settings;
 use crate::sys::coordinator::{Coordinator, Options, SOCKET, STATE_DIR, StartError};
 
 const TRIED: &str = "start the coordinator";
+/// Where an ACME authority and phones look for it.
+const HTTPS_PORT: u16 = 443;
+
+/// The options about the listener, all of which a settings file holds instead.
+const FRONT: [&str; 8] = ["tls_cert", "tls_key", "acme", "acme_email", "acme_directory", "acme_ca", "listen_http", "trusted_proxies"];
 
 /// What a coordinator is started with.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Serve {
     /// Take the settings from an appliance's guest configuration (TOML).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "url", "listen", "base_domain", "admin_keys"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "url", "listen", "base_domain", "admin_keys"], conflicts_with_all = FRONT)]
     guest_config: Option<PathBuf>,
-    /// Take the settings from a file with url, listen, base_domain and admin_keys (TOML).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["url", "listen", "base_domain", "admin_keys"])]
+    /// Take the settings from a file with url, listen, base_domain, admin_keys and a table front (TOML).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["url", "listen", "base_domain", "admin_keys"], conflicts_with_all = FRONT)]
     config: Option<PathBuf>,
     /// The address clients are told: `http(s)://HOST[:PORT]`.
     #[arg(long)]
     url: Option<String>,
-    /// Where to listen.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value_t = SocketAddr::from(([0, 0, 0, 0], settings::DEFAULT_COORDINATOR_PORT)))]
-    listen: SocketAddr,
+    /// Where to listen [default: port 443 of all addresses with --acme, else port 8080].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
     /// The DNS suffix of node names.
     #[arg(long, value_name = "DOMAIN", default_value = "mesh.internal")]
     base_domain: String,
@@ -42,12 +48,31 @@ pub(crate) struct Serve {
     /// A relay map (JSON) to tell clients.
     #[arg(long, value_name = "FILE")]
     derp_map: Option<PathBuf>,
-    /// Certificate chain (PEM); without it the listener speaks plain HTTP, which is safe: the protocol inside is encrypted.
+    /// Certificate chain (PEM), read again when it changes or on SIGHUP; without one the listener speaks plain HTTP, which is fine on a LAN
+    /// or behind a reverse proxy: the protocol inside is encrypted.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// The certificate's key (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// Get a certificate for this domain by ACME; port 443 of the domain must lead here. Using it accepts the authority's terms.
+    #[arg(long, value_name = "DOMAIN", conflicts_with = "tls_cert")]
+    acme: Option<String>,
+    /// Where the ACME authority may write to.
+    #[arg(long, value_name = "ADDRESS", requires = "acme")]
+    acme_email: Option<String>,
+    /// The ACME authority's directory [default: Let's Encrypt].
+    #[arg(long, value_name = "URL", requires = "acme")]
+    acme_directory: Option<String>,
+    /// The certificate (PEM) that a private ACME authority's own server is known by.
+    #[arg(long, value_name = "FILE", requires = "acme")]
+    acme_ca: Option<PathBuf>,
+    /// Beside TLS, listen for control connections without it, normally on port 80: stock clients try that port first.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen_http: Option<SocketAddr>,
+    /// A reverse proxy's network: from it, X-Forwarded-For tells whose request it is. May be repeated.
+    #[arg(long = "trusted-proxy", value_name = "CIDR")]
+    trusted_proxies: Vec<IpNet>,
 }
 
 pub(super) fn run(serve: Serve, output: &Output) -> Result<(), Failure> {
@@ -61,9 +86,13 @@ pub(super) fn run(serve: Serve, output: &Output) -> Result<(), Failure> {
         let coordinator = Coordinator::start(options).await.map_err(|e| start_failure(&e))?;
         let signals = |e| Failure::new(TRIED, e, "this is a defect of the system: signals cannot be received");
         let (mut term, mut int) = (signal(SignalKind::terminate()).map_err(signals)?, signal(SignalKind::interrupt()).map_err(signals)?);
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+        let mut hangup = signal(SignalKind::hangup()).map_err(signals)?;
+        loop {
+            tokio::select! {
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+                _ = hangup.recv() => coordinator.reread_certificate(),
+            }
         }
         coordinator.stop().await;
         Ok(())
@@ -79,22 +108,39 @@ fn options(serve: Serve) -> Result<Options, Failure> {
             Failure::new(TRIED, happened, "make one with `pvemesh create-coordinator`").exit(Exit::Usage)
         })?,
         (None, Some(path)) => read(path, |text| toml::from_str::<settings::Coordinator>(text).map_err(|e| e.message().to_owned()))?,
-        (None, None) => settings::Coordinator {
-            url: serve.url.ok_or_else(|| {
-                let next = "give --url http(s)://HOST[:PORT], --config FILE or --guest-config FILE";
-                Failure::new(TRIED, "the address clients are told is missing", next).exit(Exit::Usage)
-            })?,
-            listen: serve.listen,
-            admin_keys: serve.admin_keys,
-            base_domain: serve.base_domain,
-        },
+        (None, None) => from_arguments(&serve)?,
     };
-    Ok(Options {
-        settings,
-        state_dir: serve.state_dir,
-        socket: serve.socket,
-        tls: serve.tls_cert.zip(serve.tls_key),
-        derp_map: serve.derp_map,
+    Ok(Options { settings, state_dir: serve.state_dir, socket: serve.socket, derp_map: serve.derp_map })
+}
+
+fn from_arguments(serve: &Serve) -> Result<settings::Coordinator, Failure> {
+    let acme = serve.acme.clone().map(|domain| settings::Acme {
+        domain,
+        email: serve.acme_email.clone(),
+        directory: serve.acme_directory.clone(),
+        ca: serve.acme_ca.clone(),
+    });
+    let url = match (&serve.url, &acme) {
+        (Some(url), _) => url.clone(),
+        (None, Some(acme)) => format!("https://{}", acme.domain),
+        (None, None) => {
+            let next = "give --url http(s)://HOST[:PORT], --config FILE or --guest-config FILE";
+            return Err(Failure::new(TRIED, "the address clients are told is missing", next).exit(Exit::Usage));
+        }
+    };
+    let port = if acme.is_some() { HTTPS_PORT } else { settings::DEFAULT_COORDINATOR_PORT };
+    let certificate = serve.tls_cert.clone().zip(serve.tls_key.clone());
+    Ok(settings::Coordinator {
+        url,
+        listen: serve.listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], port))),
+        admin_keys: serve.admin_keys.clone(),
+        base_domain: serve.base_domain.clone(),
+        front: settings::Front {
+            certificate: certificate.map(|(chain, key)| settings::CertificateFiles { chain, key }),
+            acme,
+            listen_http: serve.listen_http,
+            trusted_proxies: serve.trusted_proxies.clone(),
+        },
     })
 }
 

@@ -48,6 +48,7 @@ pub use registry::LoadError;
 pub use routes::{approval, is_exit};
 pub use session::SessionId;
 pub use update::{MapAnswer, MapRefusal};
+pub use waiting::WaitingState;
 
 use crate::ident::{AddressPlan, NodeId, UserId};
 use crate::time::{Deadline, Time, Wall};

@@ -31,10 +31,23 @@ pub(super) struct Waiting {
     until: Time,
 }
 
+/// Where a registration stands, as far as its holder is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitingState {
+    /// It waits for approval.
+    Waiting,
+    /// It was approved a short while ago.
+    Approved,
+    /// It never was, has lapsed, or was approved long ago.
+    Unknown,
+}
+
 /// Those that wait, by id.
 #[derive(Debug, Default)]
 pub(super) struct WaitingRoom {
     waiting: BTreeMap<String, Waiting>,
+    /// Those let in a short while ago, and until when that is remembered.
+    approved: BTreeMap<String, Time>,
 }
 
 impl WaitingRoom {
@@ -69,15 +82,36 @@ impl WaitingRoom {
         self.waiting.remove(id)
     }
 
+    /// Remembers for a while that one was let in.
+    pub(super) fn remember(&mut self, id: &str, now: Time) {
+        if self.approved.len() >= MAX_WAITING
+            && let Some(oldest) = self.approved.iter().min_by_key(|(_, until)| **until).map(|(id, _)| id.clone())
+        {
+            self.approved.remove(&oldest);
+        }
+        self.approved.insert(id.to_owned(), now + PATIENCE);
+    }
+
+    pub(super) fn state(&self, id: &str) -> WaitingState {
+        if self.waiting.contains_key(id) {
+            WaitingState::Waiting
+        } else if self.approved.contains_key(id) {
+            WaitingState::Approved
+        } else {
+            WaitingState::Unknown
+        }
+    }
+
     /// Lets those go whose patience has ended. Says whether any did.
     pub(super) fn expire(&mut self, now: Time) -> bool {
         let before = self.waiting.len();
         self.waiting.retain(|_, w| w.until > now);
+        self.approved.retain(|_, until| *until > now);
         self.waiting.len() != before
     }
 
     pub(super) fn next_expiry(&self) -> Option<Time> {
-        self.waiting.values().map(|w| w.until).min()
+        self.waiting.values().map(|w| w.until).chain(self.approved.values().copied()).min()
     }
 }
 

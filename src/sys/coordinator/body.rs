@@ -6,15 +6,19 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Frame as HttpFrame, Incoming, SizeHint};
 use hyper::{Response, StatusCode, header};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::encoding::Frame;
 
 /// The longest request body: what stock coordinators take.
 const MAX_BODY: usize = 1024 * 1024;
+/// The longest of someone who is not a member yet: a registration has a few KiB.
+const MAX_STRANGER_BODY: usize = 64 * 1024;
+/// What members may send without waiting for a turn: nearly all requests are shorter.
+const SHORT_BODY: usize = 16 * 1024;
 /// How long a request's body may take, waiting for its turn included.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
@@ -92,26 +96,63 @@ pub(super) fn json(status: StatusCode, value: &impl serde::Serialize) -> Respons
     }
 }
 
+/// How much of a body may come, and what it has to wait for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowance<'a> {
+    /// Longest body.
+    pub(super) limit: usize,
+    /// What may come before a turn is needed. Whoever sends more, and slowly, holds up only others that do the same.
+    pub(super) free: usize,
+    /// The turns of long bodies.
+    pub(super) turns: &'a Semaphore,
+}
+
+impl<'a> Allowance<'a> {
+    /// A member's.
+    pub(super) fn member(turns: &'a Semaphore) -> Self {
+        Self { limit: MAX_BODY, free: SHORT_BODY, turns }
+    }
+
+    /// A stranger's, who has nothing long to say; `turns` are those of its own connection.
+    pub(super) fn stranger(turns: &'a Semaphore) -> Self {
+        Self { limit: MAX_STRANGER_BODY, free: 0, turns }
+    }
+}
+
 /// Reads a request's body, within the limits of size, time, and of how many are read at once.
 ///
 /// # Errors
 /// The answer to give instead.
-pub(super) async fn read(body: Incoming, turns: &tokio::sync::Semaphore) -> Result<Bytes, Response<Body>> {
-    if body.size_hint().lower() > MAX_BODY as u64 {
-        return Err(text(StatusCode::PAYLOAD_TOO_LARGE, "a request body has at most 1 MiB"));
+pub(super) async fn read(body: Incoming, allowance: Allowance<'_>) -> Result<Bytes, Response<Body>> {
+    if body.size_hint().lower() > allowance.limit as u64 {
+        return Err(too_long(allowance.limit));
     }
-    let whole = async {
-        let turn = turns.acquire().await;
-        let collected = Limited::new(body, MAX_BODY).collect().await;
-        drop(turn);
-        collected.map(http_body_util::Collected::to_bytes)
-    };
-    match tokio::time::timeout(BODY_TIME, whole).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(text(StatusCode::PAYLOAD_TOO_LARGE, "a request body has at most 1 MiB"))
-        }
-        Ok(Err(_)) => Err(text(StatusCode::BAD_REQUEST, "the request body broke off")),
+    match tokio::time::timeout(BODY_TIME, gather(body, allowance)).await {
+        Ok(read) => read,
         Err(_) => Err(text(StatusCode::REQUEST_TIMEOUT, "the request body took too long")),
     }
+}
+
+async fn gather(mut body: Incoming, allowance: Allowance<'_>) -> Result<Bytes, Response<Body>> {
+    let (mut whole, mut turn) = (Vec::new(), None);
+    loop {
+        if turn.is_none() && whole.len() >= allowance.free {
+            turn = allowance.turns.acquire().await.ok();
+        }
+        match body.frame().await {
+            None => return Ok(whole.into()),
+            Some(Err(_)) => return Err(text(StatusCode::BAD_REQUEST, "the request body broke off")),
+            Some(Ok(frame)) => {
+                let Ok(bytes) = frame.into_data() else { continue };
+                if whole.len() + bytes.len() > allowance.limit {
+                    return Err(too_long(allowance.limit));
+                }
+                whole.extend_from_slice(&bytes);
+            }
+        }
+    }
+}
+
+fn too_long(limit: usize) -> Response<Body> {
+    text(StatusCode::PAYLOAD_TOO_LARGE, format!("this request's body has at most {limit} bytes"))
 }

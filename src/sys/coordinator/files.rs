@@ -39,7 +39,7 @@ pub(super) fn machine_key(path: &Path) -> io::Result<MachinePrivate> {
 }
 
 /// Writes a file so that a crash leaves either none or all of it.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let partial = path.with_extension("partial");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
     file.set_permissions(Permissions::from_mode(0o600))?;

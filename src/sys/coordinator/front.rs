@@ -1,45 +1,90 @@
-//! The ordinary HTTP side: the server's key, its health, the login page, and the upgrade into a Noise connection.
+//! The ordinary HTTP side: which request goes where, and what is answered outside any Noise connection.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt as _;
+use serde::{Deserialize, Serialize};
 
-use super::body::{Body, answer, json, text};
-use super::gate::Place;
-use super::{Shared, tunnel};
-use crate::ident::MachinePublic;
-use crate::sys::entropy;
-use crate::sys::noise_stream::NoiseStream;
-use crate::wire::control::noise::{Accepted, EarlyPayload, INITIATION_LEN, Responder, encode_early};
-use crate::wire::control::{HANDSHAKE_HEADER, ServerKeys, UPGRADE_PATH, UPGRADE_PROTOCOL};
+use super::body::{self, Allowance, Body, json, text};
+use super::gate::{Arrived, Place};
+use super::{Shared, forwarded, page, upgrade};
+use crate::ident::{MachinePublic, NodePublic};
+use crate::wire::control::{ServerKeys, UPGRADE_PATH, json as lenient};
 
-/// Base64 of a Noise initiation, and nothing longer.
-const MAX_HANDSHAKE_TEXT: usize = INITIATION_LEN.div_ceil(3) * 4;
 /// The first capability version that speaks Noise; older clients get an empty answer.
 const FIRST_NOISE_VERSION: u32 = 39;
-/// Longest id of a registration.
-const MAX_ID: usize = 64;
+/// The longest question of a relay.
+const MAX_VERIFY: usize = 4096;
 
-/// Answers a request on the ordinary HTTP side.
-pub(super) async fn respond(shared: Arc<Shared>, place: Arc<Place>, request: Request<Incoming>) -> Response<Body> {
+/// Where the page of a waiting registration is, its id behind it.
+const LOGIN_PATH: &str = "/register/";
+
+/// Whose connection it is.
+#[derive(Debug, Clone)]
+pub(super) enum Visitor {
+    /// The client's own.
+    Direct(Arc<Place>),
+    /// A trusted proxy's, for whoever its requests say.
+    Proxied {
+        /// The proxy.
+        proxy: IpAddr,
+        /// The connection's place among all.
+        arrived: Arrived,
+    },
+}
+
+impl Visitor {
+    /// The place of whoever made this request.
+    async fn place(self, shared: &Shared, headers: &header::HeaderMap) -> Option<Arc<Place>> {
+        match self {
+            Self::Direct(place) => Some(place),
+            Self::Proxied { proxy, arrived } => {
+                let client = forwarded::client(&shared.trusted_proxies, proxy, headers);
+                shared.gate.admit(arrived, client).await.map(Arc::new)
+            }
+        }
+    }
+}
+
+/// Answers a request.
+pub(super) async fn respond(shared: Arc<Shared>, visitor: Visitor, request: Request<Incoming>) -> Response<Body> {
+    let Some(place) = visitor.place(&shared, request.headers()).await else { return busy() };
     // One client sends the whole URL as the request's target: only the path counts.
     let path = request.uri().path().to_owned();
-    match (request.method(), path.as_str()) {
-        (&Method::GET, "/key") => key(&shared, request.uri().query()),
-        (&Method::GET, "/health") => json(StatusCode::OK, &serde_json::json!({ "status": "pass" })),
-        (&Method::POST, UPGRADE_PATH) => upgrade(shared, place, request),
-        (&Method::GET, path) => match path.strip_prefix("/register/") {
-            Some(id) => login_page(id),
+    let method = request.method();
+    let read = method == Method::GET || method == Method::HEAD;
+    match path.as_str() {
+        UPGRADE_PATH => upgrade::respond(shared, place, request),
+        "/verify" if method == Method::POST => verify(&shared, request).await,
+        "/key" if read => key(&shared, request.uri().query()),
+        "/health" if read => json(StatusCode::OK, &serde_json::json!({ "status": "pass" })),
+        "/robots.txt" if read => text(StatusCode::OK, "User-agent: *\nDisallow: /\n"),
+        "/verify" => not_by("POST"),
+        "/key" | "/health" | "/robots.txt" => not_by("GET, HEAD"),
+        path => match path.strip_prefix(LOGIN_PATH) {
+            Some(id) if read => page::login(shared.hub.call(|server, _| server.waiting_state(id)).0, id),
+            Some(_) => not_by("GET, HEAD"),
             None => text(StatusCode::NOT_FOUND, "not found"),
         },
-        _ => text(StatusCode::NOT_FOUND, "not found"),
     }
+}
+
+/// Answers a request that came without TLS beside a listener with it. The upgrade needs no TLS; the key does, because that fetch is the
+/// one thing the certificate protects: it and all pages are on the other side.
+pub(super) async fn respond_beside_tls(shared: Arc<Shared>, visitor: Visitor, request: Request<Incoming>) -> Response<Body> {
+    if request.uri().path() == UPGRADE_PATH {
+        return respond(shared, visitor, request).await;
+    }
+    let place = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let Ok(location) = HeaderValue::try_from(format!("{}{place}", shared.url)) else {
+        return text(StatusCode::NOT_FOUND, "not found");
+    };
+    let mut response = text(StatusCode::PERMANENT_REDIRECT, "this is served by https only");
+    response.headers_mut().insert(header::LOCATION, location);
+    response
 }
 
 fn key(shared: &Shared, query: Option<&str>) -> Response<Body> {
@@ -51,89 +96,42 @@ fn key(shared: &Shared, query: Option<&str>) -> Response<Body> {
     }
 }
 
-/// What the user of a waiting node is shown.
-fn login_page(id: &str) -> Response<Body> {
-    // The id goes into the page: only what ids are made of.
-    if id.is_empty() || id.len() > MAX_ID || !id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
-        return text(StatusCode::NOT_FOUND, "not found");
-    }
-    let page = format!(
-        "<!doctype html><meta charset=utf-8><meta name=viewport content=\"width=device-width,initial-scale=1\"><title>pvemesh</title>\
-         <body style=\"font-family:sans-serif;max-width:40em;margin:2em auto;padding:0 1em\">\
-         <h1>Almost there</h1><p>To let this device in, run on the coordinator:</p>\
-         <pre style=\"white-space:pre-wrap\">pvemesh coordinator nodes register {id} --user NAME</pre>\
-         <p>It connects by itself as soon as that is done.</p>"
-    );
-    let mut response = answer(StatusCode::OK, "text/html; charset=utf-8", page);
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'"));
-    response
+/// What a relay asks: whether it should serve a node.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Admission {
+    node_public: NodePublic,
 }
 
-fn upgrade(shared: Arc<Shared>, place: Arc<Place>, mut request: Request<Incoming>) -> Response<Body> {
-    let asked = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
-    if !asked.is_some_and(|protocol| protocol.eq_ignore_ascii_case(UPGRADE_PROTOCOL)) {
-        return text(StatusCode::BAD_REQUEST, "this address takes an upgrade to the control protocol only");
-    }
-    let accepted = match accept(&shared, &request) {
-        Ok(accepted) => accepted,
-        Err(why) => return text(StatusCode::BAD_REQUEST, why),
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Admitted {
+    allow: bool,
+}
+
+async fn verify(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
+    let allowance = Allowance { limit: MAX_VERIFY, free: MAX_VERIFY, turns: &shared.turns };
+    let bytes = match body::read(request.into_body(), allowance).await {
+        Ok(bytes) => bytes,
+        Err(response) => return response,
     };
-    let upgraded = hyper::upgrade::on(&mut request);
-    shared.clone().spawn(async move {
-        let Ok(Ok(stream)) = tokio::time::timeout(super::OUTER_TIME, upgraded).await else { return };
-        let mut stream = TokioIo::new(stream);
-        let Accepted { response, mut keys, machine, .. } = accepted;
-        // Response and early payload in one write, as clients are used to.
-        let mut first = response.to_vec();
-        let Some(early) = early_payload() else { return };
-        if keys.sealer.seal(&early, &mut first).is_err() {
-            return;
+    match lenient::from_slice::<Admission>(&bytes) {
+        Ok(asked) => {
+            let allow = shared.hub.call(|server, at| server.admits(&asked.node_public, at.wall)).0;
+            json(StatusCode::OK, &Admitted { allow })
         }
-        let written = tokio::time::timeout(super::OUTER_TIME, stream.write_all(&first)).await;
-        if matches!(written, Ok(Ok(()))) {
-            tunnel::serve(shared, place, machine, NoiseStream::new(stream, keys, &[])).await;
-        }
-    });
-    let mut response = Response::new(Body::Whole(None));
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(UPGRADE_PROTOCOL));
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        Err(error) => text(StatusCode::BAD_REQUEST, format!("the question does not read: {error}")),
+    }
+}
+
+fn not_by(allowed: &'static str) -> Response<Body> {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("this is asked for with {allowed}"));
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
-fn accept(shared: &Shared, request: &Request<Incoming>) -> Result<Accepted, String> {
-    let header = request.headers().get(HANDSHAKE_HEADER).map(HeaderValue::as_bytes);
-    let initiation = header
-        .filter(|text| text.len() <= MAX_HANDSHAKE_TEXT)
-        .and_then(|text| BASE64.decode(text).ok())
-        .ok_or_else(|| format!("the header {HANDSHAKE_HEADER} with a Noise initiation is missing or malformed"))?;
-    let seed = entropy::seed().map_err(|e| e.to_string())?;
-    Responder::accept(seed, shared.hub.key(), &initiation).map_err(|e| e.to_string())
-}
-
-fn early_payload() -> Option<Vec<u8>> {
-    // A challenge's public key; nothing answers it today, but clients expect a well-formed one.
-    let challenge = entropy::node_key().ok()?.public().to_string();
-    let digits = challenge.split(':').next_back()?;
-    encode_early(&EarlyPayload { node_key_challenge: format!("chalpub:{digits}") }).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn trap_09_the_early_payload_stays_below_1024_bytes() {
-        assert!(early_payload().unwrap().len() < 1024);
-    }
-
-    #[test]
-    fn the_login_page_takes_over_nothing_but_an_id() {
-        assert_eq!(login_page("pvmesh-authreq-0123456789abcdef01234567").status(), StatusCode::OK);
-        for bad in ["", "<script>", "a/b", "A", &"a".repeat(65)] {
-            assert_eq!(login_page(bad).status(), StatusCode::NOT_FOUND, "{bad}");
-        }
-    }
+fn busy() -> Response<Body> {
+    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "too many connections from this address: try again");
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    response
 }

@@ -1,9 +1,6 @@
-//! Accepting connections: plain or TLS for the mesh, a unix socket for the machine's own admin.
+//! Accepting the mesh's connections, plain or TLS, and HTTP/1.1 on them until a request upgrades one.
 
-use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,14 +8,15 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use super::body::{self, Body, json};
-use super::{OUTER_TIME, Shared, admin, front};
-use crate::wire::admin::{ADMIN_PREFIX, AdminFailure};
+use super::body::Body;
+use super::certificate::CHALLENGE_PROTOCOL;
+use super::front::{self, Visitor};
+use super::gate::Arrived;
+use super::{OUTER_TIME, Shared, forwarded};
 
 /// How long a request's head may take.
 const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -26,11 +24,20 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const HEAD_ROOM: usize = 16 * 1024;
 /// A pause after the system refused a connection (mostly for want of file descriptors).
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
-/// Requests of the local admin served at once.
-const LOCAL_PLACES: usize = 32;
+
+/// What is behind a listener's port.
+#[derive(Clone)]
+pub(super) enum Door {
+    /// Everything, without TLS: on a LAN, or behind a proxy that has the certificate.
+    Plain,
+    /// Everything, in TLS.
+    Tls(TlsAcceptor),
+    /// Without TLS beside a door with it, normally port 80: only what needs none.
+    BesideTls,
+}
 
 /// Accepts the mesh's connections until told to stop.
-pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, tls: Option<TlsAcceptor>) {
+pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, door: Door) {
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -42,36 +49,55 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, tls: Optio
         };
         // Full: the newest is turned away at once, so that clients try again instead of hanging.
         let Some(arrived) = shared.gate.arrive() else { continue };
-        let task = connection(shared.clone(), stream, from.ip(), arrived, tls.clone());
+        let task = connection(shared.clone(), stream, from.ip(), arrived, door.clone());
         shared.clone().spawn(task);
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream, from: IpAddr, arrived: OwnedSemaphorePermit, tls: Option<TlsAcceptor>) {
+async fn connection(shared: Arc<Shared>, stream: TcpStream, from: IpAddr, arrived: Arrived, door: Door) {
+    let _ = stream.set_nodelay(true);
+    if forwarded::is_trusted(&shared.trusted_proxies, from) {
+        // Its requests come from many: each gets its own place when its head has said from whom it is.
+        return outer(&shared, stream, &door, Visitor::Proxied { proxy: from, arrived }).await;
+    }
     let Some(place) = shared.gate.admit(arrived, from).await else { return };
     let place = Arc::new(place);
-    let _ = stream.set_nodelay(true);
-    let service = {
-        let shared = shared.clone();
-        service_fn(move |request| {
-            let (shared, place) = (shared.clone(), place.clone());
-            async move { Ok::<_, std::convert::Infallible>(front::respond(shared, place, request).await) }
-        })
-    };
-    // Everything before the upgrade fits into this; what takes longer is no client of ours.
-    let outer = async {
-        match tls {
-            Some(tls) => match tls.accept(stream).await {
-                Ok(stream) => http(stream, service).await,
-                Err(error) => tracing::debug!(%error, "TLS handshake failed"),
-            },
-            None => http(stream, service).await,
-        }
-    };
-    let _ = tokio::time::timeout(OUTER_TIME, outer).await;
+    tokio::select! {
+        () = outer(&shared, stream, &door, Visitor::Direct(place.clone())) => {}
+        () = place.evicted() => tracing::debug!(%from, "a half-open connection gives way to another"),
+    }
 }
 
-async fn http<T, S, F>(stream: T, service: S)
+/// Everything before an upgrade. What takes longer than this is no client of ours.
+async fn outer(shared: &Arc<Shared>, stream: TcpStream, door: &Door, visitor: Visitor) {
+    let beside_tls = matches!(door, Door::BesideTls);
+    let service = service_fn(|request| {
+        let (shared, visitor) = (shared.clone(), visitor.clone());
+        async move {
+            let response = if beside_tls {
+                front::respond_beside_tls(shared, visitor, request).await
+            } else {
+                front::respond(shared, visitor, request).await
+            };
+            Ok::<_, std::convert::Infallible>(response)
+        }
+    });
+    let served = async {
+        let Door::Tls(tls) = door else { return http(stream, service).await };
+        match tls.accept(stream).await {
+            // The handshake was the answer to an authority's challenge.
+            Ok(mut stream) if stream.get_ref().1.alpn_protocol() == Some(CHALLENGE_PROTOCOL) => {
+                let _ = stream.shutdown().await;
+            }
+            Ok(stream) => http(stream, service).await,
+            Err(error) => tracing::debug!(%error, "TLS handshake failed"),
+        }
+    };
+    let _ = tokio::time::timeout(OUTER_TIME, served).await;
+}
+
+/// HTTP/1.1 on one connection.
+pub(super) async fn http<T, S, F>(stream: T, service: S)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: hyper::service::Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible, Future = F>,
@@ -86,62 +112,5 @@ where
         .await;
     if let Err(error) = ended {
         tracing::debug!(%error, "connection ended");
-    }
-}
-
-/// Opens the admin's socket (mode 0600). A socket that nobody serves any more is replaced.
-///
-/// # Errors
-/// Another coordinator serves it, or the system refuses.
-pub(super) fn open_local(path: &Path) -> io::Result<UnixListener> {
-    if let Ok(found) = std::fs::symlink_metadata(path) {
-        if !found.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is not a socket"));
-        }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another coordinator serves it"));
-        }
-        std::fs::remove_file(path)?;
-    }
-    // The mask closes the moment between making the socket and setting its mode.
-    let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(path);
-    rustix::process::umask(mask);
-    let listener = listener?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-/// Serves the admin's socket until told to stop.
-pub(super) async fn serve_local(shared: Arc<Shared>, listener: UnixListener) {
-    let places = Arc::new(tokio::sync::Semaphore::new(LOCAL_PLACES));
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(REFUSED_PAUSE).await;
-            continue;
-        };
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let service = {
-            let shared = shared.clone();
-            service_fn(move |request| {
-                let shared = shared.clone();
-                async move { Ok::<_, std::convert::Infallible>(local(shared, request).await) }
-            })
-        };
-        shared.clone().spawn(async move {
-            let _ = tokio::time::timeout(OUTER_TIME, http(stream, service)).await;
-            drop(place);
-        });
-    }
-}
-
-async fn local(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
-    let (head, incoming) = request.into_parts();
-    let Some(rest) = head.uri.path().strip_prefix(ADMIN_PREFIX) else {
-        return json(hyper::StatusCode::NOT_FOUND, &AdminFailure { error: "this socket serves administration requests only".to_owned() });
-    };
-    match body::read(incoming, &shared.turns).await {
-        Ok(bytes) => admin::answer(&shared.hub, admin::Way::Socket, &head.method, rest, &bytes).await,
-        Err(response) => response,
     }
 }

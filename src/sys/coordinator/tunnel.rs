@@ -1,9 +1,11 @@
 //! Inside a Noise connection: HTTP/2, registration, map requests, administration.
 //!
-//! The machine key of the connection is the one fact about its requests; the core checks every node key against it.
+//! The machine key of the connection is the one fact about its requests; the core checks every node key against it. It is a fact only
+//! from the first request on: a handshake's first message can be repeated by whoever has seen it, and names the machine all the same, but
+//! only the machine itself can make the records that follow.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,8 +14,9 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 
-use super::body::{self, Body, json, text};
+use super::body::{self, Allowance, Body, json, text};
 use super::encoding::Encoding;
 use super::gate::Place;
 use super::{Shared, admin, map_stream};
@@ -29,6 +32,8 @@ const MAX_STREAMS: u32 = 128;
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 512 * 1024;
 const MAX_HEADERS: u32 = 16 * 1024;
+/// How many values a request may hold. A node's own description has some hundred; a router of many networks a few thousand.
+const MAX_VALUES: usize = 16 * 1024;
 /// A peer that vanished without a word is noticed after these two; healthy ones answer pings at once.
 const PING_EVERY: Duration = Duration::from_secs(45);
 const PING_TIME: Duration = Duration::from_secs(20);
@@ -42,7 +47,11 @@ struct Tunnel {
     shared: Arc<Shared>,
     place: Arc<Place>,
     machine: MachinePublic,
+    /// A request has come, sealed with keys that only the machine can have.
+    heard: AtomicBool,
     under_way: AtomicUsize,
+    /// A stranger's bodies are read one at a time.
+    own_turn: Semaphore,
 }
 
 /// Serves a connection until it ends.
@@ -50,8 +59,14 @@ pub(super) async fn serve<T>(shared: Arc<Shared>, place: Arc<Place>, machine: Ma
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let tunnel = Arc::new(Tunnel { shared, place, machine, under_way: AtomicUsize::new(0) });
-    tunnel.prove_if_known();
+    let tunnel = Arc::new(Tunnel {
+        shared,
+        place,
+        machine,
+        heard: AtomicBool::new(false),
+        under_way: AtomicUsize::new(0),
+        own_turn: Semaphore::new(1),
+    });
     let service = {
         let tunnel = tunnel.clone();
         service_fn(move |request| {
@@ -75,6 +90,7 @@ where
             }
         }
         () = tunnel.overstay() => tracing::debug!("a stranger's connection is closed"),
+        () = tunnel.place.evicted() => tracing::debug!("a half-open connection gives way to another"),
     }
 }
 
@@ -111,31 +127,40 @@ impl Tunnel {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         let _under_way = UnderWay(&self.under_way);
+        if !self.heard.swap(true, Ordering::Relaxed) {
+            self.place.settle();
+            self.prove_if_known();
+        }
         let (head, incoming) = request.into_parts();
         let path = head.uri.path();
-        let turns = if self.place.is_stranger() { &self.shared.stranger_turns } else { &self.shared.turns };
+        let allowance = if self.place.is_stranger() { Allowance::stranger(&self.own_turn) } else { Allowance::member(&self.shared.turns) };
         if let Some(rest) = path.strip_prefix(ADMIN_PREFIX) {
             if !self.shared.hub.is_admin(&self.machine) {
                 let error = "this machine's key is not one of the coordinator's admin keys: name it in its settings".to_owned();
                 return json(StatusCode::FORBIDDEN, &AdminFailure { error });
             }
-            return match body::read(incoming, turns).await {
+            return match body::read(incoming, allowance).await {
                 Ok(bytes) => admin::answer(&self.shared.hub, admin::Way::Control, &head.method, rest, &bytes).await,
                 Err(response) => response,
             };
         }
         match (&head.method, path) {
-            (&Method::POST, REGISTER_PATH | MAP_PATH) => match body::read(incoming, turns).await {
+            (&Method::POST, REGISTER_PATH | MAP_PATH) => match body::read(incoming, allowance).await {
                 Ok(bytes) if path == REGISTER_PATH => self.register(&bytes).await,
                 Ok(bytes) => self.map(&bytes),
                 Err(response) => response,
             },
+            (_, REGISTER_PATH | MAP_PATH) => {
+                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "this is asked for with POST");
+                response.headers_mut().insert(hyper::header::ALLOW, hyper::header::HeaderValue::from_static("POST"));
+                response
+            }
             _ => text(StatusCode::NOT_IMPLEMENTED, "this coordinator does not offer that"),
         }
     }
 
     async fn register(&self, bytes: &Bytes) -> Response<Body> {
-        let request: RegisterRequest = match lenient::from_slice(bytes) {
+        let request: RegisterRequest = match lenient::from_slice_within(MAX_VALUES, bytes) {
             Ok(request) => request,
             Err(error) => return text(StatusCode::BAD_REQUEST, format!("the registration does not read: {error}")),
         };
@@ -159,7 +184,7 @@ impl Tunnel {
     }
 
     fn map(&self, bytes: &Bytes) -> Response<Body> {
-        let request: MapRequest = match lenient::from_slice(bytes) {
+        let request: MapRequest = match lenient::from_slice_within(MAX_VALUES, bytes) {
             Ok(request) => request,
             Err(error) => return text(StatusCode::BAD_REQUEST, format!("the map request does not read: {error}")),
         };

@@ -4,8 +4,12 @@
 //! client sends `HostInfo` for `Hostinfo`). [`from_slice`] does the same for every type made with serde's derive: field names match in
 //! any case, `null` stands for the empty value where a value is required, and keys of *maps* (capabilities, DNS suffixes) stay as
 //! they are. Types read through it must not use `flatten`.
+//!
+//! What strangers send is read with [`from_slice_within`]: a megabyte of JSON can hold half a million values, and some of them take a
+//! hundred times their length in memory.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
 
 use serde::de::value::{CowStrDeserializer, MapDeserializer, SeqDeserializer};
@@ -16,8 +20,17 @@ use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAcces
 /// # Errors
 /// Not JSON, or not of this type.
 pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = T::deserialize(Lenient(&mut json))?;
+    from_slice_within(usize::MAX, bytes)
+}
+
+/// As [`from_slice`], with a limit on how many values there are in all lists and objects together. What unknown fields hold is passed
+/// over without counting.
+///
+/// # Errors
+/// Not JSON, not of this type, or more values than that.
+pub fn from_slice_within<T: DeserializeOwned>(values: usize, bytes: &[u8]) -> serde_json::Result<T> {
+    let (mut json, left) = (serde_json::Deserializer::from_slice(bytes), Cell::new(values));
+    let value = T::deserialize(Lenient { inner: &mut json, left: &left })?;
     json.end()?;
     Ok(value)
 }
@@ -34,17 +47,22 @@ enum Zero {
     Unit,
 }
 
-struct Lenient<D>(D);
+struct Lenient<'b, D> {
+    inner: D,
+    /// How many values may still come.
+    left: &'b Cell<usize>,
+}
 
 macro_rules! hinted {
     ($($method:ident => $zero:ident),* $(,)?) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-            self.0.deserialize_any(LenientVisitor { inner: visitor, fields: &[], zero: Zero::$zero })
+            let Self { inner, left } = self;
+            inner.deserialize_any(LenientVisitor { inner: visitor, fields: &[], zero: Zero::$zero, left })
         }
     )*};
 }
 
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<'_, D> {
     type Error = D::Error;
 
     hinted! {
@@ -64,11 +82,13 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.0.deserialize_any(LenientVisitor { inner: visitor, fields, zero: Zero::Object })
+        let Self { inner, left } = self;
+        inner.deserialize_any(LenientVisitor { inner: visitor, fields, zero: Zero::Object, left })
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.0.deserialize_option(LenientVisitor { inner: visitor, fields: &[], zero: Zero::Unit })
+        let Self { inner, left } = self;
+        inner.deserialize_option(LenientVisitor { inner: visitor, fields: &[], zero: Zero::Unit, left })
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, D::Error> {
@@ -93,18 +113,20 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.0.deserialize_enum(name, variants, LenientVisitor { inner: visitor, fields: &[], zero: Zero::Unit })
+        let Self { inner, left } = self;
+        inner.deserialize_enum(name, variants, LenientVisitor { inner: visitor, fields: &[], zero: Zero::Unit, left })
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.0.deserialize_ignored_any(visitor)
+        self.inner.deserialize_ignored_any(visitor)
     }
 }
 
-struct LenientVisitor<V> {
+struct LenientVisitor<'b, V> {
     inner: V,
     fields: &'static [&'static str],
     zero: Zero,
+    left: &'b Cell<usize>,
 }
 
 macro_rules! forwarded {
@@ -115,7 +137,7 @@ macro_rules! forwarded {
     )*};
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for LenientVisitor<V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for LenientVisitor<'_, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -144,19 +166,23 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for LenientVisitor<V> {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.inner.visit_some(Lenient(deserializer))
+        self.inner.visit_some(Lenient { inner: deserializer, left: self.left })
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.inner.visit_newtype_struct(Lenient(deserializer))
+        self.inner.visit_newtype_struct(Lenient { inner: deserializer, left: self.left })
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_seq(LenientSeq(seq))
+        // A derived structure would take a list for its fields in their order, which is no writer's meaning.
+        if matches!(self.zero, Zero::Object) {
+            return Err(de::Error::invalid_type(de::Unexpected::Seq, &self.inner));
+        }
+        self.inner.visit_seq(LenientSeq { seq, left: self.left })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_map(LenientMap { map, fields: self.fields })
+        self.inner.visit_map(LenientMap { map, fields: self.fields, left: self.left })
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<V::Value, A::Error> {
@@ -164,27 +190,31 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for LenientVisitor<V> {
     }
 }
 
-struct LenientSeq<A>(A);
+struct LenientSeq<'b, A> {
+    seq: A,
+    left: &'b Cell<usize>,
+}
 
-impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for LenientSeq<A> {
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for LenientSeq<'_, A> {
     type Error = A::Error;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, A::Error> {
-        self.0.next_element_seed(LenientSeed(seed))
+        self.seq.next_element_seed(LenientSeed { seed, left: self.left })
     }
 
     fn size_hint(&self) -> Option<usize> {
-        self.0.size_hint()
+        self.seq.size_hint()
     }
 }
 
-struct LenientMap<A> {
+struct LenientMap<'b, A> {
     map: A,
     /// The fields of the structure being read; empty for a map, whose keys stay as they are.
     fields: &'static [&'static str],
+    left: &'b Cell<usize>,
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for LenientMap<A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for LenientMap<'_, A> {
     type Error = A::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
@@ -192,17 +222,22 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for LenientMap<A> {
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, A::Error> {
-        self.map.next_value_seed(LenientSeed(seed))
+        self.map.next_value_seed(LenientSeed { seed, left: self.left })
     }
 }
 
-struct LenientSeed<S>(S);
+struct LenientSeed<'b, S> {
+    seed: S,
+    left: &'b Cell<usize>,
+}
 
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for LenientSeed<S> {
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for LenientSeed<'_, S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
-        self.0.deserialize(Lenient(deserializer))
+        let left = self.left.get().checked_sub(1).ok_or_else(|| de::Error::custom("it holds more values than such a message may"))?;
+        self.left.set(left);
+        self.seed.deserialize(Lenient { inner: deserializer, left: self.left })
     }
 }
 

@@ -5,8 +5,10 @@ mod nodes;
 mod users;
 
 use super::register::{Applicant, Grant};
+use super::waiting::WaitingState;
 use super::{Event, Moment, Server};
-use crate::ident::MachinePublic;
+use crate::ident::{MachinePublic, NodePublic};
+use crate::time::Wall;
 use crate::wire::admin::{CoordinatorInfo, NodeInfo, Registration};
 
 /// Most tags one node or key may have.
@@ -75,8 +77,19 @@ impl Server {
         let applicant = Applicant { machine: waiting.machine, key: waiting.key, version: waiting.version, hostinfo: &waiting.hostinfo };
         let node = self.enrol(at, applicant, &grant).map_err(CommandError::Conflict)?;
         self.waiting.leave(id);
+        self.waiting.remember(id, at.now);
         self.events.push_back(Event::Decided);
         self.known(node).map(|node| self.listed(node))
+    }
+
+    /// Where a registration stands, for whoever holds its id.
+    pub fn waiting_state(&self, id: &str) -> WaitingState {
+        self.waiting.state(id)
+    }
+
+    /// Whether a relay should serve the holder of a node key: it is a node of this mesh and its key has not expired.
+    pub fn admits(&self, key: &NodePublic, wall: Wall) -> bool {
+        self.registry.node_with_key(key).is_some_and(|node| !node.expired(wall))
     }
 
     /// What the coordinator says of itself; the caller knows the rest.

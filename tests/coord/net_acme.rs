@@ -1,0 +1,180 @@
+//! A certificate by ACME, from a real authority's test server (pebble) that this test runs on loopback.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use pvemesh::ident::MachinePrivate;
+use pvemesh::settings::Acme;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use tokio::net::UdpSocket;
+
+use crate::net::*;
+use crate::raw::{self, Tunnel};
+use crate::tls;
+
+/// The authority's test server, as the Go module proxy has it.
+const PEBBLE: &str = "github.com/letsencrypt/pebble/v2/cmd/pebble@v2.10.1";
+
+/// Builds the authority, once for all runs. `Err`: why this machine cannot.
+fn pebble() -> Result<PathBuf, String> {
+    let bin = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pebble-bin");
+    let program = bin.join("pebble");
+    if !program.exists() {
+        let built = Command::new("go").args(["install", PEBBLE]).env("GOBIN", &bin).output().map_err(|e| format!("no Go: {e}"))?;
+        if !built.status.success() {
+            return Err(format!("pebble does not build: {}", String::from_utf8_lossy(&built.stderr)));
+        }
+    }
+    Ok(program)
+}
+
+/// Answers every question of the authority for an address with 127.0.0.1 and has nothing else to say.
+async fn names(socket: UdpSocket) {
+    let mut question = [0; 512];
+    while let Ok((count, from)) = socket.recv_from(&mut question).await {
+        // Header (12 bytes), the name's labels up to an empty one, type and class.
+        let labels = question[12..count].iter().position(|byte| *byte == 0).unwrap() + 13;
+        let (asked, kind) = (&question[12..labels + 4], u16::from_be_bytes([question[labels], question[labels + 1]]));
+        let mut answer = question[..2].to_vec();
+        answer.extend([0x84, 0, 0, 1, 0, u8::from(kind == 1), 0, 0, 0, 0]);
+        answer.extend(asked);
+        if kind == 1 {
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 127, 0, 0, 1]);
+        }
+        socket.send_to(&answer, from).await.unwrap();
+    }
+}
+
+struct Authority {
+    child: Child,
+    directory: String,
+}
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Authority {
+    /// Starts it; it looks for challenges' answers on `tls_port`. Its own certificate is `ca.pem` in `dir`.
+    async fn start(program: &Path, dir: &Path, tls_port: u16) -> Self {
+        let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        std::fs::write(dir.join("ca.pem"), own.cert.pem()).unwrap();
+        std::fs::write(dir.join("ca.key"), own.signing_key.serialize_pem()).unwrap();
+        let (port, management) = (free_port(), free_port());
+        let config = serde_json::json!({ "pebble": {
+            "listenAddress": format!("127.0.0.1:{port}"), "managementListenAddress": format!("127.0.0.1:{management}"),
+            "certificate": dir.join("ca.pem"), "privateKey": dir.join("ca.key"), "httpPort": 1, "tlsPort": tls_port,
+            "ocspResponderURL": "", "externalAccountBindingRequired": false,
+        }});
+        std::fs::write(dir.join("pebble.json"), config.to_string()).unwrap();
+        let dns = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let names_at = dns.local_addr().unwrap().to_string();
+        tokio::spawn(names(dns));
+        let child = Command::new(program)
+            .arg("-config")
+            .arg(dir.join("pebble.json"))
+            .args(["-dnsserver", &names_at])
+            .env("PEBBLE_VA_NOSLEEP", "1")
+            .env("PEBBLE_WFE_NONCEREJECT", "0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let authority = Self { child, directory: format!("https://localhost:{port}/dir") };
+        within("the authority's start", async {
+            for port in [port, management] {
+                while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        })
+        .await;
+        // Its root is made anew at each start, and told on the other port.
+        let ca = CertificateDer::from_pem_file(dir.join("ca.pem")).unwrap();
+        let management = SocketAddr::from(([127, 0, 0, 1], management));
+        let mut stream = tls::connect_for(&[b"http/1.1"], management, "localhost", &[ca]).await.unwrap();
+        let request = b"GET /roots/0 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        tokio::io::AsyncWriteExt::write_all(&mut stream, request).await.unwrap();
+        let mut answer = String::new();
+        let _ = within("the authority's root", tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer)).await;
+        let pem = &answer[answer.find("-----BEGIN").unwrap()..];
+        std::fs::write(dir.join("root.pem"), pem).unwrap();
+        authority
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_had_by_acme_kept_and_served_again_after_a_restart_without_the_authority() {
+    let program = match tokio::task::spawn_blocking(pebble).await.unwrap() {
+        Ok(program) => program,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let authority = Authority::start(&program, dir.path(), port).await;
+    let root = CertificateDer::from_pem_file(dir.path().join("root.pem")).unwrap();
+    let (directory, ca) = (authority.directory.clone(), dir.path().join("ca.pem"));
+    let settings = move |options: &mut pvemesh::sys::coordinator::Options| {
+        options.settings.url = format!("https://{}", tls::NAME);
+        options.settings.listen = SocketAddr::from(([127, 0, 0, 1], port));
+        options.settings.front.acme = Some(Acme {
+            domain: tls::NAME.to_owned(),
+            email: Some("admin@example.test".to_owned()),
+            directory: Some(directory.clone()),
+            ca: Some(ca.clone()),
+        });
+    };
+    let server = Running::start_with(dir, &settings).await;
+    let address = server.coordinator.address();
+    let first = within("the certificate", async {
+        loop {
+            // Until there is one the handshake fails, quickly.
+            if let Ok(stream) = tls::connect(address, tls::NAME, std::slice::from_ref(&root)).await {
+                return stream;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    let shown = tls::shown(&first);
+    let (noise, _) = raw::upgrade(first, &server.coordinator.server_key(), &MachinePrivate::from_seed([1; 32]), 145).await;
+    assert_eq!(Tunnel::over(noise).await.post("/machine/none", "").await.status, 501);
+
+    use std::os::unix::fs::PermissionsExt as _;
+    let kept = server.dir.path().join("state/acme");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&kept), 0o700);
+    let files = within("certificate and account on disk", async {
+        loop {
+            let files: Vec<PathBuf> = std::fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect();
+            if files.len() == 2 && files.iter().all(|file| file.extension().is_none()) {
+                return files;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert!(files.iter().all(|file| mode(file) == 0o600), "{files:?}");
+
+    let dir = server.dir;
+    server.coordinator.stop().await;
+    drop(authority);
+    let server = Running::start_with(dir, &settings).await;
+    let again = within("the kept certificate", async {
+        loop {
+            if let Ok(stream) = tls::connect(server.coordinator.address(), tls::NAME, std::slice::from_ref(&root)).await {
+                return stream;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!(tls::shown(&again), shown);
+}
