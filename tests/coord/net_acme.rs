@@ -9,7 +9,8 @@ use pvemesh::ident::MachinePrivate;
 use pvemesh::settings::Acme;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use tokio::net::UdpSocket;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::net::*;
 use crate::raw::{self, Tunnel};
@@ -31,20 +32,24 @@ fn pebble() -> Result<PathBuf, String> {
     Ok(program)
 }
 
-/// Answers every question of the authority for an address with 127.0.0.1 and has nothing else to say.
-async fn names(socket: UdpSocket) {
-    let mut question = [0; 512];
-    while let Ok((count, from)) = socket.recv_from(&mut question).await {
-        // Header (12 bytes), the name's labels up to an empty one, type and class.
-        let labels = question[12..count].iter().position(|byte| *byte == 0).unwrap() + 13;
-        let (asked, kind) = (&question[12..labels + 4], u16::from_be_bytes([question[labels], question[labels + 1]]));
-        let mut answer = question[..2].to_vec();
-        answer.extend([0x84, 0, 0, 1, 0, u8::from(kind == 1), 0, 0, 0, 0]);
-        answer.extend(asked);
-        if kind == 1 {
-            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 127, 0, 0, 1]);
+/// Answers every question of the authority for an address with 127.0.0.1 and has nothing else to say. It asks over TCP.
+async fn names(listener: TcpListener) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        while let Ok(length) = stream.read_u16().await {
+            let mut question = vec![0; usize::from(length)];
+            stream.read_exact(&mut question).await.unwrap();
+            // Header (12 bytes), the name's labels up to an empty one, type and class.
+            let end = question[12..].iter().position(|byte| *byte == 0).unwrap() + 13;
+            let (asked, kind) = (&question[12..end + 4], u16::from_be_bytes([question[end], question[end + 1]]));
+            let mut answer = question[..2].to_vec();
+            answer.extend([0x84, 0, 0, 1, 0, u8::from(kind == 1), 0, 0, 0, 0]);
+            answer.extend(asked);
+            if kind == 1 {
+                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 127, 0, 0, 1]);
+            }
+            stream.write_u16(u16::try_from(answer.len()).unwrap()).await.unwrap();
+            stream.write_all(&answer).await.unwrap();
         }
-        socket.send_to(&answer, from).await.unwrap();
     }
 }
 
@@ -73,7 +78,7 @@ impl Authority {
             "ocspResponderURL": "", "externalAccountBindingRequired": false,
         }});
         std::fs::write(dir.join("pebble.json"), config.to_string()).unwrap();
-        let dns = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let dns = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let names_at = dns.local_addr().unwrap().to_string();
         tokio::spawn(names(dns));
         let child = Command::new(program)
@@ -90,7 +95,7 @@ impl Authority {
         let authority = Self { child, directory: format!("https://localhost:{port}/dir") };
         within("the authority's start", async {
             for port in [port, management] {
-                while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+                while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
@@ -101,9 +106,9 @@ impl Authority {
         let management = SocketAddr::from(([127, 0, 0, 1], management));
         let mut stream = tls::connect_for(&[b"http/1.1"], management, "localhost", &[ca]).await.unwrap();
         let request = b"GET /roots/0 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        tokio::io::AsyncWriteExt::write_all(&mut stream, request).await.unwrap();
+        stream.write_all(request).await.unwrap();
         let mut answer = String::new();
-        let _ = within("the authority's root", tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer)).await;
+        let _ = within("the authority's root", stream.read_to_string(&mut answer)).await;
         let pem = &answer[answer.find("-----BEGIN").unwrap()..];
         std::fs::write(dir.join("root.pem"), pem).unwrap();
         authority

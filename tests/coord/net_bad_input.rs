@@ -286,8 +286,7 @@ async fn enormous_lists_are_refused_in_little_time_and_memory() {
     assert_eq!(alpha.register(Some(&key), "alpha").await.error, "");
     let address = process.url.strip_prefix("http://").unwrap().parse().unwrap();
     let tunnel = Tunnel::connect(address, &server_key, &machine(1)).await;
-    let before = process.resident_kib();
-    let node = node(1);
+    let (before, node) = (process.resident_kib(), node(1));
     let head = format!(r#"{{"Version":130,"NodeKey":"{node}","OmitPeers":true,"#);
     let mut slowest = Duration::ZERO;
     for (start, item, end) in [
@@ -307,9 +306,9 @@ async fn enormous_lists_are_refused_in_little_time_and_memory() {
             if path == REGISTER_PATH && !start.starts_with("\"Hostinfo") {
                 continue;
             }
-            let begun = Instant::now();
+            let begun = process.cpu_time();
             let answer = tunnel.post(path, filled(&format!("{head}{start}"), item, end)).await;
-            slowest = slowest.max(begun.elapsed());
+            slowest = slowest.max(process.cpu_time().saturating_sub(begun));
             assert_eq!(answer.status, 400, "{start}{item}: {answer:?}");
             assert!(answer.text.contains("more values"), "{answer:?}");
         }
@@ -319,8 +318,8 @@ async fn enormous_lists_are_refused_in_little_time_and_memory() {
     // In a field that is not known it is passed over.
     assert_eq!(tunnel.post(MAP_PATH, filled(&format!("{head}\"Nope\":["), "{}", "]}")).await.status, 200);
     let grown = process.resident_kib().saturating_sub(before);
-    println!("slowest answer {slowest:?}, resident memory grew by {grown} KiB");
-    assert!(slowest < Duration::from_secs(3), "{slowest:?}");
+    println!("the most costly answer took {slowest:?} of computing, resident memory grew by {grown} KiB");
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     assert!(grown < 24 * 1024, "{grown} KiB");
     alpha.report(|_| {}).await.unwrap();
 }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls_acme::{AccountCache, AcmeConfig, CertCache, EventOk, ResolvesServerCertAcme, is_tls_alpn_challenge};
+use rustls_acme::{AccountCache, AcmeConfig, CertCache, EventError, EventOk, OrderError, ResolvesServerCertAcme, is_tls_alpn_challenge};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
@@ -81,7 +81,7 @@ impl Acme {
             match self.run().await {
                 Ok(()) => pause = FIRST_PAUSE,
                 Err(error) => {
-                    let error: String = error.escape_debug().take(MAX_TEXT).collect();
+                    let error: String = error.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect();
                     tracing::warn!(domain = self.settings.domain, error, again = ?pause, "no certificate by ACME: the authority must reach this listener on port 443 of the domain");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
@@ -105,7 +105,7 @@ impl Acme {
                 Err(_) if deployed => return Ok(()),
                 Err(_) => return Err(format!("no answer within {ORDER_TIME:?}")),
                 Ok(None) => return Err("the orders ended".to_owned()),
-                Ok(Some(Err(error))) => return Err(error.to_string()),
+                Ok(Some(Err(error))) => return Err(reason(&error)),
                 Ok(Some(Ok(EventOk::DeployedCachedCert))) => deployed = true,
                 Ok(Some(Ok(EventOk::DeployedNewCert))) => {
                     deployed = true;
@@ -115,6 +115,17 @@ impl Acme {
             }
         }
     }
+}
+
+/// What the authority has against the domain, if that is what it was; else what the crate says.
+fn reason(error: &EventError<io::Error, io::Error>) -> String {
+    let problem = match error {
+        EventError::Order(OrderError::BadAuth(auth)) => {
+            auth.challenges.iter().find_map(|challenge| challenge.error.as_ref()?.detail.clone())
+        }
+        _ => None,
+    };
+    problem.unwrap_or_else(|| error.to_string())
 }
 
 /// How the authority is spoken to: Mozilla's and the system's authorities, and the private one if there is one.
