@@ -49,7 +49,7 @@ fn a_full_map_is_read() {
 }
 
 #[test]
-fn field_names_match_in_any_case() {
+fn trap_05_field_names_match_in_any_case() {
     let request = format!(
         r#"{{"Version":130,"KEEPALIVE":true,"nodekey":"{}","Stream":true,"HostInfo":{{"Hostname":"probe","IpnVersion":"1","NetInfo":{{"PreferredDerp":7}}}}}}"#,
         key()
@@ -84,7 +84,7 @@ fn empty_fields_are_left_out_where_null_would_hurt() {
 }
 
 #[test]
-fn a_registration_answer_has_every_field() {
+fn trap_08_a_registration_answer_has_every_field() {
     let json = serde_json::to_string(&RegisterResponse { machine_authorized: true, ..Default::default() }).unwrap();
     for field in ["User", "Login", "Provider", "LoginName", "NodeKeyExpired", "MachineAuthorized", "AuthURL", "Error", "NodeKeySignature"] {
         assert!(json.contains(&format!("\"{field}\":")), "{field} in {json}");
@@ -104,6 +104,28 @@ fn what_is_written_is_read_back() {
     let map: MapResponse = from_slice(full_map().as_bytes()).unwrap();
     let again: MapResponse = from_slice(&serde_json::to_vec(&map).unwrap()).unwrap();
     assert_eq!(again, map);
+}
+
+#[test]
+fn more_values_than_allowed_are_refused_wherever_they_are() {
+    use pvemesh::wire::control::json::from_slice_within;
+    let list = |count: usize| format!(r#"{{"DebugFlags":[{}]}}"#, vec!["\"\""; count].join(","));
+    assert_eq!(from_slice_within::<MapRequest>(11, list(10).as_bytes()).unwrap().debug_flags.len(), 10);
+    let spread = r#"{"Hostinfo":{"Location":[{"a":1},{"b":[2,3]}],"NetInfo":{"DERPLatency":{"x":1}}}}"#;
+    for (limit, text) in [(10, list(10)), (10, list(500_000)), (10, spread.to_owned())] {
+        let error = from_slice_within::<MapRequest>(limit, text.as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("more values"), "{error}");
+    }
+    assert!(from_slice_within::<MapRequest>(11, spread.as_bytes()).is_ok());
+    // What nobody reads costs nothing.
+    assert!(from_slice_within::<MapRequest>(1, format!(r#"{{"Nope":[{}]}}"#, vec!["0"; 1000].join(",")).as_bytes()).is_ok());
+}
+
+#[test]
+fn a_list_is_no_structure() {
+    assert!(from_slice::<MapRequest>(b"[130]").is_err());
+    assert!(from_slice::<MapRequest>(br#"{"Hostinfo":["1"]}"#).is_err());
+    assert!(from_slice::<MapResponse>(br#"{"Peers":[[1]]}"#).is_err());
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn accept(message: &[u8]) -> Result<Accepted, HandshakeError> {
 }
 
 #[test]
-fn both_sides_give_the_recorded_bytes() {
+fn trap_01_both_sides_give_the_recorded_bytes_whose_nonces_count_big_endian() {
     let initiator = initiator();
     assert_eq!(initiator.message().as_slice(), hex(INITIATION));
     let accepted = accept(initiator.message()).unwrap();
@@ -66,10 +66,20 @@ fn the_servers_records_open_on_the_client() {
 }
 
 #[test]
-fn the_version_is_bound_to_the_handshake() {
+fn trap_04_the_version_of_the_header_is_bound_to_the_handshake() {
     let mut message = *initiator().message();
     message[1] ^= 1;
     assert_eq!(accept(&message).unwrap_err(), HandshakeError::Rejected);
+}
+
+#[test]
+fn trap_04_the_server_takes_the_prologue_from_the_header_whatever_version_it_names() {
+    for version in [0, 113, 145, u16::MAX] {
+        let initiator = Initiator::new([5; 32], &server().public(), &client(), version).unwrap();
+        let accepted = accept(initiator.message()).unwrap();
+        assert_eq!(accepted.version, version);
+        initiator.finish(&accepted.response).unwrap();
+    }
 }
 
 #[test]
@@ -107,7 +117,7 @@ fn a_servers_error_text_is_shown_escaped() {
 }
 
 #[test]
-fn the_early_payload_is_told_from_http2() {
+fn trap_09_the_early_payload_is_told_from_http2() {
     let bytes = encode_early(&EarlyPayload { node_key_challenge: "chalpub:00".to_owned() }).unwrap();
     assert_eq!(parse_early_header(bytes[..9].try_into().unwrap()).unwrap(), Some(bytes.len() - 9));
     assert_eq!(parse_early_header([0, 0, 18, 4, 0, 0, 0, 0, 0]).unwrap(), None);

@@ -20,7 +20,7 @@ fn pair(room: usize) -> (NoiseStream<DuplexStream>, NoiseStream<DuplexStream>) {
 }
 
 #[tokio::test]
-async fn bytes_pass_through_narrow_pipes_in_both_directions() {
+async fn trap_03_records_are_cut_and_joined_anywhere_in_both_directions() {
     for room in [1, 7, 4096, 1 << 20] {
         let (mut client, mut server) = pair(room);
         let data: Vec<u8> = (0..20_000u32).flat_map(u32::to_le_bytes).collect();
