@@ -5,10 +5,13 @@ OUT   := $(or $(CARGO_TARGET_DIR),target)/$(HOST)/release
 LAB   := $(OUT)/examples/pvemesh-lab
 
 # What the lab, the tests and the bundled C code need from Debian.
-PACKAGES := build-essential busybox-static dnsmasq-base iperf3 iproute2 iputils-ping lxc nftables uidmap zstd
+PACKAGES := build-essential busybox-static dnsmasq-base iperf3 iproute2 iputils-ping lxc nftables nginx uidmap zstd
 
 # The coordinator ours is measured against.
 HEADSCALE := v0.29.3
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := noise map_stream requests policy
 
 .PHONY: help deps build demo demo-down check test bench bench-coord clean
 
@@ -43,6 +46,15 @@ check: ## formatting, lints, the cores alone, documentation, dependencies
 
 test: deps build ## every test, the scenario in real containers included
 	PVEMESH_BINARY=$(abspath $(OUT)/pvemesh) PVEMESH_LAB=$(abspath $(LAB)) cargo test --no-fail-fast -- $(TEST_FLAGS)
+
+fuzz: ## each fuzz target for FUZZ_SECONDS (60), beginning with the kept corpus; what is found lies in fuzz/artifacts
+	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	@# Without a sanitizer the stable toolchain will do; what is looked for are panics, endless loops and memory without bound.
+	cd fuzz && cargo fuzz build -s none
+	@set -e; for target in $(FUZZ_TARGETS); do echo "fuzzing $$target for $(FUZZ_SECONDS) s"; new=$$(mktemp -d); \
+		(cd fuzz && cargo fuzz run -s none $$target $$new corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1) || { rm -rf $$new; exit 1; }; \
+		rm -rf $$new; done
 
 bench: deps build ## throughput and latency through the tunnel, next to the bare path of the same run
 	$(LAB) bench --binary $(OUT)/pvemesh --result target/bench.json
