@@ -13,7 +13,7 @@ HEADSCALE := v0.29.3
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := noise map_stream requests policy
 
-.PHONY: help deps build demo demo-down check test bench bench-coord clean
+.PHONY: help deps build demo demo-down check test bench bench-coord clean fuzz
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
