@@ -7,9 +7,6 @@ LAB   := $(OUT)/examples/pvemesh-lab
 # What the lab, the tests and the bundled C code need from Debian.
 PACKAGES := build-essential busybox-static dnsmasq-base iperf3 iproute2 iputils-ping lxc nftables nginx uidmap zstd
 
-# The coordinator ours is measured against.
-HEADSCALE := v0.29.3
-
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := noise map_stream requests policy
 
@@ -60,10 +57,12 @@ bench: deps build ## throughput and latency through the tunnel, next to the bare
 	$(LAB) bench --binary $(OUT)/pvemesh --result target/bench.json
 
 bench-coord: build ## what nodes cost the coordinator, next to Headscale if Go is there to build it
-	@if command -v go >/dev/null; then GOBIN=$(abspath target/go) go install github.com/juanfont/headscale/cmd/headscale@$(HEADSCALE); \
+	@if [ -f tests/interop/go.mod ] && command -v go >/dev/null; then cd tests/interop && \
+		go build -trimpath -ldflags '-s -w' -o $(abspath target)/headscale github.com/juanfont/headscale/cmd/headscale; \
 	else echo "skipped: Headscale (there is no Go here to build it)"; fi
-	ulimit -n $$(ulimit -H -n); cargo bench --bench coordinator -- --binary $(abspath $(OUT)/pvemesh) --result $(abspath target)/bench-coord.json \
-		$(if $(wildcard $(shell command -v go)),--headscale $(abspath target/go)/headscale) $(BENCH_FLAGS)
+	cargo build --release --example pvemesh-load
+	ulimit -n $$(ulimit -H -n); $(OUT)/examples/pvemesh-load --binary $(abspath $(OUT)/pvemesh) \
+		--result $(abspath target)/bench-coord.json --headscale $(abspath target)/headscale $(BENCH_FLAGS)
 
 clean: ## remove what was built
 	-$(LAB) down

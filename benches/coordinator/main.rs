@@ -39,7 +39,7 @@ struct Args {
     /// The release binary.
     #[arg(long)]
     binary: PathBuf,
-    /// The headscale program; left out: only our coordinator is measured.
+    /// The headscale program; if it is not there, only our coordinator is measured.
     #[arg(long)]
     headscale: Option<PathBuf>,
     /// The numbers of nodes.
@@ -57,9 +57,6 @@ struct Args {
     /// Where the figures go (JSON).
     #[arg(long)]
     result: Option<PathBuf>,
-    /// `cargo bench` passes this.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 fn main() {
@@ -69,7 +66,7 @@ fn main() {
     let mut report = Report::new();
     for &count in &args.sizes {
         report.add(count, "pvemesh", &run(limits, count, || Pvemesh::start(&args.binary)));
-        if let Some(program) = args.headscale.as_ref().filter(|_| count <= args.headscale_most) {
+        if let Some(program) = args.headscale.as_ref().filter(|program| count <= args.headscale_most && program.exists()) {
             report.add(count, "headscale", &run(limits, count, || Headscale::start(program)));
         }
     }

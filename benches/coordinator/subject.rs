@@ -144,6 +144,7 @@ impl Subject for Pvemesh {
                 tags: Vec::new(),
                 approve_routes: Vec::new(),
                 only_for: None,
+                address: None,
             };
             admin.create_key(&wanted).await.unwrap().key
         };

@@ -154,6 +154,23 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for NoiseStream<T> {
         }
     }
 
+    /// HTTP/2 writes a frame's head and its payload apart: together they are one record and one packet.
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if let [one] = parts {
+            return self.poll_write(cx, one);
+        }
+        let mut data = Vec::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>().min(RECORDS_PER_WRITE * MAX_PLAINTEXT));
+        for part in parts {
+            let room = RECORDS_PER_WRITE * MAX_PLAINTEXT - data.len();
+            data.extend_from_slice(part.get(..room).unwrap_or(part));
+        }
+        self.poll_write(cx, &data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_drain(cx))?;
         Pin::new(&mut self.inner).poll_flush(cx)

@@ -34,6 +34,7 @@ mod net_setup;
 mod net_slow;
 mod net_web_socket;
 mod raw;
+mod simulation;
 mod store;
 mod tls;
 mod world;
