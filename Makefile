@@ -4,22 +4,31 @@ HOST  := $(shell rustc -vV | sed -n 's/^host: //p')
 OUT   := $(or $(CARGO_TARGET_DIR),target)/$(HOST)/release
 LAB   := $(OUT)/examples/pvemesh-lab
 
-# What the lab, the tests and the bundled C code need from Debian.
-PACKAGES := build-essential busybox-static dnsmasq-base iperf3 iproute2 iputils-ping lxc nftables nginx uidmap zstd
+# What the lab and the bundled C code need from Debian, and what only the tests do.
+PACKAGES      := build-essential busybox-static dnsmasq-base iperf3 iproute2 iputils-ping lxc nftables uidmap zstd
+TEST_PACKAGES := nginx
 
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := noise map_stream requests policy
 
-.PHONY: help deps build demo demo-down check test bench bench-coord clean fuzz
+.PHONY: help deps test-deps build demo demo-down check test bench bench-coord clean fuzz
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
+# Debian starts a server it installs; to its scripts a machine at runlevel 1 is one where it must not.
+define install
+@missing=$$(for p in $(1); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+if [ -n "$$missing" ]; then echo "installing from Debian:" $$missing; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $$missing; fi
+endef
+
 deps: ## install what is missing from Debian's packages (asks for nothing, prints the list first)
-	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
-	if [ -n "$$missing" ]; then echo "installing from Debian:" $$missing; \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
+	$(call install,$(PACKAGES))
 	@for f in /etc/subuid /etc/subgid; do grep -qs '^root:100000:65536$$' $$f || { echo "adding root:100000:65536 to $$f"; echo root:100000:65536 >> $$f; }; done
+
+test-deps: deps
+	$(call install,$(TEST_PACKAGES))
 
 build: ## the release binary and the lab
 	cargo build --release --bin pvemesh --example pvemesh-lab
@@ -41,7 +50,7 @@ check: ## formatting, lints, the cores alone, documentation, dependencies
 	@if timeout 20 git ls-remote -q https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1; then cargo deny check advisories; \
 	else echo "skipped: advisories (the RustSec database cannot be reached from here)"; fi
 
-test: deps build ## every test, the scenario in real containers included
+test: test-deps build ## every test, the scenario in real containers included
 	PVEMESH_BINARY=$(abspath $(OUT)/pvemesh) PVEMESH_LAB=$(abspath $(LAB)) cargo test --no-fail-fast -- $(TEST_FLAGS)
 
 fuzz: ## each fuzz target for FUZZ_SECONDS (60), beginning with the kept corpus; what is found lies in fuzz/artifacts
