@@ -22,12 +22,12 @@
 
 mod candidates;
 mod paths;
-#[cfg(test)]
-mod paths_tests;
 mod peer;
 mod probes;
 mod rank;
 mod route;
+#[cfg(test)]
+mod tests;
 
 pub use candidates::{MAX_LEARNED, MAX_LISTED};
 pub use paths::{Counters, Event, Paths, Peer, Pong, Transmit, Unreached};
