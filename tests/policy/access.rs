@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use pvemesh::coord::policy::{Affected, Touched};
+use pvemesh::coord::policy::{Affected, Compiled, Touched};
+use pvemesh::ident::NodeId;
 use pvemesh::wire::control::FilterRule;
 
 use crate::mesh::{compiled, id, node, routing, tagged};
@@ -88,4 +89,26 @@ fn a_route_is_told_to_those_who_may_use_it_and_by_one_router_only() {
     assert!(mesh.sees(id(1), id(3)) && !mesh.sees(id(2), id(4)));
     let filter = "100.64.0.1,fd7a:115c:a1e0::1 -> 10.1.2.0/24:443-443[]".to_owned();
     assert_eq!(lines(&mesh.filter(id(3))), [filter].into());
+}
+
+#[test]
+fn rules_with_via_choose_the_router_for_a_viewer() {
+    let policy = r#"{"tagOwners": {"tag:east": [], "tag:r": []}, "grants": [
+        {"src": ["ann@"], "dst": ["10.1.0.0/16"], "ip": ["*"], "via": ["tag:east"]},
+        {"src": ["bob@"], "dst": ["10.1.0.0/16"], "ip": ["*"]},
+    ]}"#;
+    let router = |n, tag| routing(tagged(n, &[tag]), &["10.1.0.0/16"]);
+    let mut mesh = compiled(policy, &[node(1, "ann"), node(2, "bob"), router(3, "tag:r"), router(4, "tag:east"), router(5, "tag:east")]);
+    let told = |mesh: &Compiled, viewer, online: &dyn Fn(NodeId) -> bool| {
+        let routers = [3, 4, 5].into_iter().filter(|n| !mesh.routes_for(id(viewer), id(*n), |_| Some(id(3)), online).is_empty());
+        routers.collect::<Vec<_>>()
+    };
+    assert_eq!(told(&mesh, 2, &|_| true), [3], "the chosen router for all");
+    assert_eq!(told(&mesh, 1, &|_| true), [4], "the first with the tag");
+    assert_eq!(told(&mesh, 1, &|router| router != id(4)), [5], "another with the tag while the first is away");
+    assert!(mesh.sees(id(1), id(5)) && !mesh.sees(id(1), id(3)), "and the others are not shown");
+    assert!(mesh.filter(id(3)).iter().all(|rule| !rule.src_ips.contains(&"100.64.0.1".to_owned())));
+    let left = mesh.remove(id(4));
+    assert_eq!(left.rivals, [id(3), id(5)].into(), "their routes are to be told anew");
+    assert_eq!(told(&mesh, 1, &|_| true), [5]);
 }

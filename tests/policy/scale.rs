@@ -72,6 +72,13 @@ fn a_mesh_of_5000_nodes_under_100_rules() {
     });
     println!("touched per change: {} filters, {} peers", touched[0] / 1_000, touched[1] / 1_000);
     timed("write out the stale filters after one change", 1, || (1..=NODES).map(|n| mesh.filter(id(n)).len()).sum::<usize>());
+    let one_owner: Vec<Subject> = (1..=NODES).map(|n| node(n, "ann")).collect();
+    let own = r#"{"acls": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*"]}]}"#;
+    let mut own = compiled(own, &one_owner);
+    timed("one owner: a node joins, and all 5,000 filters are written out", 1, || {
+        own.upsert(node(NODES + 1, "ann"));
+        (1..=NODES).map(|n| own.filter(id(n)).len()).sum::<usize>()
+    });
     let mut open = compiled("{}", &subjects);
     timed("a node leaves and comes back without rules, each of the two", 10_000, || {
         for subject in &subjects {

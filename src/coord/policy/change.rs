@@ -105,6 +105,7 @@ impl Compiled {
         let own_differ = own_before != own_after;
         if own_differ {
             let owners: BTreeSet<Arc<str>> = [own_before, own_after].into_iter().flatten().filter_map(|(owner, ..)| owner).collect();
+            self.source_lists.forget_own(&owners);
             for other in owners.iter().filter_map(|owner| self.owned.get(owner)).flatten() {
                 if let Some(member) = self.members.get_mut(other) {
                     member.filter.take();

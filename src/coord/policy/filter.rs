@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -60,12 +60,17 @@ pub(super) fn everything() -> Arc<[FilterRule]> {
     Arc::from([rule])
 }
 
+/// Addresses in filter notation.
+type Texts = Arc<[String]>;
+
 /// Rules with the same sources, whose addresses are written out once.
 #[derive(Debug)]
 pub(super) struct SourceLists {
     lists: Vec<SourceList>,
     /// The list of each rule.
     of: Vec<usize>,
+    /// Of a list, what belongs to one owner.
+    own: Mutex<HashMap<(usize, Arc<str>), Texts>>,
 }
 
 #[derive(Debug)]
@@ -73,7 +78,7 @@ struct SourceList {
     sources: Vec<Alias>,
     /// One of its rules.
     rule: usize,
-    texts: OnceLock<Arc<[String]>>,
+    texts: OnceLock<Texts>,
 }
 
 impl SourceLists {
@@ -88,7 +93,7 @@ impl SourceLists {
             });
             of.push(list);
         }
-        Self { lists, of }
+        Self { lists, of, own: Mutex::default() }
     }
 
     /// The sources of these rules are to be written out again.
@@ -98,6 +103,11 @@ impl SourceLists {
                 list.texts.take();
             }
         }
+    }
+
+    /// What belongs to these owners is to be written out again.
+    pub(super) fn forget_own(&mut self, owners: &BTreeSet<Arc<str>>) {
+        self.own.get_mut().unwrap_or_else(PoisonError::into_inner).retain(|(_, owner), _| !owners.contains(owner));
     }
 }
 
@@ -188,7 +198,7 @@ impl Compiled {
         }
     }
 
-    fn source_texts(&self, member: &Member, sources: Sources) -> Arc<[String]> {
+    fn source_texts(&self, member: &Member, sources: Sources) -> Texts {
         match sources {
             Sources::All(n) => match self.source_lists.lists.get(n) {
                 Some(list) => list.texts.get_or_init(|| self.list_texts(list)).clone(),
@@ -198,7 +208,7 @@ impl Compiled {
         }
     }
 
-    fn list_texts(&self, list: &SourceList) -> Arc<[String]> {
+    fn list_texts(&self, list: &SourceList) -> Texts {
         if list.sources.contains(&Alias::DangerAll) {
             return Arc::from(["*".to_owned()]);
         }
@@ -214,11 +224,16 @@ impl Compiled {
         AddressSet::of(ranges).texts().into()
     }
 
-    fn own_source_texts(&self, member: &Member, list: usize) -> Arc<[String]> {
-        let Some(rule) = self.source_lists.lists.get(list).map(|list| list.rule) else { return Arc::from([]) };
-        let owned = member.owner.as_ref().and_then(|owner| self.owned.get(owner)).into_iter().flatten();
-        let members = owned.filter_map(|id| self.members.get(id)).filter(|member| member.own_source.contains(rule));
-        AddressSet::of(members.flat_map(own_ranges)).texts().into()
+    fn own_source_texts(&self, member: &Member, list: usize) -> Texts {
+        let (Some(owner), Some(rule)) = (&member.owner, self.source_lists.lists.get(list).map(|list| list.rule)) else {
+            return Arc::from([]);
+        };
+        let mut own = self.source_lists.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = own.entry((list, owner.clone())).or_insert_with(|| {
+            let owned = self.owned.get(owner).into_iter().flatten().filter_map(|id| self.members.get(id));
+            AddressSet::of(owned.filter(|member| member.own_source.contains(rule)).flat_map(own_ranges)).texts().into()
+        });
+        written.clone()
     }
 }
 
