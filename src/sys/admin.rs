@@ -20,7 +20,7 @@ use crate::ident::{MachinePrivate, MachinePublic, NodeId, NodeName, UserId};
 use crate::sys::dial::{ControlConnection, DialError, fetch_server_key};
 use crate::wire::admin::{
     ADMIN_PREFIX, AdminFailure, Approve, ApproveRoutes, Backup, CoordinatorInfo, CreateKey, CreateUser, CreatedKey, DnsSettings, Expire,
-    KeyInfo, MoveNode, NodeInfo, Registration, Rename, RenameUser, SetAddress, SetTags, User,
+    KeyInfo, MoveNode, NodeInfo, PolicyReport, PolicyText, Registration, Rename, RenameUser, SetAddress, SetPolicy, SetTags, User,
 };
 
 /// How long one request may take.
@@ -216,6 +216,30 @@ impl<W: Way + Sync> Admin<W> {
     /// See [`AdminError`].
     pub async fn move_node(&self, id: NodeId, user: &str) -> Result<NodeInfo, AdminError> {
         self.post(&format!("nodes/{id}/user"), &MoveNode { user: user.to_owned() }).await
+    }
+
+    /// The policy in force.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn policy(&self) -> Result<PolicyText, AdminError> {
+        self.get("policy").await
+    }
+
+    /// Puts a policy in force, or tries it.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn set_policy(&self, policy: &SetPolicy) -> Result<PolicyReport, AdminError> {
+        self.post("policy", policy).await
+    }
+
+    /// Takes the policy away.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn remove_policy(&self) -> Result<(), AdminError> {
+        self.delete("policy").await
     }
 
     /// How names are resolved.

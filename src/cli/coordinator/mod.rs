@@ -4,6 +4,7 @@ mod backup;
 mod dns;
 mod keys;
 mod nodes;
+mod policy;
 mod routes;
 mod serve;
 mod span;
@@ -35,6 +36,9 @@ pub(in crate::cli) enum Coordinator {
     /// Routes that nodes offer to carry.
     #[command(subcommand)]
     Routes(routes::Routes),
+    /// The policy: who may reach whom.
+    #[command(subcommand)]
+    Policy(policy::Policy),
     /// Names: how they are resolved on all nodes.
     #[command(subcommand)]
     Dns(dns::Dns),
@@ -61,6 +65,7 @@ pub(in crate::cli) fn run(command: Coordinator, output: &Output) -> Result<(), F
         Coordinator::Keys(keys) => keys::run(keys, output),
         Coordinator::Nodes(nodes) => nodes::run(nodes, output),
         Coordinator::Routes(routes) => routes::run(routes, output),
+        Coordinator::Policy(policy) => policy::run(policy, output),
         Coordinator::Dns(dns) => dns::run(dns, output),
         Coordinator::Backup(backup) => backup::run(&backup, output),
         Coordinator::Restore(restore) => backup::restore(&restore, output),

@@ -10,10 +10,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::piece::Message;
+use super::sight::Audience;
 use super::{NodeRecord, Server, TAGGED_USER, is_exit};
 use crate::ident::{NodeId, UserId};
 use crate::time::Wall;
-use crate::wire::control::{FilterRule, MapResponse, NetPortRange, Node, PortRange, UserProfile};
+use crate::wire::control::{MapResponse, Node, UserProfile};
 
 /// Allows what clients call Taildrop, sending files to each other; the traffic goes between the nodes.
 const FILE_SHARING: &str = "https://tailscale.com/cap/file-sharing";
@@ -21,7 +22,8 @@ const FILE_SHARING: &str = "https://tailscale.com/cap/file-sharing";
 /// Each node as its peers are told.
 #[derive(Debug, Default)]
 pub(super) struct Descriptions {
-    encoded: BTreeMap<NodeId, Arc<str>>,
+    /// By the routes that are told; none means all there are.
+    encoded: BTreeMap<NodeId, Vec<(Option<Vec<IpNet>>, Arc<str>)>>,
 }
 
 impl Descriptions {
@@ -29,31 +31,36 @@ impl Descriptions {
     pub(super) fn forget(&mut self, id: NodeId) {
         self.encoded.remove(&id);
     }
-}
 
-/// The relation of a node to the routes it offers.
-struct Routes {
-    /// Everything that may be routed to it: its own addresses first.
-    allowed: Vec<IpNet>,
-    primary: Vec<IpNet>,
+    /// All have changed.
+    pub(super) fn clear(&mut self) {
+        self.encoded.clear();
+    }
 }
 
 impl Server {
-    /// A node as a peer sees it.
-    pub(super) fn described(&mut self, id: NodeId, wall: Wall) -> Option<Arc<str>> {
-        if let Some(encoded) = self.descriptions.encoded.get(&id) {
+    /// A node as an audience sees it.
+    pub(super) fn described(&mut self, id: NodeId, audience: &Audience, wall: Wall) -> Option<Arc<str>> {
+        let node = self.registry.node(id)?;
+        let restricted = *audience != Audience::Everyone && !node.advertised.is_empty();
+        let routes = restricted.then(|| self.routes_shown(&self.sight, audience, node));
+        let known = self.descriptions.encoded.get(&id).and_then(|known| known.iter().find(|(told, _)| *told == routes));
+        if let Some((_, encoded)) = known {
             return Some(encoded.clone());
         }
-        let node = self.registry.node(id)?;
-        let json: Arc<str> = serde_json::to_string(&self.wire_node(node, wall)).ok()?.into();
-        self.descriptions.encoded.insert(id, json.clone());
+        let all = || self.routes_shown(&self.sight, &Audience::Everyone, node);
+        let mut peer = self.wire_node(node, &routes.clone().unwrap_or_else(all), wall);
+        peer.cap_map = self.sight.compiled().peer_attributes(id);
+        let json: Arc<str> = serde_json::to_string(&peer).ok()?.into();
+        self.descriptions.encoded.entry(id).or_default().push((routes, json.clone()));
         Some(json)
     }
 
     /// A node as it sees itself.
     pub(super) fn own_node(&self, node: &NodeRecord, wall: Wall) -> Node {
-        let mut own = self.wire_node(node, wall);
+        let mut own = self.wire_node(node, &self.routes_shown(&self.sight, &Audience::Everyone, node), wall);
         own.cap_map = BTreeMap::from([(FILE_SHARING.to_owned(), Vec::new())]);
+        own.cap_map.extend(self.sight.compiled().attributes(node.id).iter().map(|(name, values)| (name.clone(), values.clone())));
         own
     }
 
@@ -67,9 +74,8 @@ impl Server {
         Some(Message::own(MapResponse { node: Some(own), control_time: Some(wall), ..MapResponse::default() }, Vec::new()))
     }
 
-    fn wire_node(&self, node: &NodeRecord, wall: Wall) -> Node {
+    fn wire_node(&self, node: &NodeRecord, routes: &[IpNet], wall: Wall) -> Node {
         let online = self.presences.is_online(node.id);
-        let routes = self.routes_of(node);
         Node {
             id: node.id,
             stable_id: node.stable_id.clone(),
@@ -80,8 +86,8 @@ impl Server {
             machine: node.machine,
             disco_key: node.disco,
             addresses: addresses(node).to_vec(),
-            allowed_ips: Some(routes.allowed),
-            primary_routes: routes.primary,
+            allowed_ips: Some(addresses(node).into_iter().chain(routes.iter().copied()).collect()),
+            primary_routes: routes.iter().filter(|net| !is_exit(net)).copied().collect(),
             endpoints: node.endpoints.clone(),
             home_derp: node.home_derp,
             hostinfo: Some(node.hostinfo.clone()),
@@ -94,24 +100,6 @@ impl Server {
             expired: node.expired(wall),
             ..Node::default()
         }
-    }
-
-    fn routes_of(&self, node: &NodeRecord) -> Routes {
-        let primary: Vec<IpNet> = self.primaries.of(node.id).collect();
-        let exit = node.effective_routes().filter(is_exit);
-        let allowed = addresses(node).into_iter().chain(primary.iter().copied()).chain(exit).collect();
-        Routes { allowed, primary }
-    }
-
-    /// What a node accepts from others.
-    pub(super) fn filter_of(&self, _node: &NodeRecord) -> Arc<[FilterRule]> {
-        let any = PortRange { first: 0, last: u16::MAX };
-        let everything = FilterRule {
-            src_ips: vec!["*".to_owned()],
-            dst_ports: vec![NetPortRange { ip: "*".to_owned(), ports: any }],
-            ..FilterRule::default()
-        };
-        Arc::new([everything])
     }
 
     pub(super) fn profile(&self, id: UserId) -> UserProfile {

@@ -24,6 +24,17 @@ pub(super) struct Fields {
 }
 
 impl Fields {
+    fn with(self, other: Self) -> Self {
+        Self {
+            online: self.online | other.online,
+            endpoints: self.endpoints | other.endpoints,
+            derp: self.derp | other.derp,
+            disco: self.disco | other.disco,
+            expiry: self.expiry | other.expiry,
+            key: self.key | other.key,
+        }
+    }
+
     pub(super) fn any(self) -> bool {
         self != Self::default()
     }
@@ -38,6 +49,17 @@ pub(super) enum Change {
     Removed,
     /// It is new, or something changed that has no short form.
     Whole,
+}
+
+impl Change {
+    /// This change followed by another.
+    pub(super) fn then(self, later: Self) -> Self {
+        match (self, later) {
+            (_, Self::Removed) => Self::Removed,
+            (Self::Fields(a), Self::Fields(b)) => Self::Fields(a.with(b)),
+            _ => Self::Whole,
+        }
+    }
 }
 
 /// A place in a journal: everything up to it has been told.

@@ -44,6 +44,16 @@ impl Leaves {
         self.leaves.values_mut()
     }
 
+    /// All nodes, in order.
+    pub(super) fn ids(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.leaves.values().flat_map(|leaf| leaf.ids.iter().copied())
+    }
+
+    /// How many nodes there are.
+    pub(super) fn len(&self) -> usize {
+        self.leaves.values().map(|leaf| leaf.ids.len()).sum()
+    }
+
     pub(super) fn contains(&self, id: NodeId) -> bool {
         self.leaves.range(..=id).next_back().is_some_and(|(_, leaf)| leaf.ids.binary_search(&id).is_ok())
     }

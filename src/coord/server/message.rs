@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::describe::shown_user;
 use super::journal::{Change, Fields};
 use super::piece::{Message, Piece, Shared, Text};
-use super::session::{Ending, Parts, Session, SessionId};
-use super::view::{Delta, View};
+use super::session::{Ending, Moved, Parts, Session, SessionId};
+use super::sight::Audience;
+use super::view::View;
 use super::{Moment, NodeRecord, Server};
 use crate::ident::{NodeId, UserId};
 use crate::time::Wall;
@@ -58,86 +59,110 @@ impl Server {
         let Some(expired) = self.registry.node(open.node).map(|node| node.expired(wall)) else { return Next::End };
         let from = std::mem::replace(&mut open.told, view.published());
         let parts = std::mem::take(&mut open.parts);
+        let moved = open.moved.take();
         if std::mem::take(&mut open.full) {
-            return self.whole(view, open.node, wall).map_or(Next::End, Next::Message);
+            return self.whole(view, open, wall).map_or(Next::End, Next::Message);
         }
         // Whoever is logged out sees itself and nobody else.
         let delta = (!expired && from < view.published()).then(|| {
+            let audience = view.audience().clone();
             view.delta(from, |changes, users| {
-                let (head, changed) = self.changes(changes, users, wall)?;
+                let (head, changed) = self.changes(changes, users, &audience, wall)?;
                 Some(Arc::new(Shared::new(Text::Whole { head: Box::new(head), changed })))
             })
         });
+        let moved = moved.filter(|_| !expired);
         let message = match &delta {
-            Some(delta) if !parts.any() && !delta.changes.contains_key(&open.node) => delta.message.clone().map(Message::shared),
-            _ => self.for_one(delta.as_deref(), open.node, parts, wall),
+            Some(delta) if !parts.any() && moved.is_none() && !delta.changes.contains_key(&open.node) => {
+                delta.message.clone().map(Message::shared)
+            }
+            _ => {
+                let mut due = moved.map(|moved| Moved::clone(&moved)).unwrap_or_default();
+                if let Some(delta) = &delta {
+                    due = due.then(&Moved { changes: delta.changes.clone(), users: delta.users.clone() });
+                }
+                self.for_one(due, open, parts, view.audience(), wall)
+            }
         };
         message.map_or(Next::Idle, Next::Message)
     }
 
     /// The changes as one node is told them: without itself among its peers.
-    fn for_one(&mut self, delta: Option<&Delta>, id: NodeId, parts: Parts, wall: Wall) -> Option<Message> {
-        let mut changes = delta.map(|delta| delta.changes.clone()).unwrap_or_default();
-        changes.remove(&id);
-        let mut users = delta.map(|delta| delta.users.clone()).unwrap_or_default();
-        let owner = self.registry.node(id).map(shown_user)?;
+    fn for_one(&mut self, due: Moved, open: &mut Session, parts: Parts, audience: &Audience, wall: Wall) -> Option<Message> {
+        let Moved { mut changes, mut users } = due;
+        changes.remove(&open.node);
+        let owner = self.registry.node(open.node).map(shown_user)?;
         if parts.own && !users.contains(&owner) {
             users.push(owner);
         }
-        let told = self.changes(&changes, &users, wall);
-        if told.is_none() && !parts.any() {
+        let (mut head, changed) = self.changes(&changes, &users, audience, wall).unwrap_or_default();
+        self.fill_parts(&mut head, parts, self.registry.node(open.node)?, wall);
+        if parts.filter {
+            self.fill_filter(&mut head, open);
+        }
+        head.control_time = None;
+        if changed.is_empty() && head == MapResponse::default() {
             return None;
         }
-        let (mut head, changed) = told.unwrap_or_default();
         head.control_time = Some(wall);
-        self.fill_parts(&mut head, parts, self.registry.node(id)?, wall);
         Some(Message::own(head, changed))
     }
 
+    /// The filter, if the stream has not been told exactly this one.
+    fn fill_filter(&self, head: &mut MapResponse, open: &mut Session) {
+        let filter = self.sight.filter(open.node);
+        if open.filter.as_ref() != Some(&filter) {
+            head.packet_filters.insert("base".to_owned(), Some(filter.to_vec()));
+            open.filter = Some(filter);
+        }
+    }
+
     /// The complete map: what the first message of a stream has to hold.
-    fn whole(&mut self, view: &mut View, id: NodeId, wall: Wall) -> Option<Message> {
-        let node = self.registry.node(id)?;
+    fn whole(&mut self, view: &mut View, open: &mut Session, wall: Wall) -> Option<Message> {
+        let node = self.registry.node(open.node)?;
         let expired = node.expired(wall);
         let mut users: BTreeSet<UserId> = BTreeSet::from([shown_user(node)]);
         if !expired {
             users.extend(view.users());
         }
-        let head = MapResponse {
+        let mut head = MapResponse {
             control_time: Some(wall),
             node: Some(self.own_node(node, wall)),
             derp_map: self.settings.derp_map.clone(),
             dns_config: Some(self.dns_config()),
             domain: self.settings.base_domain.clone(),
             collect_services: Some(false),
-            packet_filters: BTreeMap::from([("base".to_owned(), Some(self.filter_of(node).to_vec()))]),
             debug: Some(ClientDebug { disable_log_tail: true, ..ClientDebug::default() }),
             user_profiles: self.profiles(users),
             ..MapResponse::default()
         };
-        let peers = if expired { Vec::new() } else { self.peers(view, id, wall) };
+        open.filter = None;
+        self.fill_filter(&mut head, open);
+        let peers = if expired { Vec::new() } else { self.peers(view, open.node, wall) };
         Some(if peers.is_empty() { Message::own(head, Vec::new()) } else { Message::list(head, peers) })
     }
 
     /// The peers of a node: the leaves of its view, its own leaf without itself.
     fn peers(&mut self, view: &mut View, id: NodeId, wall: Wall) -> Vec<Piece> {
         let mut pieces = Vec::new();
+        let audience = view.audience().clone();
         for leaf in view.leaves.iter_mut() {
             let first = pieces.is_empty();
             if leaf.ids().binary_search(&id).is_err() {
-                let encode = |ids: &[NodeId]| Shared::new(Text::Nodes { nodes: self.described_all(ids, wall), first });
+                let encode = |ids: &[NodeId]| Shared::new(Text::Nodes { nodes: self.described_all(ids, &audience, wall), first });
                 pieces.push(Piece::Shared(leaf.shared(first, encode)));
             } else {
                 let others: Vec<NodeId> = leaf.ids().iter().copied().filter(|other| *other != id).collect();
                 if !others.is_empty() {
-                    pieces.push(Piece::nodes(self.described_all(&others, wall), first));
+                    pieces.push(Piece::nodes(self.described_all(&others, &audience, wall), first));
                 }
             }
         }
         pieces
     }
 
-    fn described_all(&mut self, ids: &[NodeId], wall: Wall) -> Vec<Arc<str>> {
-        ids.iter().filter_map(|id| self.described(*id, wall)).collect()
+    fn described_all(&mut self, ids: &[NodeId], audience: &Audience, wall: Wall) -> Vec<Arc<str>> {
+        ids.iter().filter_map(|id| self.described(*id, audience, wall)).collect()
     }
 
     fn fill_parts(&self, head: &mut MapResponse, parts: Parts, node: &NodeRecord, wall: Wall) {
@@ -155,16 +180,22 @@ impl Server {
     }
 
     /// A message's head and changed nodes; none if nothing is left to say.
-    fn changes(&mut self, changes: &BTreeMap<NodeId, Change>, users: &[UserId], wall: Wall) -> Option<(MapResponse, Vec<Arc<str>>)> {
+    fn changes(
+        &mut self,
+        changes: &BTreeMap<NodeId, Change>,
+        users: &[UserId],
+        audience: &Audience,
+        wall: Wall,
+    ) -> Option<(MapResponse, Vec<Arc<str>>)> {
         let mut head = MapResponse { control_time: Some(wall), ..MapResponse::default() };
         let mut changed = Vec::new();
         for (id, change) in changes {
             match change {
                 Change::Removed => head.peers_removed.push(*id),
-                Change::Whole => changed.extend(self.described(*id, wall)),
+                Change::Whole => changed.extend(self.described(*id, audience, wall)),
                 Change::Fields(fields) => match self.patch(*id, *fields, wall) {
                     Some(patch) => head.peers_changed_patch.push(patch),
-                    None => changed.extend(self.described(*id, wall)),
+                    None => changed.extend(self.described(*id, audience, wall)),
                 },
             }
         }

@@ -27,6 +27,7 @@ mod register;
 mod registry;
 mod routes;
 mod session;
+mod sight;
 mod update;
 mod view;
 mod waiting;
@@ -42,7 +43,7 @@ pub use journal::MAX_REMOVED;
 pub use message::Next;
 pub use piece::{Message, Own, Piece, Shared};
 pub use presence::{EPHEMERAL_AFTER, OFFLINE_GRACE, RESTART_GRACE, ROUTE_GRACE, STREAM_TURN};
-pub use record::{Counters, JoinKeyRecord, NodeRecord, Snapshot, UserRecord, Write};
+pub use record::{Counters, JoinKeyRecord, NodeRecord, PolicyRecord, Snapshot, UserRecord, Write};
 pub use register::{KEY_LIFE, Registered};
 pub use registry::LoadError;
 pub use routes::{approval, is_exit};
@@ -60,6 +61,7 @@ use presence::Presences;
 use registry::Registry;
 use routes::Primaries;
 use session::{Ending, Part, Session};
+use sight::{Audience, Sight};
 use view::{View, ViewId};
 use waiting::WaitingRoom;
 
@@ -69,8 +71,6 @@ const TELL_EVERY: Duration = Duration::from_millis(20);
 const TELL_EVERY_PER_STREAM: Duration = Duration::from_micros(50);
 /// Whatever the number of streams.
 const TELL_EVERY_AT_MOST: Duration = Duration::from_millis(500);
-/// The view of everyone who sees all nodes.
-const EVERYONE: ViewId = ViewId(0);
 /// How often expired node keys are looked for.
 const EXPIRY_CHECK: Duration = Duration::from_secs(30);
 /// The number under which tagged nodes appear to clients, who know a user for every node; the one stock coordinators use.
@@ -138,13 +138,17 @@ pub struct Server {
     waiting: WaitingRoom,
     sessions: BTreeMap<SessionId, Session>,
     last_session: u64,
+    sight: Sight,
     /// What streams are shown, and what of it has changed.
     views: BTreeMap<ViewId, View>,
+    view_ids: BTreeMap<Audience, ViewId>,
+    last_view: u64,
     /// Something has changed that is not being told yet, and when telling may begin.
     untold: bool,
     tell_from: Time,
     descriptions: Descriptions,
     unsaved_dns: bool,
+    unsaved_policy: bool,
     events: VecDeque<Event>,
 }
 
@@ -154,7 +158,7 @@ impl Server {
     /// # Errors
     /// The stored state contradicts itself.
     pub fn new(settings: Settings, seed: [u8; 32], snapshot: Snapshot, at: Moment) -> Result<Self, LoadError> {
-        let dns = snapshot.dns.clone();
+        let (dns, sight) = (snapshot.dns.clone(), Sight::load(snapshot.policy.clone())?);
         let registry = Registry::load(settings.plan, snapshot)?;
         let mut server = Self {
             settings,
@@ -167,16 +171,18 @@ impl Server {
             waiting: WaitingRoom::default(),
             sessions: BTreeMap::new(),
             last_session: 0,
-            views: BTreeMap::from([(EVERYONE, View::default())]),
+            sight,
+            views: BTreeMap::new(),
+            view_ids: BTreeMap::new(),
+            last_view: 0,
             untold: false,
             tell_from: at.now,
             descriptions: Descriptions::default(),
             unsaved_dns: false,
+            unsaved_policy: false,
             events: VecDeque::new(),
         };
-        for view in server.views.values_mut() {
-            server.registry.nodes().for_each(|node| view.show(node.id, shown_user(node)));
-        }
+        server.restore_sight();
         server.restore_presences(at);
         server.elect(at.wall);
         Ok(server)
@@ -198,6 +204,9 @@ impl Server {
         if std::mem::take(&mut self.unsaved_dns) {
             writes.push(Write::Dns(Box::new(self.dns.clone())));
         }
+        if std::mem::take(&mut self.unsaved_policy) {
+            writes.push(Write::Policy(self.sight.record().cloned().map(Box::new)));
+        }
         writes
     }
 
@@ -218,6 +227,7 @@ impl Server {
         if self.expiry_check <= at.now {
             self.expiry_check = at.now + EXPIRY_CHECK;
             self.tell_expired(at.wall);
+            self.drop_idle_views();
         }
         if self.untold && self.tell_from <= at.now {
             self.publish(at.now);
@@ -238,7 +248,7 @@ impl Server {
             if !view.reaches(open.told) {
                 open.ending = Some(Ending::Now);
             }
-            if open.told < view.published() || open.parts.any() || open.ending.is_some() {
+            if open.told < view.published() || open.due() {
                 behind.entry(open.view).and_modify(|position| *position = open.told.min(*position));
                 woken += 1;
                 if open.wake() {
@@ -280,6 +290,7 @@ impl Server {
     fn remove(&mut self, id: NodeId, at: Moment) {
         let Some(last_words) = self.farewell(id, at.wall) else { return };
         self.tell_peers(id, Change::Removed);
+        self.disregard(id);
         let presence = self.presences.forget(id);
         let Some(node) = self.registry.remove_node(id) else { return };
         tracing::info!(node = %node.id, name = %node.name, "node removed");
@@ -328,7 +339,9 @@ impl Server {
         self.descriptions.forget(id);
         let owner = self.registry.node(id).map(shown_user);
         for view in self.views.values_mut() {
-            self.untold |= view.note(id, owner, change);
+            // A whole node may have come out of sight.
+            let hidden = change == Change::Whole && !self.sight.shows(view.audience(), id);
+            self.untold |= view.note(id, owner, if hidden { Change::Removed } else { change });
         }
     }
 
@@ -342,6 +355,14 @@ impl Server {
     fn tell_user(&mut self, user: UserId) {
         for view in self.views.values_mut() {
             self.untold |= view.note_user(user);
+        }
+        // The user's own nodes know it also where they are shown none of its nodes.
+        for open in self.sessions.values_mut() {
+            let own = self.registry.node(open.node).is_some_and(|node| shown_user(node) == user);
+            if own && self.views.get(&open.view).is_some_and(|view| !view.knows(user)) {
+                open.note_part(Part::Own);
+                self.untold = true;
+            }
         }
     }
 

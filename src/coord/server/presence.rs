@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::due::Due;
 use super::journal::{Change, Fields};
-use super::session::{Ending, Session, SessionId};
-use super::{EVERYONE, Moment, Server};
+use super::session::{Ending, Part, Session, SessionId};
+use super::{Moment, Server};
 use crate::ident::NodeId;
 use crate::time::{Deadline, Time};
 
@@ -152,7 +152,8 @@ impl Server {
         let was_online = std::mem::replace(&mut presence.online, true);
         let older = presence.session.replace(session);
         let turn_ends = std::mem::replace(&mut presence.opened, at.now) + STREAM_TURN;
-        self.sessions.insert(session, Session::new(id, EVERYONE));
+        let view = self.view_of(id);
+        self.sessions.insert(session, Session::new(id, view));
         if let Some(older) = older {
             self.end_older(id);
             self.presences.of(id).older = Some(older);
@@ -200,11 +201,12 @@ impl Server {
         let presence = self.presences.of(closed.node);
         let older = presence.older.take().filter(|older| self.sessions.contains_key(older));
         presence.session = older;
-        if let Some((older, open)) = older.and_then(|older| self.sessions.get_mut(&older).map(|open| (older, open))) {
+        if let Some(open) = older.and_then(|older| self.sessions.get_mut(&older)) {
             // The one that was superseded is still there. What concerned the node itself it has not been told meanwhile.
             self.presences.superseded.clear(closed.node);
-            open.full = true;
-            self.wake(older);
+            open.note_part(Part::Own);
+            open.note_part(Part::Filter);
+            self.untold = true;
             return;
         }
         self.registry.change_node(closed.node, |node| node.last_seen = Some(at.wall));
@@ -228,6 +230,7 @@ impl Server {
     fn elect_if_router(&mut self, id: NodeId, at: Moment) {
         if self.registry.node(id).is_some_and(|node| !node.advertised.is_empty()) {
             self.elect(at.wall);
+            self.tell_rivals(id);
         }
     }
 }

@@ -131,6 +131,15 @@ impl NodeRecord {
     }
 }
 
+/// The policy in force, as it was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRecord {
+    /// The file's text, comments and all.
+    pub text: String,
+    /// When it was set.
+    pub set: Wall,
+}
+
 /// The last numbers given out. Kept, so that no number is ever given twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Counters {
@@ -157,6 +166,8 @@ pub struct Snapshot {
     pub counters: Counters,
     /// How names are resolved.
     pub dns: DnsSettings,
+    /// The policy in force; none allows everything.
+    pub policy: Option<PolicyRecord>,
 }
 
 /// One change to what is stored; each replaces the record of the same number.
@@ -170,6 +181,8 @@ pub enum Write {
     Key(JoinKeyRecord),
     /// A node.
     Node(Box<NodeRecord>),
+    /// The policy; none that there is none any more.
+    Policy(Option<Box<PolicyRecord>>),
     /// A join key is gone.
     RemoveKey(i64),
     /// A node is gone.

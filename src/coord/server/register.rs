@@ -211,16 +211,22 @@ impl Server {
 
     /// Whether tags that a node claims are known at all. Without a policy nobody owns any.
     fn check_claimable(&self, claimed: &[String]) -> Result<(), String> {
-        match claimed.first() {
-            Some(tag) => Err(format!("{} (no policy says who may give it)", refused_tag(tag))),
+        match claimed.iter().find(|tag| !self.sight.policy().tags().any(|known| known == *tag)) {
+            Some(tag) => Err(format!("{}: no policy says who may give it (tagOwners)", refused_tag(tag))),
             None => Ok(()),
         }
     }
 
     /// Whether a user, or a join key of its with these tags, may give a node the tags it claims.
-    pub(super) fn check_claims(&self, _user: &str, given: &[String], claimed: &[String]) -> Result<(), String> {
+    pub(super) fn check_claims(&self, user: &str, given: &[String], claimed: &[String]) -> Result<(), String> {
         let open: Vec<String> = claimed.iter().filter(|tag| !given.contains(tag)).cloned().collect();
-        self.check_claimable(&open)
+        self.check_claimable(&open)?;
+        // What joins with tags is nobody's: only its tags can own others.
+        let login = given.is_empty().then_some(user);
+        match open.iter().find(|tag| !self.sight.policy().may_tag(login, given, tag)) {
+            Some(tag) => Err(format!("{}: the policy's tagOwners do not let {} give it", refused_tag(tag), login.unwrap_or("its tags"))),
+            None => Ok(()),
+        }
     }
 
     fn mark_used(&mut self, key: Option<i64>) {
@@ -284,13 +290,15 @@ impl Server {
     }
 
     /// Takes a new node in.
-    fn admit(&mut self, at: Moment, node: NodeRecord) {
+    fn admit(&mut self, at: Moment, mut node: NodeRecord) {
+        self.auto_approve(&mut node);
         tracing::info!(node = %node.id, name = %node.name, address = %node.v4, "node joined");
         let (id, ephemeral) = (node.id, node.ephemeral);
         self.registry.add_node(node);
         if ephemeral {
             self.expect_connection(id, at);
         }
+        self.regard(id);
         self.tell_peers(id, Change::Whole);
     }
 

@@ -16,6 +16,9 @@ pub enum LoadError {
     /// Two nodes share what only one may have.
     #[error("the stored nodes {0} and {1} have the same {2}; remove one of them from the database")]
     Duplicate(NodeId, NodeId, &'static str),
+    /// The policy does not read, which another version of the program accepted.
+    #[error("the stored policy does not read ({0}): start the version of pvemesh that accepted it, and set one that both accept")]
+    Policy(#[from] crate::coord::policy::PolicyError),
     /// A node's owner is missing.
     #[error("the stored node {0} belongs to user {1}, which does not exist; restore the database from a backup")]
     NoUser(NodeId, UserId),

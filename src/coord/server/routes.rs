@@ -62,6 +62,11 @@ impl Primaries {
         lost.chain(won).collect()
     }
 
+    /// Who carries a prefix.
+    pub(super) fn carrier(&self, net: &IpNet) -> Option<NodeId> {
+        self.carriers.get(net).copied()
+    }
+
     /// The prefixes a node carries.
     pub(super) fn of(&self, node: NodeId) -> impl Iterator<Item = IpNet> + '_ {
         self.carriers.iter().filter(move |(_, carrier)| **carrier == node).map(|(net, _)| *net)

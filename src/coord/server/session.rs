@@ -4,10 +4,14 @@
 //! when the stream is ready for it. So changes coalesce, a slow reader costs nothing more, and no delta is ever skipped. A reader so
 //! slow that the journal has forgotten removed peers it was not told of is ended; it comes back to a full map.
 
-use super::journal::Position;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::journal::{Change, Position};
 use super::piece::Message;
 use super::view::ViewId;
-use crate::ident::NodeId;
+use crate::ident::{NodeId, UserId};
+use crate::wire::control::FilterRule;
 
 /// A map stream. Numbers are never reused, so that the end of an old stream cannot be taken for that of a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,6 +24,8 @@ pub(super) enum Part {
     Derp,
     /// Names and name servers.
     Dns,
+    /// What the node accepts from others.
+    Filter,
     /// The node itself.
     Own,
 }
@@ -29,12 +35,37 @@ pub(super) enum Part {
 pub(super) struct Parts {
     pub(super) derp: bool,
     pub(super) dns: bool,
+    pub(super) filter: bool,
     pub(super) own: bool,
 }
 
 impl Parts {
     pub(super) fn any(self) -> bool {
         self != Self::default()
+    }
+}
+
+/// The difference between two views.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Moved {
+    pub(super) changes: BTreeMap<NodeId, Change>,
+    /// Users that came into sight.
+    pub(super) users: Vec<UserId>,
+}
+
+impl Moved {
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// This difference followed by another.
+    pub(super) fn then(&self, later: &Self) -> Self {
+        let mut both = self.clone();
+        for (id, change) in &later.changes {
+            both.changes.entry(*id).and_modify(|earlier| *earlier = earlier.then(*change)).or_insert(*change);
+        }
+        both.users.extend(later.users.iter().filter(|user| !self.users.contains(user)));
+        both
     }
 }
 
@@ -58,6 +89,10 @@ pub(super) struct Session {
     /// The complete map is due; it contains everything.
     pub(super) full: bool,
     pub(super) parts: Parts,
+    /// What is due because the stream went over to another view.
+    pub(super) moved: Option<Arc<Moved>>,
+    /// The filter it has been told.
+    pub(super) filter: Option<Arc<[FilterRule]>>,
     pub(super) ending: Option<Ending>,
     /// It has been woken and has not looked yet.
     woken: bool,
@@ -65,7 +100,17 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(node: NodeId, view: ViewId) -> Self {
-        Self { node, view, told: Position::default(), full: true, parts: Parts::default(), ending: None, woken: false }
+        Self {
+            node,
+            view,
+            told: Position::default(),
+            full: true,
+            parts: Parts::default(),
+            moved: None,
+            filter: None,
+            ending: None,
+            woken: false,
+        }
     }
 
     /// Notes a change of something besides the peers. Nobody is woken: it is told with everything else that has changed.
@@ -73,8 +118,22 @@ impl Session {
         match part {
             Part::Derp => self.parts.derp = true,
             Part::Dns => self.parts.dns = true,
+            Part::Filter => self.parts.filter = true,
             Part::Own => self.parts.own = true,
         }
+    }
+
+    /// Notes the difference between the view it followed and the one it follows now.
+    pub(super) fn note_moved(&mut self, moved: Arc<Moved>) {
+        self.moved = Some(match self.moved.take() {
+            Some(earlier) => Arc::new(earlier.then(&moved)),
+            None => moved,
+        });
+    }
+
+    /// Whether anything is due besides the changes of its view.
+    pub(super) fn due(&self) -> bool {
+        self.parts.any() || self.moved.is_some() || self.ending.is_some()
     }
 
     /// Says whether the stream has to be woken: it does not know yet that there is something to take.

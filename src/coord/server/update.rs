@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::journal::{Change, Fields};
 use super::routes::advertised;
 use super::session::{Part, SessionId};
-use super::{EVERYONE, Message, Moment, Next, NodeRecord, Server};
+use super::{Message, Moment, Next, NodeRecord, Server};
 use crate::ident::{MachinePublic, NodeId, NodeName};
 use crate::wire::control::{Hostinfo, MINIMUM_CAPABILITY_VERSION, MapRequest, Service};
 
@@ -66,7 +66,7 @@ impl Server {
     }
 
     fn once(&mut self, id: NodeId, at: Moment) -> MapAnswer {
-        let mut passing = super::session::Session::new(id, EVERYONE);
+        let mut passing = super::session::Session::new(id, self.view_of(id));
         match self.take(&mut passing, at) {
             Next::Message(message) => MapAnswer::Once(Box::new(message)),
             Next::End | Next::Idle | Next::Last(_) => MapAnswer::Empty,
@@ -112,6 +112,10 @@ impl Server {
         if *before == after {
             return;
         }
+        let mut after = after;
+        if before.advertised != after.advertised || before.tags != after.tags || before.user != after.user {
+            self.auto_approve(&mut after);
+        }
         let fields = Fields {
             online: false,
             endpoints: before.endpoints != after.endpoints,
@@ -145,7 +149,11 @@ impl Server {
             || routes;
         // "Expired" has no short form, nor has its end.
         let expired = before.expired(at.wall) || after.expired(at.wall);
+        let regarded = before.tags != after.tags || before.user != after.user || before.v4 != after.v4 || routes;
         self.registry.change_node(id, |node| *node = after);
+        if regarded {
+            self.regard(id);
+        }
         if whole || routes || (expired && (fields.expiry || fields.key)) {
             self.tell_peers(id, Change::Whole);
         } else if fields.any() {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::journal::{Change, Journal, Position};
 use super::leaves::Leaves;
 use super::piece::Shared;
+use super::sight::Audience;
 use crate::ident::{NodeId, UserId};
 
 /// A view's number.
@@ -35,8 +36,9 @@ struct Seen {
 }
 
 /// One class of viewers' sight.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct View {
+    audience: Audience,
     pub(super) leaves: Leaves,
     journal: Journal,
     published: Position,
@@ -47,6 +49,24 @@ pub(super) struct View {
 }
 
 impl View {
+    /// A view that shows nothing yet.
+    pub(super) fn new(audience: Audience) -> Self {
+        Self {
+            audience,
+            leaves: Leaves::default(),
+            journal: Journal::default(),
+            published: Position::default(),
+            owners: BTreeMap::new(),
+            users: BTreeMap::new(),
+            deltas: BTreeMap::new(),
+        }
+    }
+
+    /// Whose view it is.
+    pub(super) fn audience(&self) -> &Audience {
+        &self.audience
+    }
+
     /// Shows a node without telling anyone: it has been there all along.
     pub(super) fn show(&mut self, id: NodeId, owner: UserId) {
         self.leaves.insert(id);
@@ -127,6 +147,21 @@ impl View {
     /// Forgets changes that every stream has been told.
     pub(super) fn forget(&mut self, told_to_all: Position) {
         self.journal.forget(told_to_all.min(self.published));
+    }
+
+    /// What has been noted behind a position, told or not.
+    pub(super) fn since(&self, from: Position) -> BTreeMap<NodeId, Change> {
+        self.journal.since(from)
+    }
+
+    /// Whether some node of a user is shown.
+    pub(super) fn knows(&self, user: UserId) -> bool {
+        self.users.contains_key(&user)
+    }
+
+    /// Whether a stream at a position has been told a user's profile as it is.
+    pub(super) fn has_told(&self, user: UserId, position: Position) -> bool {
+        self.users.get(&user).is_some_and(|seen| seen.since <= position)
     }
 
     pub(super) fn users(&self) -> impl Iterator<Item = UserId> + '_ {

@@ -12,7 +12,7 @@ use crate::coord::server::{CommandError, Moment, Server};
 use crate::ident::{NodeId, Secret, UserId};
 use crate::wire::admin::{
     AdminFailure, Approve, ApproveRoutes, Backup, CreateKey, CreateUser, DnsSettings, Expire, MoveNode, Rename, RenameUser, SetAddress,
-    SetTags,
+    SetPolicy, SetTags,
 };
 
 /// Which way a request came.
@@ -100,6 +100,12 @@ async fn route(hub: &Hub, method: &Method, path: &str, body: &Bytes) -> Result<R
             let (id, wanted) = (NodeId(number(id)?), parse::<MoveNode>(body)?);
             run(hub, |server, at| server.move_node(at, id, &wanted.user)).await
         }
+        ("GET", ["policy"]) => run(hub, |server, _| Ok(server.policy())).await,
+        ("POST", ["policy"]) => {
+            let wanted: SetPolicy = parse(body)?;
+            run(hub, |server, at| server.set_policy(at, &wanted)).await
+        }
+        ("DELETE", ["policy"]) => run(hub, |server, _| server.remove_policy().map(nothing)).await,
         ("GET", ["dns"]) => run(hub, |server, _| Ok(server.dns())).await,
         ("POST", ["dns"]) => {
             let wanted: DnsSettings = parse(body)?;

@@ -69,6 +69,7 @@ pub(super) fn read_all(
         nodes: read_table(connection, path, "nodes", sqlite)?,
         counters: read_table(connection, path, "counters", sqlite)?.pop().unwrap_or_default(),
         dns: read_table(connection, path, "dns", sqlite)?.pop().unwrap_or_default(),
+        policy: read_table(connection, path, "policy", sqlite)?.pop(),
     })
 }
 

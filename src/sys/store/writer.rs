@@ -38,6 +38,7 @@ impl Row {
             Write::Dns(dns) => row("dns", 1, Some(serde_json::to_string(dns))),
             Write::Key(key) => row("join_keys", key.id, Some(serde_json::to_string(key))),
             Write::Node(node) => row("nodes", node.id.0, Some(serde_json::to_string(node))),
+            Write::Policy(policy) => row("policy", 1, policy.as_ref().map(serde_json::to_string)),
             Write::RemoveKey(id) => row("join_keys", *id, None),
             Write::RemoveNode(id) => row("nodes", id.0, None),
             Write::RemoveUser(id) => row("users", id.0, None),

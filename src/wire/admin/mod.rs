@@ -20,16 +20,20 @@
 //! | `GET registrations` | - | `[Registration]`: nodes that wait for approval |
 //! | `POST registrations/{id}` | [`Approve`] | [`NodeInfo`] |
 //! | `GET dns`, `POST dns` | -, [`DnsSettings`] | [`DnsSettings`]; replaces all of them |
+//! | `GET policy`, `POST policy` | -, [`SetPolicy`] | [`PolicyText`], [`PolicyReport`] |
+//! | `DELETE policy` | - | `{}`; everything is allowed then |
 //! | `GET backup` | - | [`Backup`]; on the local socket only |
 //! | `GET info` | - | [`CoordinatorInfo`] |
 //!
 //! Errors come with a 4xx or 5xx status and an [`AdminFailure`].
 
 mod dns;
+mod policy;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 pub use dns::{DnsSettings, NameServer};
+pub use policy::{Approval, PolicyReport, PolicyText, SetPolicy};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};

@@ -2,6 +2,7 @@
 
 mod keys;
 mod nodes;
+mod policy;
 mod users;
 
 use super::register::{Applicant, Grant};

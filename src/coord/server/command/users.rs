@@ -1,8 +1,9 @@
 //! Users: made, renamed, deleted.
 
 use super::CommandError;
+use crate::coord::server::journal::Change;
 use crate::coord::server::{Moment, Server, UserRecord};
-use crate::ident::UserId;
+use crate::ident::{NodeId, UserId};
 use crate::time::Wall;
 use crate::wire::admin::User;
 
@@ -36,6 +37,13 @@ impl Server {
         check_usable(name)?;
         self.check_name_free(name)?;
         let Some(user) = self.registry.rename_user(id, name) else { return Err(CommandError::Missing("user", id.to_string())) };
+        // The policy may know the one name and not the other.
+        let owned: Vec<NodeId> = self.registry.nodes().filter(|node| node.user == id).map(|node| node.id).collect();
+        for node in owned {
+            if self.regard(node) {
+                self.tell_peers(node, Change::Whole);
+            }
+        }
         self.tell_user(id);
         Ok(listed_user(&user))
     }
