@@ -132,6 +132,11 @@ impl Compiled {
         nets
     }
 
+    /// Whether rules choose among several routers of a prefix (`via`).
+    pub fn steers_routes(&self) -> bool {
+        !self.via.is_empty()
+    }
+
     /// Whether a rule without `via` links a viewer and a route, in either direction.
     fn plainly(&self, viewer: Eye<'_>, route: &RouteBits) -> bool {
         viewer.source.meets_without(&route.targets, &self.via) || viewer.target.meets(&route.sources)
