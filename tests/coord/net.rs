@@ -40,6 +40,7 @@ pub fn options(dir: &Path) -> Options {
         state_dir: dir.join("state"),
         socket: dir.join("run/coordinator.sock"),
         derp_map: None,
+        lifetimes: pvemesh::sys::coordinator::Lifetimes::default(),
     }
 }
 

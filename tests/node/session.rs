@@ -53,6 +53,7 @@ impl Home {
             state_dir: self.files.path().join(directory),
             socket: self.files.path().join("admin.sock"),
             derp_map: None,
+            lifetimes: pvemesh::sys::coordinator::Lifetimes::default(),
         };
         self.running = Some(Coordinator::start(options).await.unwrap());
     }

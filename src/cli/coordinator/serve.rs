@@ -2,14 +2,16 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::span::{self, Lifetime};
 use crate::cli::{Exit, Failure, Output};
 use crate::ident::MachinePublic;
 use crate::settings;
-use crate::sys::coordinator::{Coordinator, Options, SOCKET, STATE_DIR, StartError};
+use crate::sys::coordinator::{Coordinator, Lifetimes, Options, SOCKET, STATE_DIR, StartError};
 
 const TRIED: &str = "start the coordinator";
 /// Where an ACME authority and phones look for it.
@@ -45,9 +47,15 @@ pub(crate) struct Serve {
     /// The admin socket.
     #[arg(long, value_name = "FILE", default_value = SOCKET)]
     socket: PathBuf,
-    /// A relay map (JSON) to tell clients.
+    /// A relay map (JSON) to tell clients; read again on SIGHUP.
     #[arg(long, value_name = "FILE")]
     derp_map: Option<PathBuf>,
+    /// How long a node key lives after a login: a number with s, m, h or d, or never. Tagged nodes' keys do not expire.
+    #[arg(long, value_name = "TIME", default_value = "180d", value_parser = span::lifetime)]
+    key_expiry: Lifetime,
+    /// How long an ephemeral node is kept after it went offline.
+    #[arg(long, value_name = "TIME", default_value = "30m", value_parser = span::seconds)]
+    ephemeral_after: u64,
     /// Certificate chain (PEM), read again when it changes or on SIGHUP; without one the listener speaks plain HTTP, which is fine on a LAN
     /// or behind a reverse proxy: the protocol inside is encrypted.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
@@ -91,7 +99,12 @@ pub(super) fn run(serve: Serve, output: &Output) -> Result<(), Failure> {
             tokio::select! {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
-                _ = hangup.recv() => coordinator.reread_certificate(),
+                _ = hangup.recv() => {
+                    coordinator.reread_certificate();
+                    if let Err(error) = coordinator.reread_derp_map() {
+                        tracing::error!(%error, "clients keep the relay map they have");
+                    }
+                }
             }
         }
         coordinator.stop().await;
@@ -110,7 +123,8 @@ fn options(serve: Serve) -> Result<Options, Failure> {
         (None, Some(path)) => read(path, |text| toml::from_str::<settings::Coordinator>(text).map_err(|e| e.message().to_owned()))?,
         (None, None) => from_arguments(&serve)?,
     };
-    Ok(Options { settings, state_dir: serve.state_dir, socket: serve.socket, derp_map: serve.derp_map })
+    let lifetimes = Lifetimes { key: serve.key_expiry.0, ephemeral: Duration::from_secs(serve.ephemeral_after) };
+    Ok(Options { settings, state_dir: serve.state_dir, socket: serve.socket, derp_map: serve.derp_map, lifetimes })
 }
 
 fn from_arguments(serve: &Serve) -> Result<settings::Coordinator, Failure> {

@@ -1,5 +1,7 @@
 //! Spans of time on the command line.
 
+use std::time::Duration;
+
 use crate::time::Wall;
 
 /// When a key is to expire.
@@ -18,6 +20,18 @@ pub(super) fn expiry(text: &str) -> Result<Expiry, String> {
     }
     let otherwise = |_| "write never, a number with s, m, h or d (180d), or a time (2027-01-31T12:00:00Z)".to_owned();
     seconds(text).map(Expiry::After).or_else(|_| text.parse().map(Expiry::At)).map_err(otherwise)
+}
+
+/// How long something lives; none is for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lifetime(pub(super) Option<Duration>);
+
+/// Reads `never` or a span.
+pub(super) fn lifetime(text: &str) -> Result<Lifetime, String> {
+    match text {
+        "never" => Ok(Lifetime(None)),
+        _ => seconds(text).map(|seconds| Lifetime(Some(Duration::from_secs(seconds)))),
+    }
 }
 
 /// Reads a time such as `90s`, `30m`, `1h` or `7d`.

@@ -19,11 +19,13 @@ use crate::wire::control::{MapResponse, Node, UserProfile};
 /// Allows what clients call Taildrop, sending files to each other; the traffic goes between the nodes.
 const FILE_SHARING: &str = "https://tailscale.com/cap/file-sharing";
 
+/// A node's descriptions, by the routes that are told with them; none means all there are.
+type ByRoutes = Vec<(Option<Vec<IpNet>>, Arc<str>)>;
+
 /// Each node as its peers are told.
 #[derive(Debug, Default)]
 pub(super) struct Descriptions {
-    /// By the routes that are told; none means all there are.
-    encoded: BTreeMap<NodeId, Vec<(Option<Vec<IpNet>>, Arc<str>)>>,
+    encoded: BTreeMap<NodeId, ByRoutes>,
 }
 
 impl Descriptions {

@@ -28,7 +28,7 @@ use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
-use crate::coord::server::{LoadError, Moment, Server};
+use crate::coord::server::{EPHEMERAL_AFTER, KEY_LIFE, LoadError, Moment, Server};
 use crate::ident::MachinePublic;
 use crate::settings;
 use crate::sys::store::{Store, StoreError, backup};
@@ -61,6 +61,23 @@ pub struct Options {
     pub socket: PathBuf,
     /// A relay map (JSON) to tell clients.
     pub derp_map: Option<PathBuf>,
+    /// How long keys and ephemeral nodes live.
+    pub lifetimes: Lifetimes,
+}
+
+/// How long things live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// A node key after a login; `None` for ever. Tagged nodes' keys do not expire.
+    pub key: Option<Duration>,
+    /// An ephemeral node after it went offline.
+    pub ephemeral: Duration,
+}
+
+impl Default for Lifetimes {
+    fn default() -> Self {
+        Self { key: Some(KEY_LIFE), ephemeral: EPHEMERAL_AFTER }
+    }
 }
 
 /// Why a coordinator does not start.
@@ -129,6 +146,7 @@ pub struct Coordinator {
     address: SocketAddr,
     http_address: Option<SocketAddr>,
     socket: PathBuf,
+    derp_map: Option<PathBuf>,
     server_key: MachinePublic,
     hub: Arc<Hub>,
     reread: Arc<Notify>,
@@ -189,7 +207,7 @@ impl Coordinator {
         }
         shared.clone().spawn(local::serve(shared.clone(), local));
         tracing::info!(%address, url = shared.url, key = %server_key, "coordinator is up");
-        Ok(Self { address, http_address, socket: options.socket, server_key, hub, reread, stop, ended })
+        Ok(Self { address, http_address, socket: options.socket, derp_map: options.derp_map, server_key, hub, reread, stop, ended })
     }
 
     /// Where it listens.
@@ -200,6 +218,17 @@ impl Coordinator {
     /// Where the second listener without TLS is, if there is one.
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.http_address
+    }
+
+    /// Reads the relay map again, and tells all clients if it has changed.
+    ///
+    /// # Errors
+    /// It does not read; clients keep the one they have.
+    pub fn reread_derp_map(&self) -> Result<(), StartError> {
+        let Some(path) = &self.derp_map else { return Ok(()) };
+        let map = setup::read_derp_map(path)?;
+        let _ = self.hub.call(|server, _| server.set_derp_map(Some(map)));
+        Ok(())
     }
 
     /// Reads the certificate's files again now. That happens by itself, too, soon after they change.

@@ -34,7 +34,12 @@ pub(super) fn check(options: &Options) -> Result<crate::coord::server::Settings,
     }
     check_front(options, &url, scheme == "https", host)?;
     let derp_map = options.derp_map.as_deref().map(read_derp_map).transpose()?;
-    Ok(crate::coord::server::Settings { derp_map, ..crate::coord::server::Settings::new(url, base.to_ascii_lowercase()) })
+    Ok(crate::coord::server::Settings {
+        derp_map,
+        key_life: options.lifetimes.key,
+        ephemeral_after: options.lifetimes.ephemeral,
+        ..crate::coord::server::Settings::new(url, base.to_ascii_lowercase())
+    })
 }
 
 /// Whether certificate, second listener and address fit each other.
@@ -65,7 +70,7 @@ fn wrong<T>(text: String) -> Result<T, StartError> {
     Err(StartError::Setting(text))
 }
 
-fn read_derp_map(path: &Path) -> Result<DerpMap, StartError> {
+pub(super) fn read_derp_map(path: &Path) -> Result<DerpMap, StartError> {
     let bytes = std::fs::read(path).map_err(path_error("read the relay map", path))?;
     lenient::from_slice(&bytes).map_err(|e| path_error("read the relay map", path)(io::Error::other(e)))
 }
