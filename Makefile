@@ -3,6 +3,7 @@ SHELL := /bin/bash
 HOST  := $(shell rustc -vV | sed -n 's/^host: //p')
 OUT   := $(or $(CARGO_TARGET_DIR),target)/$(HOST)/release
 LAB   := $(OUT)/examples/pvemesh-lab
+PEERS := $(OUT)/examples/pvemesh-interop
 
 # What the lab and the bundled C code need from Debian, and what only the tests do.
 PACKAGES      := build-essential busybox-static dnsmasq-base iperf3 iproute2 iputils-ping lxc nftables uidmap zstd
@@ -11,7 +12,7 @@ TEST_PACKAGES := nginx
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := noise map_stream requests policy
 
-.PHONY: help deps test-deps build demo demo-down check test bench bench-coord clean fuzz
+.PHONY: help deps test-deps build demo demo-down check test interop bench bench-coord fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -61,6 +62,10 @@ fuzz: ## each fuzz target for FUZZ_SECONDS (60), beginning with the kept corpus;
 		(cd fuzz && cargo fuzz run -s none $$target $$new corpus/$$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1) || { rm -rf $$new; exit 1; }; \
 		rm -rf $$new; done
+
+interop: deps ## stock Tailscale, Headscale and tailscale-rs against this program: the matrix (needs Go; ONLY=text plays some rows)
+	cargo build --release --bin pvemesh --example pvemesh-interop
+	$(PEERS) --binary $(OUT)/pvemesh --result target/interop.json $(if $(ONLY),--only "$(ONLY)")
 
 bench: deps build ## throughput and latency through the tunnel, next to the bare path of the same run
 	$(LAB) bench --binary $(OUT)/pvemesh --result target/bench.json

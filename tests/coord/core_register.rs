@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pvemesh::coord::server::{Event, KEY_LIFE, OFFLINE_GRACE, Registered, TAGGED_USER};
+use pvemesh::coord::server::{Event, KEY_LIFE, OFFLINE_GRACE, REPEAT_WITHIN, Registered, TAGGED_USER};
 use pvemesh::ident::UserId;
 use pvemesh::time::Wall;
 use pvemesh::wire::admin::{CreateKey, Expire};
@@ -25,6 +25,27 @@ fn a_single_use_key_lets_one_node_in_and_no_second() {
     assert_eq!(world.server.nodes().len(), 1);
     let listed = &world.server.keys()[0];
     assert!(listed.used && !key.ends_with(&listed.prefix) && key.starts_with(&listed.prefix));
+}
+
+/// `tailscale up --force-reauth` sends its key twice: with the old node key, and with the new one.
+#[test]
+fn the_machine_that_used_a_key_up_may_repeat_it_for_a_minute_and_no_other_may() {
+    let mut world = World::new();
+    let key = world.key(|_| {});
+    assert_eq!(world.register(1, &registration(1, Some(&key), "alpha")).error, "");
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.register(1, &registration(11, Some(&key), "alpha")).error, "");
+    assert_eq!(world.server.nodes().len(), 1);
+    assert!(world.register(2, &registration(2, Some(&key), "beta")).error.contains("already been used"));
+    // The minute is that of the first use: repeating does not prolong it.
+    world.pass(REPEAT_WITHIN - Duration::from_secs(4));
+    assert!(world.register(1, &registration(12, Some(&key), "alpha")).error.contains("already been used"));
+    // A node that was deleted does not come back by the key it came with.
+    let second = world.key(|_| {});
+    assert_eq!(world.register(3, &registration(3, Some(&second), "gamma")).error, "");
+    let gamma = world.info(3).id;
+    world.server.delete_node(world.at, gamma).unwrap();
+    assert!(world.register(3, &registration(13, Some(&second), "gamma")).error.contains("already been used"));
 }
 
 #[test]

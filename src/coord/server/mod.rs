@@ -18,6 +18,7 @@ mod dns;
 mod due;
 mod join_key;
 mod journal;
+mod last_use;
 mod leaves;
 mod message;
 mod piece;
@@ -40,6 +41,7 @@ use rand_core::SeedableRng as _;
 pub use command::CommandError;
 pub use join_key::Digest;
 pub use journal::MAX_REMOVED;
+pub use last_use::REPEAT_WITHIN;
 pub use message::Next;
 pub use piece::{Message, Own, Piece, Shared};
 pub use presence::{EPHEMERAL_AFTER, OFFLINE_GRACE, RESTART_GRACE, ROUTE_GRACE, STREAM_TURN};
@@ -57,6 +59,7 @@ use crate::wire::admin::DnsSettings;
 use crate::wire::control::DerpMap;
 use describe::{Descriptions, shown_user};
 use journal::{Change, Position};
+use last_use::LastUses;
 use presence::Presences;
 use registry::Registry;
 use routes::Primaries;
@@ -136,6 +139,7 @@ pub struct Server {
     expiry_check: Time,
     primaries: Primaries,
     waiting: WaitingRoom,
+    last_uses: LastUses,
     sessions: BTreeMap<SessionId, Session>,
     last_session: u64,
     sight: Sight,
@@ -169,6 +173,7 @@ impl Server {
             expiry_check: at.now + EXPIRY_CHECK,
             primaries: Primaries::default(),
             waiting: WaitingRoom::default(),
+            last_uses: LastUses::default(),
             sessions: BTreeMap::new(),
             last_session: 0,
             sight,
@@ -295,6 +300,7 @@ impl Server {
         let Some(node) = self.registry.remove_node(id) else { return };
         tracing::info!(node = %node.id, name = %node.name, "node removed");
         self.descriptions.forget(id);
+        self.last_uses.forget(&node.machine);
         if let Some(session) = presence.session {
             self.end_session(session, Ending::After(Box::new(last_words)));
         }

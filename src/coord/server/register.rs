@@ -102,12 +102,12 @@ impl Server {
             _ => {}
         }
         if let Some(text) = text {
-            let grant = self.grant_of_key(at.wall, text, request)?;
+            let grant = self.grant_of_key(at, machine, text, request)?;
             let default = Hostinfo::default();
             let hostinfo = request.hostinfo.as_ref().unwrap_or(&default);
             let id = self.enrol(at, Applicant { machine: *machine, key: request.node_key, version: request.version, hostinfo }, &grant)?;
             // Marked only now: a refused registration does not use the key up.
-            self.mark_used(grant.key);
+            self.mark_used(grant.key, machine, at);
             return Ok(self.success(id));
         }
         if let Some(id) = request.followup.rsplit_once(LOGIN_PATH).map(|(_, id)| id)
@@ -143,9 +143,8 @@ impl Server {
 
     /// Ends the validity of a node's key now: it stays, and its user has to log in again.
     pub(super) fn expire(&mut self, id: NodeId, at: Moment) {
-        if self.registry.node(id).is_none_or(|node| node.expired(at.wall)) {
-            return;
-        }
+        let Some(node) = self.registry.node(id).filter(|node| !node.expired(at.wall)) else { return };
+        self.last_uses.forget(&node.machine);
         self.presences.of(id).told_expired = true;
         self.registry.change_node(id, |node| node.key_expiry = Some(at.wall));
         self.tell_all(id);
@@ -169,12 +168,12 @@ impl Server {
     }
 
     /// What a join key allows, if it may be used now by this node.
-    fn grant_of_key(&self, wall: Wall, text: &str, request: &RegisterRequest) -> Result<Grant, String> {
+    fn grant_of_key(&self, at: Moment, machine: &MachinePublic, text: &str, request: &RegisterRequest) -> Result<Grant, String> {
         const UNKNOWN: &str =
             "this join key is not known here: check that it is complete, or make one with `pvemesh coordinator keys create`";
         let (prefix, digest) = join_key::split(text).ok_or(UNKNOWN)?;
         let key = self.registry.key_named(prefix).filter(|key| key.digest == digest).ok_or(UNKNOWN)?;
-        self.check_usable(wall, key, request)?;
+        self.check_usable(at, machine, key, request)?;
         Ok(Grant {
             user: key.user,
             tags: key.tags.clone(),
@@ -186,15 +185,15 @@ impl Server {
         })
     }
 
-    fn check_usable(&self, wall: Wall, key: &JoinKeyRecord, request: &RegisterRequest) -> Result<(), String> {
+    fn check_usable(&self, at: Moment, machine: &MachinePublic, key: &JoinKeyRecord, request: &RegisterRequest) -> Result<(), String> {
         let name = join_key::listed(&key.prefix);
         if key.revoked {
             return Err(format!("the join key {name} was revoked: make a new one"));
         }
-        if key.expires <= wall {
+        if key.expires <= at.wall {
             return Err(format!("the join key {name} expired at {:.0}: make a new one", key.expires));
         }
-        if key.used && !key.reusable {
+        if key.used && !key.reusable && !self.last_uses.may_repeat(key.id, machine, at.now) {
             return Err(format!("the join key {name} has already been used, and works only once: make a new one"));
         }
         let reported = request.hostinfo.as_ref();
@@ -229,9 +228,10 @@ impl Server {
         }
     }
 
-    fn mark_used(&mut self, key: Option<i64>) {
+    fn mark_used(&mut self, key: Option<i64>, machine: &MachinePublic, at: Moment) {
         if let Some(id) = key.filter(|id| self.registry.key(*id).is_some_and(|key| !key.used)) {
             self.registry.change_key(id, |key| key.used = true);
+            self.last_uses.note(id, *machine, at.now);
         }
     }
 

@@ -1,0 +1,68 @@
+//! The DNS configuration arrives and is used.
+
+use super::{Act, Row, in_company};
+use crate::coordinator::DOMAIN;
+use crate::member::Kind;
+use crate::scene::{NAMES, Outcome, Scene, holds, skip};
+use crate::see;
+use crate::wait::{secs, until};
+
+pub const ACT: Act = Act {
+    name: "names",
+    plays: in_company,
+    seconds: 20,
+    rows: &[
+        Row { sentence: "`status` shows the peers' MagicDNS names", play: names },
+        Row { sentence: "`dns status` shows the delivered configuration", play: dns_status },
+        Row { sentence: "a peer's name resolves to its address by the system's resolver", play: resolves },
+    ],
+};
+
+fn names(scene: &mut Scene) -> Outcome {
+    scene.acquainted(0, 1)?;
+    for (a, b) in [(0, 1), (1, 0)] {
+        let status = scene.at(a)?.status()?;
+        see!(status.peer(NAMES[b])?.dns_name == format!("{}.{DOMAIN}.", NAMES[b]), "it shows {:?}", status.peer(NAMES[b])?.dns_name);
+        see!(status.own()?.dns_name == format!("{}.{DOMAIN}.", NAMES[a]), "it calls itself {:?}", status.own()?.dns_name);
+    }
+    holds()
+}
+
+/// The members that have MagicDNS.
+fn stock(scene: &Scene) -> Vec<usize> {
+    (0..2).filter(|n| scene.cast.kind(*n) == Kind::Stock).collect()
+}
+
+const NO_NAMES: &str = "our node serves no names yet";
+
+fn dns_status(scene: &mut Scene) -> Outcome {
+    let Some(&n) = stock(scene).first() else { return skip(NO_NAMES) };
+    scene.acquainted(0, 1)?;
+    let said = scene.at(n)?.tell(&["dns", "status"])?;
+    for text in ["Tailscale DNS: enabled", &format!("suffix = {DOMAIN}"), &format!("{}.{DOMAIN}", NAMES[n])] {
+        see!(said.contains(text), "`dns status` does not show {text:?}: {said}");
+    }
+    let search = said.split("Search Domains:").nth(1).unwrap_or_default();
+    see!(search.trim_start().starts_with(&format!("- {DOMAIN}")), "the search list is {search:?}");
+    holds()
+}
+
+fn resolves(scene: &mut Scene) -> Outcome {
+    let members = stock(scene);
+    if members.is_empty() {
+        return skip(NO_NAMES);
+    }
+    scene.acquainted(0, 1)?;
+    for n in members {
+        let other = 1 - n;
+        let address = scene.seen(n, other)?.v4()?.to_string();
+        let machine = scene.machine(n)?;
+        for name in [NAMES[other].to_owned(), format!("{}.{DOMAIN}", NAMES[other])] {
+            until(&format!("{name} is {address}"), secs(10), || {
+                let found = machine.run(&["getent", "ahostsv4", &name])?;
+                if found.starts_with(&format!("{address} ")) { Ok(true) } else { Err(found) }
+            })?;
+        }
+    }
+    holds()
+}

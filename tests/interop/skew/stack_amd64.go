@@ -1,0 +1,5 @@
+package main
+
+import "syscall"
+
+func stackPointer(regs *syscall.PtraceRegs) uintptr { return uintptr(regs.Rsp) }
