@@ -1,6 +1,6 @@
 //! All peers' ways: who a disco packet is from and what it may do, and the deadlines.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -148,6 +148,9 @@ impl Contact {
 struct Entry {
     paths: PeerPaths,
     due: Option<Deadline>,
+    /// The disco key the map has, and one the peer has told since, by a live session.
+    listed: Option<DiscoPublic>,
+    told: Option<DiscoPublic>,
 }
 
 /// The ways to all peers of a node.
@@ -189,8 +192,7 @@ impl Paths {
 
     /// Replaces the peers. What was learned of those that stay is kept.
     pub fn set_peers(&mut self, now: Time, peers: &[Peer]) {
-        let mut nodes: HashMap<DiscoPublic, Vec<NodePublic>> = HashMap::new();
-        let wanted: HashMap<NodePublic, &Peer> = peers.iter().map(|peer| (peer.key, peer)).collect();
+        let wanted: BTreeMap<NodePublic, &Peer> = peers.iter().map(|peer| (peer.key, peer)).collect();
         self.peers.retain(|key, entry| {
             let keep = wanted.contains_key(key);
             if let (false, Some(due)) = (keep, entry.due) {
@@ -198,27 +200,51 @@ impl Paths {
             }
             keep
         });
-        let mut keys: Vec<_> = wanted.keys().copied().collect();
-        keys.sort_unstable();
-        for key in &keys {
-            if let Some(disco) = wanted.get(key).and_then(|peer| self.usable(peer.disco)) {
-                nodes.entry(disco).or_default().push(*key);
+        for (key, peer) in &wanted {
+            let listed = self.usable(peer.disco);
+            let entry = self.peers.entry(*key).or_default();
+            // A map that has not heard of it yet does not take back what the peer itself has told.
+            if entry.listed != listed {
+                (entry.listed, entry.told) = (listed, None);
             }
         }
-        self.contacts.retain(|disco, _| nodes.contains_key(disco));
-        for (disco, nodes) in nodes {
-            let contact = self.contacts.entry(disco).or_insert_with(|| Contact { key: None, nodes: Vec::new(), seen: VecDeque::new() });
-            contact.nodes = nodes;
-        }
-        for key in keys {
-            let Some(peer) = wanted.get(&key) else { continue };
-            let disco = self.usable(peer.disco);
-            self.peers.entry(key).or_default();
-            let restarted = self.with(now, key, |paths, draw| paths.configure(now, disco, &peer.addresses, draw));
+        self.index();
+        for (key, peer) in wanted {
+            let disco = self.peers.get(&key).and_then(|entry| entry.told.or(entry.listed));
+            let restarted = self.with(now, key, |paths, draw| {
+                let restarted = paths.set_disco(disco, draw);
+                paths.list(now, &peer.addresses, draw);
+                restarted
+            });
             if restarted == Some(true) {
                 self.events.push_back(Event::Restarted(key));
             }
         }
+    }
+
+    /// Sorts the peers by their disco keys.
+    fn index(&mut self) {
+        let mut nodes: BTreeMap<DiscoPublic, Vec<NodePublic>> = BTreeMap::new();
+        for (key, entry) in &self.peers {
+            if let Some(disco) = entry.told.or(entry.listed) {
+                nodes.entry(disco).or_default().push(*key);
+            }
+        }
+        self.contacts.retain(|disco, _| nodes.contains_key(disco));
+        for (disco, mut nodes) in nodes {
+            nodes.sort_unstable();
+            let contact = self.contacts.entry(disco).or_insert_with(|| Contact { key: None, nodes: Vec::new(), seen: VecDeque::new() });
+            contact.nodes = nodes;
+        }
+    }
+
+    /// A peer has told its disco key inside the tunnel. Its session is as new as the key, so nothing of it is dropped.
+    pub fn told_disco(&mut self, now: Time, key: &NodePublic, disco: DiscoPublic) {
+        let Some(disco) = self.usable(Some(disco)) else { return };
+        let Some(entry) = self.peers.get_mut(key).filter(|entry| entry.paths.disco() != Some(disco)) else { return };
+        entry.told = Some(disco);
+        self.index();
+        self.with(now, *key, |paths, draw| paths.set_disco(Some(disco), draw));
     }
 
     fn usable(&self, disco: Option<DiscoPublic>) -> Option<DiscoPublic> {

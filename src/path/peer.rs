@@ -106,10 +106,9 @@ impl PeerPaths {
         self.heartbeat.is_some()
     }
 
-    /// Takes what the network map says. Whether the peer's process is another one than before: its WireGuard session is gone then.
-    pub(super) fn configure(&mut self, now: Time, disco: Option<DiscoPublic>, addresses: &[SocketAddr], draw: &mut Draw<'_>) -> bool {
-        self.candidates.list(addresses, self.best);
-        let restarted = self.disco.is_some() && disco.is_some() && self.disco != disco;
+    /// Takes the peer's disco key. Whether it is another one than before.
+    pub(super) fn set_disco(&mut self, disco: Option<DiscoPublic>, draw: &mut Draw<'_>) -> bool {
+        let changed = self.disco.is_some() && disco.is_some() && self.disco != disco;
         if self.disco != disco {
             self.forget_proofs(draw);
         }
@@ -117,13 +116,15 @@ impl PeerPaths {
         if self.disco.is_none() {
             (self.heartbeat, self.meet) = (None, None);
         }
+        changed
+    }
+
+    /// Takes the network map's addresses.
+    pub(super) fn list(&mut self, now: Time, addresses: &[SocketAddr], draw: &mut Draw<'_>) {
+        self.candidates.list(addresses, self.best);
         if self.is_active() {
-            let new: Vec<_> = self.candidates.iter().filter(|c| c.due() == Time::default()).map(|c| c.address).collect();
-            for address in new {
-                self.probe(now, address, None, draw);
-            }
+            self.probe_due(now, |c| c.due() == Time::default(), draw);
         }
-        restarted
     }
 
     /// What was proven may be so no more: our own addresses, or the peer's process, have changed.

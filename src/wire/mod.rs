@@ -3,3 +3,4 @@
 pub mod admin;
 pub mod control;
 pub mod disco;
+pub mod tsmp;

@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 use pvemesh::ident::{DiscoPrivate, NodePrivate};
 use pvemesh::wire::disco::*;
+use pvemesh::wire::tsmp;
 
 use super::hex;
 
@@ -115,6 +116,28 @@ fn a_shared_key_shows_nothing() {
     assert_eq!(format!("{:?}", SharedKey::new(&a(), &b().public())), "SharedKey(..)");
 }
 
+#[test]
+fn a_disco_key_is_read_from_inside_the_tunnel() {
+    let key = a().public();
+    let advert = [&[b'a'][..], key.as_bytes()].concat();
+    let mut v4 = hex("450000350000000040630000646400016464000a");
+    v4.extend(&advert);
+    let mut v6 = hex("60000000002163400000000000000000000000000000000000000000000000000000000000000000");
+    v6.extend(&advert);
+    for packet in [v4, v6] {
+        assert_eq!(tsmp::disco_key(&packet), Some(key));
+        for length in 0..packet.len() {
+            assert_eq!(tsmp::disco_key(&packet[..length]), None);
+        }
+        let at = packet.len() - advert.len();
+        for (place, value) in [(at, b'p'), (if at == 20 { 9 } else { 6 }, 17), (0, 0x46)] {
+            let mut other = packet.clone();
+            other[place] = value;
+            assert_eq!(tsmp::disco_key(&other), None);
+        }
+    }
+}
+
 fn any_endpoint() -> impl Strategy<Value = SocketAddr> {
     prop_oneof![
         any::<([u8; 4], u16)>().prop_map(SocketAddr::from),
@@ -161,6 +184,7 @@ proptest! {
     fn arbitrary_bytes_never_panic(junk in proptest::collection::vec(any::<u8>(), 0..400), start in 0usize..3) {
         let key = SharedKey::new(&b(), &a().public());
         read_anything(&junk, &key);
+        let _ = tsmp::disco_key(&junk);
         // The same with a beginning that gets past the first look, and inside a good box.
         let start = [Vec::new(), MAGIC.to_vec(), bytes(PING)[..HEADER_LEN].to_vec()][start].clone();
         read_anything(&[start, junk.clone()].concat(), &key);

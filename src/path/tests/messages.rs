@@ -152,6 +152,29 @@ fn another_disco_key_means_another_process() {
 }
 
 #[test]
+fn a_disco_key_told_inside_the_tunnel_counts_until_the_map_has_another() {
+    let mut bench = Bench::new(&[WAN]);
+    bench.prove(at(0), &[(WAN, 20)]);
+    bench.events();
+    bench.them = disco(9);
+    bench.paths.told_disco(at(1), &node(THEM), disco(9).public());
+    bench.ping(at(1), WAN);
+    assert!(!bench.sent().is_empty(), "the new process is answered");
+    bench.paths.set_peers(at(2), &[peer(&[WAN])]);
+    bench.paths.set_peers(at(3), &[Peer { disco: Some(disco(9).public()), ..peer(&[WAN]) }]);
+    bench.ping(at(3), WAN);
+    assert!(!bench.sent().is_empty());
+    assert_eq!(bench.events(), [], "neither the old map nor the new one ends the live session");
+    bench.them = disco(10);
+    bench.paths.set_peers(at(4), &[Peer { disco: Some(disco(10).public()), ..peer(&[WAN]) }]);
+    assert_eq!(bench.paths.poll_event(), Some(Event::Restarted(node(THEM))));
+    bench.paths.told_disco(at(5), &node(THEM), disco(US).public());
+    bench.paths.told_disco(at(5), &node(77), disco(11).public());
+    bench.ping(at(5), WAN);
+    assert!(!bench.sent().is_empty());
+}
+
+#[test]
 fn our_own_disco_key_and_the_key_of_nobody_are_no_peers() {
     for key in [disco(US).public(), DiscoPublic::ZERO] {
         let mut bench = Bench::with(&[Peer { disco: Some(key), ..peer(&[WAN]) }]);

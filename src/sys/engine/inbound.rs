@@ -17,6 +17,7 @@ use crate::path::Path;
 use crate::sys::offload::Offload;
 use crate::tunnel::demux::{Kind, classify};
 use crate::tunnel::{Admission, Coalescer, Joining, MIN_ROOM, Opened, Segments, VirtioHeader};
+use crate::wire::tsmp;
 
 /// Messages taken from the socket at a time; each may carry 64 KiB of datagrams.
 const MESSAGES: usize = 4;
@@ -199,7 +200,9 @@ impl Arrival<'_> {
                     if allowed != Some(source) && table.by_address(source).is_some_and(|owner| Arc::ptr_eq(owner, peer)) {
                         allowed = Some(source);
                     }
-                    if allowed == Some(source) {
+                    if let Some(disco) = tsmp::disco_key(packet) {
+                        shared.paths().told_disco(shared.now(), &peer.key, disco);
+                    } else if allowed == Some(source) {
                         bytes += length as u64;
                         opening.keep(length);
                     } else {
