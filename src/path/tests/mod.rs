@@ -1,5 +1,7 @@
 //! The core by value: what goes in, what comes out.
 
+#![allow(clippy::indexing_slicing, reason = "test code")]
+
 mod choice;
 mod messages;
 mod probing;

@@ -238,6 +238,7 @@ fn network_of(address: IpAddr) -> IpAddr {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "test code")]
 mod tests {
     use super::*;
 
