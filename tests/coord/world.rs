@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use pvemesh::coord::server::{
-    Event, MapAnswer, MapRefusal, Moment, Next, NodeRecord, PolicyRecord, Registered, Server, SessionId, Settings, Snapshot, Write,
+    Event, MapAnswer, MapRefusal, Moment, Next, NodeRecord, Registered, Server, SessionId, Settings, Snapshot, Write,
 };
 use pvemesh::ident::{DiscoPrivate, DiscoPublic, MachinePrivate, MachinePublic, NodePrivate, NodePublic, Secret};
 use pvemesh::time::{Time, Wall};
@@ -95,7 +95,7 @@ impl World {
         match write {
             Write::Counters(counters) => stored.counters = *counters,
             Write::Dns(dns) => stored.dns = DnsSettings::clone(dns),
-            Write::Policy(policy) => stored.policy = policy.as_ref().map(|policy| PolicyRecord::clone(policy)),
+            Write::Policy(policy) => stored.policy = policy.as_deref().cloned(),
             Write::Key(key) => {
                 stored.keys.retain(|k| k.id != key.id);
                 stored.keys.push(key.clone());

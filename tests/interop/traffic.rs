@@ -47,7 +47,7 @@ pub fn tell_address(machine: &Machine, address: &str) -> Done {
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let seen = stream.peer_addr().map(|a| a.ip().to_string()).unwrap_or_default();
-            let _ = write!(stream, "{seen}\n");
+            let _ = writeln!(stream, "{seen}");
         }
     });
     Ok(())

@@ -53,7 +53,6 @@ pub struct Join<'a> {
 }
 
 pub trait Member: Send + Sync {
-    fn kind(&self) -> Kind;
     fn machine(&self) -> &Machine;
     /// Starts the daemon, unless it runs.
     fn start(&mut self) -> Done;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::{Daemon, Detail, Join, Kind, Member, Messages, Status};
+use super::{Daemon, Detail, Join, Member, Messages, Status};
 use crate::Done;
 use crate::machine::{Machine, Process, output};
 use crate::programs::Programs;
@@ -35,10 +35,6 @@ impl Own {
 }
 
 impl Member for Own {
-    fn kind(&self) -> Kind {
-        Kind::Ours
-    }
-
     fn machine(&self) -> &Machine {
         &self.machine
     }

@@ -48,8 +48,8 @@ impl RustClient {
         let process = self.process.as_mut().ok_or("tailscale-rs was not started")?;
         get(&format!("tailscale-rs says {event}"), limit, || {
             let log = std::fs::read_to_string(&process.log).map_err(|e| e.to_string())?;
-            let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            let found = lines.filter(|line| line["event"] == event).last();
+            let mut lines = log.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let found = lines.find(|line| line["event"] == event);
             match (found, process.ended()) {
                 (Some(found), _) => Ok(Some(found)),
                 (None, Some(why)) => Err(why),

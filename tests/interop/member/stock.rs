@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::{Daemon, Detail, Join, Kind, Member, Messages, Status};
+use super::{Daemon, Detail, Join, Member, Messages, Status};
 use crate::Done;
 use crate::machine::{Machine, Process, output};
 use crate::programs::Programs;
@@ -44,10 +44,6 @@ impl Stock {
 }
 
 impl Member for Stock {
-    fn kind(&self) -> Kind {
-        Kind::Stock
-    }
-
     fn machine(&self) -> &Machine {
         &self.machine
     }

@@ -19,9 +19,6 @@ pub const ACT: Act = Act {
 };
 
 fn restart_connection(scene: &mut Scene) -> Outcome {
-    if super::together::no_path(scene) {
-        return crate::scene::skip(super::together::NO_DISCO);
-    }
     over_tls(scene)?;
     scene.acquainted(0, 1)?;
     let (machine, peer) = (scene.machine(0)?, scene.seen(0, 1)?.v4()?);
@@ -87,10 +84,7 @@ fn clone(scene: &mut Scene) -> Outcome {
     })?;
     scene.member(2)?.stop();
     until("alpha is online again", secs(30), || Ok(scene.seen(1, 0)?.online))?;
-    if !super::together::no_path(scene) {
-        let (machine, address) = (scene.machine(1)?, scene.seen(1, 0)?.v4()?);
-        let time = until("alpha is reached again", secs(40), || traffic::tcp(&machine, address).map(|()| true))?;
-        return with(format!("reached again after {}", seconds(time)));
-    }
-    holds()
+    let (machine, address) = (scene.machine(1)?, scene.seen(1, 0)?.v4()?);
+    let time = until("alpha is reached again", secs(40), || traffic::tcp(&machine, address).map(|()| true))?;
+    with(format!("reached again after {}", seconds(time)))
 }

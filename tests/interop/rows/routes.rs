@@ -34,10 +34,6 @@ fn forwards(scene: &Scene) -> Done {
         .map_err(|e| format!("switch forwarding on: {e}"))
 }
 
-fn no_path(scene: &Scene) -> bool {
-    super::together::no_path(scene)
-}
-
 fn advertised(scene: &mut Scene) -> Outcome {
     scene.acquainted(ROUTER, USER)?;
     forwards(scene)?;
@@ -58,9 +54,6 @@ fn subnet(scene: &mut Scene) -> Outcome {
     see!(router.advertised == [NET], "nothing is advertised");
     scene.coordinator.approve(router.id, &[NET])?;
     until("the user is told", secs(5), || Ok(scene.seen(USER, ROUTER)?.allowed.iter().any(|net| net == NET)))?;
-    if no_path(scene) {
-        return holds();
-    }
     let (machine, host) = (scene.machine(USER)?, HOST.parse().map_err(|_| HOST)?);
     until("the printer answers", secs(10), || traffic::tcp(&machine, host).map(|()| true))?;
     until("the printer answers by UDP", secs(10), || traffic::udp(&machine, host).map(|()| true))?;
@@ -81,9 +74,6 @@ fn exit_offered(scene: &mut Scene) -> Outcome {
 }
 
 fn exit_used(scene: &mut Scene) -> Outcome {
-    if no_path(scene) {
-        return skip(super::together::NO_DISCO);
-    }
     see!(scene.seen(USER, ROUTER)?.exit_node_option, "no exit node is offered");
     let (own, exit) = ("10.7.0.12", "10.7.0.11");
     let machine = scene.machine(USER)?;
