@@ -2,7 +2,7 @@
 
 use super::{Act, Row, in_company};
 use crate::member::copy_state;
-use crate::scene::{NAMES, Outcome, Scene, holds, with};
+use crate::scene::{NAMES, Outcome, Scene, with};
 use crate::see;
 use crate::traffic::{self, Conversation};
 use crate::wait::{seconds, secs, stays, until};

@@ -2,7 +2,7 @@
 
 use super::{Act, Row, in_company};
 use crate::internet::WEB;
-use crate::scene::{NAMES, Outcome, Scene, holds, skip};
+use crate::scene::{NAMES, Outcome, Scene, holds};
 use crate::traffic;
 use crate::wait::{secs, stays, until};
 use crate::{Done, see};
