@@ -10,6 +10,8 @@
 //! It asks for ever, with a back-off. It does not probe the address for another user (RFC 2131, 2.2 asks for it; the appliance's address is
 //! the server's word), and takes no routes but the default one (docs/decisions/lan-first-rules.md).
 
+mod options;
+
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -170,7 +172,7 @@ impl Machine {
 
     /// Takes what arrived on port 68. Anything that is no answer to us is ignored.
     pub fn handle_datagram(&mut self, now: Time, bytes: &[u8]) {
-        let Ok(message) = Message::from_bytes(bytes) else { return };
+        let Some(Ok(message)) = options::only_read(bytes).map(|bytes| Message::from_bytes(&bytes)) else { return };
         // The length first: `chaddr` slices its 16 bytes by it, and panics on a longer one.
         let to_us = usize::from(message.hlen()) == self.hardware.len() && message.chaddr() == self.hardware;
         if message.opcode() != Opcode::BootReply || message.xid() != self.exchange || !to_us {

@@ -178,6 +178,23 @@ fn a_hardware_address_of_any_claimed_length_is_no_panic() {
 }
 
 #[test]
+fn an_option_nobody_asked_for_is_no_panic_whatever_its_length() {
+    let mut machine = client();
+    let (_, discover) = sent(&mut machine);
+    let good = reply(&discover, MessageType::Nak, 1000).to_vec().unwrap();
+    for code in 1..255 {
+        for length in [0, 1, 2, 3, 4, 5, 8, 200] {
+            let mut bytes = good[..240].to_vec();
+            bytes.extend([code, length]);
+            bytes.extend(std::iter::repeat_n(7, length.into()));
+            bytes.extend(&good[240..]);
+            machine.handle_datagram(at(0), &bytes);
+            assert!(machine.poll_event().is_none());
+        }
+    }
+}
+
+#[test]
 fn a_domain_that_would_add_lines_to_resolv_conf_is_left_out() {
     for name in ["a b", "x\nnameserver 1.2.3.4", "", "é"] {
         assert_eq!(domain_name(name), None, "{name:?}");

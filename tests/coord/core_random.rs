@@ -308,5 +308,6 @@ fn traps_23_and_35_what_deltas_add_up_to_is_what_a_fresh_stream_tells() {
         }
         messages += play.messages;
     }
-    assert!(messages > 1000, "{messages} messages");
+    // So that it compares something: changes of one moment are told in one message.
+    assert!(messages > 500, "{messages} messages");
 }
