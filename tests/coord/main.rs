@@ -30,6 +30,7 @@ mod net_bad_input;
 mod net_faults;
 mod net_front;
 mod net_join;
+mod net_policy;
 mod net_proxy;
 mod net_quirks;
 mod net_setup;

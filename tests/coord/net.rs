@@ -202,6 +202,7 @@ pub struct Process {
     child: Child,
     pub socket: PathBuf,
     pub url: String,
+    port: u16,
 }
 
 impl Process {
@@ -221,7 +222,7 @@ impl Process {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         change(&mut command);
-        let process = Self { child: command.spawn().unwrap(), socket, url };
+        let process = Self { child: command.spawn().unwrap(), socket, url, port };
         let admin = process.admin();
         within("the coordinator's start", async {
             while let Err(error) = admin.info().await {
@@ -235,6 +236,11 @@ impl Process {
 
     pub fn admin(&self) -> LocalAdmin {
         LocalAdmin::connect(&self.socket)
+    }
+
+    /// Where it listens, without TLS; clients may be told another address.
+    pub fn listening(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     pub fn resident_kib(&self) -> u64 {

@@ -11,6 +11,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
 
 use crate::net::*;
 use crate::raw::{self, Tunnel};
@@ -66,8 +67,8 @@ impl Drop for Authority {
 }
 
 impl Authority {
-    /// Starts it; it looks for challenges' answers on `tls_port`. Its own certificate is `ca.pem` in `dir`.
-    async fn start(program: &Path, dir: &Path, tls_port: u16) -> Self {
+    /// Starts it; it looks for challenges' answers on `tls_port` and gives certificates for so many seconds. Its own is `ca.pem` in `dir`.
+    async fn start(program: &Path, dir: &Path, tls_port: u16, validity: u32) -> Self {
         let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
         std::fs::write(dir.join("ca.pem"), own.cert.pem()).unwrap();
         std::fs::write(dir.join("ca.key"), own.signing_key.serialize_pem()).unwrap();
@@ -76,6 +77,7 @@ impl Authority {
             "listenAddress": format!("127.0.0.1:{port}"), "managementListenAddress": format!("127.0.0.1:{management}"),
             "certificate": dir.join("ca.pem"), "privateKey": dir.join("ca.key"), "httpPort": 1, "tlsPort": tls_port,
             "ocspResponderURL": "", "externalAccountBindingRequired": false,
+            "profiles": { "default": { "description": "the only one", "validityPeriod": validity } },
         }});
         std::fs::write(dir.join("pebble.json"), config.to_string()).unwrap();
         let dns = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -115,18 +117,10 @@ impl Authority {
     }
 }
 
-#[tokio::test]
-async fn a_certificate_is_had_by_acme_kept_and_served_again_after_a_restart_without_the_authority() {
-    let program = match tokio::task::spawn_blocking(pebble).await.unwrap() {
-        Ok(program) => program,
-        Err(why) => return println!("skipped: {why}"),
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let port = free_port();
-    let authority = Authority::start(&program, dir.path(), port).await;
-    let root = CertificateDer::from_pem_file(dir.path().join("root.pem")).unwrap();
-    let (directory, ca) = (authority.directory.clone(), dir.path().join("ca.pem"));
-    let settings = move |options: &mut pvemesh::sys::coordinator::Options| {
+/// A coordinator that has its certificate from this authority.
+fn settings(authority: &Authority, dir: &Path, port: u16) -> impl Fn(&mut pvemesh::sys::coordinator::Options) + use<> {
+    let (directory, ca) = (authority.directory.clone(), dir.join("ca.pem"));
+    move |options| {
         options.settings.url = format!("https://{}", tls::NAME);
         options.settings.listen = SocketAddr::from(([127, 0, 0, 1], port));
         options.settings.front.acme = Some(Acme {
@@ -135,19 +129,32 @@ async fn a_certificate_is_had_by_acme_kept_and_served_again_after_a_restart_with
             directory: Some(directory.clone()),
             ca: Some(ca.clone()),
         });
-    };
-    let server = Running::start_with(dir, &settings).await;
-    let address = server.coordinator.address();
-    let first = within("the certificate", async {
-        loop {
-            // Until there is one the handshake fails, quickly.
-            if let Ok(stream) = tls::connect(address, tls::NAME, std::slice::from_ref(&root)).await {
-                return stream;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until the server shows a certificate of this root. Until there is one the handshake fails, quickly.
+async fn connected(server: &Running, root: &CertificateDer<'static>) -> TlsStream<TcpStream> {
+    loop {
+        if let Ok(stream) = tls::connect(server.coordinator.address(), tls::NAME, std::slice::from_ref(root)).await {
+            return stream;
         }
-    })
-    .await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_had_by_acme_kept_and_served_again_after_a_restart_without_the_authority() {
+    let program = match tokio::task::spawn_blocking(pebble).await.unwrap() {
+        Ok(program) => program,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let authority = Authority::start(&program, dir.path(), port, 3600).await;
+    let root = CertificateDer::from_pem_file(dir.path().join("root.pem")).unwrap();
+    let settings = settings(&authority, dir.path(), port);
+    let server = Running::start_with(dir, &settings).await;
+    let first = within("the certificate", connected(&server, &root)).await;
     let shown = tls::shown(&first);
     let (noise, _) = raw::upgrade(first, &server.coordinator.server_key(), &MachinePrivate::from_seed([1; 32]), 145).await;
     assert_eq!(Tunnel::over(noise).await.post("/machine/none", "").await.status, 501);
@@ -172,14 +179,28 @@ async fn a_certificate_is_had_by_acme_kept_and_served_again_after_a_restart_with
     server.coordinator.stop().await;
     drop(authority);
     let server = Running::start_with(dir, &settings).await;
-    let again = within("the kept certificate", async {
-        loop {
-            if let Ok(stream) = tls::connect(server.coordinator.address(), tls::NAME, std::slice::from_ref(&root)).await {
-                return stream;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    let again = within("the kept certificate", connected(&server, &root)).await;
+    assert_eq!(tls::shown(&again), shown);
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_before_it_ends() {
+    let program = match tokio::task::spawn_blocking(pebble).await.unwrap() {
+        Ok(program) => program,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    // Renewed when a third of the time is left: after 10 s.
+    let authority = Authority::start(&program, dir.path(), port, 15).await;
+    let root = CertificateDer::from_pem_file(dir.path().join("root.pem")).unwrap();
+    let settings = settings(&authority, dir.path(), port);
+    let server = Running::start_with(dir, &settings).await;
+    let first = tls::shown(&within("the certificate", connected(&server, &root)).await);
+    within("another certificate", async {
+        while tls::shown(&connected(&server, &root).await) == first {
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     })
     .await;
-    assert_eq!(tls::shown(&again), shown);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pvemesh::sys::admin::LocalAdmin;
 use pvemesh::sys::coordinator::{Coordinator, StartError};
+use pvemesh::wire::control::MapResponse;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -37,11 +38,7 @@ async fn trap_27_with_a_certificate_it_speaks_tls_and_plain_http_is_closed_quick
 async fn a_relay_map_is_read_from_its_file_and_told() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("derp.json");
-    std::fs::write(
-        &file,
-        r#"{"Regions":{"900":{"RegionID":900,"Nodes":[{"Name":"900a","RegionID":900,"HostName":"relay.example.test"}]}}}"#,
-    )
-    .unwrap();
+    std::fs::write(&file, relay_map(&[900])).unwrap();
     let mut with_map = options(dir.path());
     with_map.derp_map = Some(file.clone());
     let coordinator = Coordinator::start(with_map.clone()).await.unwrap();
@@ -51,6 +48,72 @@ async fn a_relay_map_is_read_from_its_file_and_told() {
     running.coordinator.stop().await;
     std::fs::write(&file, "{").unwrap();
     assert!(matches!(Coordinator::start(with_map).await, Err(StartError::Path { .. })));
+}
+
+fn relay_map(regions: &[u16]) -> String {
+    let region = |id: &u16| {
+        let node = serde_json::json!({ "Name": format!("{id}a"), "RegionID": id, "HostName": "relay.example.test" });
+        (id.to_string(), serde_json::json!({ "RegionID": id, "Nodes": [node] }))
+    };
+    serde_json::json!({ "Regions": regions.iter().map(region).collect::<serde_json::Map<_, _>>() }).to_string()
+}
+
+#[tokio::test]
+async fn a_relay_map_is_read_again_on_sighup_and_told_and_a_broken_one_leaves_the_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("derp.json");
+    std::fs::write(&file, relay_map(&[900])).unwrap();
+    let mut server = Process::start_at(dir.path(), free_port(), "http://coord.example.test", |command| {
+        command.arg("--derp-map").arg(&file);
+    })
+    .await;
+    let url = server.listening();
+    let client = Client::connect(&url, 1).await;
+    assert_eq!(client.register(Some(&new_key(&server.admin(), |_| {}).await), "alpha").await.error, "");
+    let mut stream = client.stream("").await;
+    let regions = |map: &MapResponse| map.derp_map.as_ref().map(|map| map.regions.as_ref().map_or(0, |regions| regions.len()));
+    assert_eq!(regions(&stream.next().await.unwrap()), Some(1));
+    std::fs::write(&file, "{").unwrap();
+    server.signal(rustix::process::Signal::HUP);
+    server.admin().info().await.unwrap();
+    std::fs::write(&file, relay_map(&[900, 901])).unwrap();
+    server.signal(rustix::process::Signal::HUP);
+    let told = stream.until("another relay map", |map| map.derp_map.is_some()).await;
+    assert_eq!(regions(&told), Some(2));
+    assert!(server.is_running());
+}
+
+#[tokio::test]
+async fn lifetimes_of_keys_and_of_ephemeral_nodes_are_options() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Process::start_at(dir.path(), free_port(), "http://coord.example.test", |command| {
+        command.args(["--key-expiry", "1h", "--ephemeral-after", "1s"]);
+    })
+    .await;
+    let admin = server.admin();
+    let (stays, passes) = (Client::connect(&server.listening(), 1).await, Client::connect(&server.listening(), 2).await);
+    assert_eq!(stays.register(Some(&new_key(&admin, |_| {}).await), "stays").await.error, "");
+    assert_eq!(passes.register(Some(&new_key(&admin, |key| key.ephemeral = true).await), "passes").await.error, "");
+    let nodes = admin.nodes().await.unwrap();
+    let life = |name: &str| {
+        let node = nodes.iter().find(|node| node.name.as_str() == name).unwrap();
+        node.key_expiry.unwrap().duration_since(node.created.unwrap())
+    };
+    assert_eq!(life("stays").as_secs(), 3600);
+    let stream = passes.stream("").await;
+    drop((stream, passes));
+    within("the ephemeral node's removal", async {
+        while admin.nodes().await.unwrap().len() > 1 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    let left = admin.nodes().await.unwrap();
+    assert_eq!(left[0].name.as_str(), "stays");
+    for (option, value) in [("--key-expiry", "soon"), ("--ephemeral-after", "never"), ("--ephemeral-after", "0s")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_pvemesh")).args(["coordinator", "serve", option, value]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{option} {value}");
+    }
 }
 
 #[tokio::test]

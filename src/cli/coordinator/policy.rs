@@ -113,7 +113,12 @@ fn read(file: &Path) -> Result<String, Failure> {
     } else {
         std::fs::File::open(file).and_then(|file| file.take(limit).read_to_string(&mut text))
     };
-    result.map(|_| text).map_err(failed)
+    result.map_err(failed)?;
+    if text.len() > MAX_BYTES {
+        let happened = format!("it has more than {MAX_BYTES} bytes, the most a policy may have");
+        return Err(Failure::new(format!("read {}", file.display()), happened, "name a policy file").exit(Exit::Usage));
+    }
+    Ok(text)
 }
 
 fn refusal(tried: &str, error: &AdminError) -> Failure {
