@@ -15,6 +15,7 @@ pub mod coord;
 pub mod dhcp;
 pub mod path;
 pub mod pve;
+pub mod relay;
 pub mod tunnel;
 // rank 3
 pub mod node;

@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Why a key's text was refused.
@@ -165,6 +166,49 @@ macro_rules! key_pair {
 key_pair!(MachinePublic, MachinePrivate, "mkey:", "a machine key: one per installation, authenticates the control connection");
 key_pair!(NodePublic, NodePrivate, "nodekey:", "a node key: the WireGuard and relay identity");
 key_pair!(DiscoPublic, DiscoPrivate, "discokey:", "a disco key: one per process, seals path probes");
+// The text is the one that stands in the certificate by which a relay tells its key.
+key_pair!(RelayPublic, RelayPrivate, "derpkey", "a relay's key: opens what clients say of themselves");
+
+/// What the relays of one region know and nobody else: who shows it may watch a relay's clients and hand packets over.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct MeshKey([u8; 32]);
+
+impl MeshKey {
+    /// Wraps the 32 raw bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// 64 hex digits, as in files and in the handshake.
+    pub fn to_secret_text(&self) -> Zeroizing<String> {
+        let mut text = Zeroizing::new(String::with_capacity(64));
+        let written = write_hex(&mut *text, &self.0);
+        debug_assert!(written.is_ok(), "writing to a String cannot fail");
+        text
+    }
+}
+
+impl PartialEq for MeshKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for MeshKey {}
+
+impl fmt::Debug for MeshKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MeshKey(..)")
+    }
+}
+
+impl FromStr for MeshKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        parse(text, "").map(Self)
+    }
+}
 
 /// A secret text, such as a join key: wiped on drop, never shown by `Debug`, written out only on purpose.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]

@@ -2,5 +2,6 @@
 
 pub mod admin;
 pub mod control;
+pub mod derp;
 pub mod disco;
 pub mod tsmp;
