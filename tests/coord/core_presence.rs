@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pvemesh::coord::server::{EPHEMERAL_AFTER, Event, OFFLINE_GRACE, STREAM_TURN, Server};
+use pvemesh::coord::server::{EPHEMERAL_AFTER, Event, MapAnswer, OFFLINE_GRACE, STREAM_TURN, Server};
+use pvemesh::wire::control::MapRequest;
 
 use crate::world::*;
 
@@ -55,22 +56,40 @@ fn two_machines_with_one_node_key_take_turns_of_ten_seconds_and_the_newest_wins(
 }
 
 #[test]
-fn a_clone_that_goes_away_leaves_the_other_its_place() {
+fn a_clone_that_goes_away_leaves_the_other_its_place_and_has_it_say_again_where_it_is() {
     let mut world = World::new();
     world.join(1, "original");
     world.join(2, "viewer");
     let viewer = world.settled(2);
-    let original = world.settled(1);
+    let here = |world: &mut World, at: &str, disco_n: u8| {
+        let place = at.parse().unwrap();
+        let request = MapRequest {
+            version: 130,
+            node_key: node_key(1),
+            stream: true,
+            disco_key: disco(disco_n),
+            endpoints: vec![place],
+            ..MapRequest::default()
+        };
+        let Ok(MapAnswer::Stream(session)) = world.map(1, &request) else { panic!("no stream") };
+        world.take(session).unwrap();
+        session
+    };
+    let original = here(&mut world, "192.0.2.1:41641", 1);
     world.take(viewer);
-    let clone = world.settled(1);
-    let id = world.info(1).id;
-    world.server.rename(world.at, id, &"renamed".parse().unwrap()).unwrap();
-    world.take(clone);
-    world.hang_up(clone);
-    world.pass(Duration::from_secs(120));
-    assert!(world.info(1).online);
-    assert_eq!(world.take(original).unwrap().node.unwrap().name, "renamed.mesh.test.", "it hears what only the other was told");
+    let clone = here(&mut world, "192.0.2.66:41641", 66);
+    assert_eq!(world.take(viewer).unwrap().peers_changed_patch[0].disco_key, Some(disco(66)));
     assert!(!world.ended(original));
+    world.hang_up(clone);
+    assert!(world.ended(original), "so that it comes back");
+    world.hang_up(original);
+    world.pass(OFFLINE_GRACE / 2);
+    here(&mut world, "192.0.2.1:41641", 1);
+    world.pass(Duration::from_secs(120));
+    let told = world.take(viewer).unwrap();
+    let patch = &told.peers_changed_patch[0];
+    assert_eq!((patch.disco_key, patch.online), (Some(disco(1)), None), "its peers know where it is, and never saw it go");
+    assert_eq!(patch.endpoints.as_deref(), Some(&["192.0.2.1:41641".parse().unwrap()][..]));
 }
 
 #[test]

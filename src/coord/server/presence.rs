@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::due::Due;
 use super::journal::{Change, Fields};
-use super::session::{Ending, Part, Session, SessionId};
+use super::session::{Ending, Session, SessionId};
 use super::{Moment, Server};
 use crate::ident::NodeId;
 use crate::time::{Deadline, Time};
@@ -201,12 +201,11 @@ impl Server {
         let presence = self.presences.of(closed.node);
         let older = presence.older.take().filter(|older| self.sessions.contains_key(older));
         presence.session = older;
-        if let Some(open) = older.and_then(|older| self.sessions.get_mut(&older)) {
-            // The one that was superseded is still there. What concerned the node itself it has not been told meanwhile.
+        if let Some(older) = older {
+            // The one that was superseded is still there. What is known of the node (keys, addresses) is what the other machine has said,
+            // and what concerned the node was told to the other: ended, it comes back at once, says everything and is told everything.
             self.presences.superseded.clear(closed.node);
-            open.note_part(Part::Own);
-            open.note_part(Part::Filter);
-            self.untold = true;
+            self.end_session(older, Ending::Now);
             return;
         }
         self.registry.change_node(closed.node, |node| node.last_seen = Some(at.wall));

@@ -129,17 +129,10 @@ fn deleted(scene: &mut Scene) -> Outcome {
     scene.joined(0)?;
     let id = scene.coordinator.node(NAMES[0])?.id;
     scene.coordinator.delete(id)?;
-    let told = if scene.cast.reference() {
-        // trap_22: Headscale ends the stream and answers 404 from then on, and tailscaled asks for ever.
-        "not told".to_owned()
-    } else if scene.coordinator.which() == Which::Ours {
-        format!("told after {}", seconds(scene.at(0)?.becomes("NeedsLogin", secs(10))?))
-    } else {
-        let time = until("the node notices that it is gone", secs(20), || {
-            let status = scene.at(0)?.status()?;
-            Ok(status.state != "Running" || !status.health.is_empty())
-        })?;
-        format!("noticed after {}", seconds(time))
+    // trap_22: Headscale 0.29.3 leaves the stream of a deleted node open and says nothing in it; asked, it answers 404.
+    let told = match scene.coordinator.which() {
+        Which::Ours => format!("told after {}", seconds(scene.at(0)?.becomes("NeedsLogin", secs(10))?)),
+        Which::Headscale => "not told".to_owned(),
     };
     let key = scene.single_use_key()?;
     scene.join(0, &key, &["--force-reauth"])?;
