@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -50,27 +51,34 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     say(&json!({ "event": "joined", "v4": v4, "v6": v6, "node": format!("{own:?}") }));
 
     let echo = device.udp_bind((v4, ECHO).into()).await?;
-    let pinger = device.udp_bind((v4, ECHO + 1).into()).await?;
     tokio::spawn(async move {
         while let Ok((from, data)) = echo.recv_from_bytes().await {
             say(&json!({ "event": "pinged", "from": from.to_string() }));
             let _ = echo.send_to(from, &data).await;
         }
     });
-    let mut shown = false;
-    loop {
-        if let Some(peer) = arguments.ping {
-            if !shown && let Some(found) = device.peer_by_tailnet_ip(peer.ip()).await? {
-                say(&json!({ "event": "peer", "node": format!("{found:?}") }));
-                shown = true;
-            }
-            let sent = Instant::now();
-            pinger.send_to(peer, b"hello").await?;
-            if let Ok(Ok((from, data))) = tokio::time::timeout(Duration::from_secs(1), pinger.recv_from_bytes()).await {
-                let good = from == peer && data[..] == b"hello"[..];
-                say(&json!({ "event": if good { "pong" } else { "noise" }, "ms": sent.elapsed().as_secs_f64() * 1000.0 }));
+    let Some(peer) = arguments.ping else { return std::future::pending().await };
+    let pinger = Arc::new(device.udp_bind((v4, ECHO + 1).into()).await?);
+    let start = Instant::now();
+    // One receiver that is never given up: a cancelled receive stays in tailscale-rs's queue, and takes the next packet with it.
+    let answers = pinger.clone();
+    tokio::spawn(async move {
+        while let Ok((from, data)) = answers.recv_from_bytes().await {
+            let sent = data.as_ref().try_into().map(|bytes| Duration::from_micros(u64::from_be_bytes(bytes)));
+            match sent {
+                Ok(sent) if from == peer => say(&json!({ "event": "pong", "ms": (start.elapsed() - sent).as_secs_f64() * 1000.0 })),
+                _ => say(&json!({ "event": "noise", "from": from.to_string() })),
             }
         }
+    });
+    let mut shown = false;
+    loop {
+        if !shown && let Some(found) = device.peer_by_tailnet_ip(peer.ip()).await? {
+            say(&json!({ "event": "peer", "node": format!("{found:?}") }));
+            shown = true;
+        }
+        let sent = u64::try_from(start.elapsed().as_micros())?;
+        pinger.send_to(peer, &sent.to_be_bytes()).await?;
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
 }
