@@ -4,4 +4,5 @@ pub mod admin;
 pub mod control;
 pub mod derp;
 pub mod disco;
+pub mod stun;
 pub mod tsmp;

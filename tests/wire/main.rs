@@ -8,6 +8,7 @@ mod frame;
 mod messages;
 mod noise;
 mod stream;
+mod stun;
 
 /// Bytes from hex.
 fn hex(text: &str) -> Vec<u8> {
