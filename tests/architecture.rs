@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The rank of every top-level module. A module may use modules of lower rank only.
-const RANKS: [(&str, u8); 17] = [
+const RANKS: [(&str, u8); 18] = [
     ("ident", 0),
     ("time", 0),
     ("settings", 1),
@@ -15,6 +15,7 @@ const RANKS: [(&str, u8); 17] = [
     ("dhcp", 2),
     ("filter", 2),
     ("names", 2),
+    ("netcheck", 2),
     ("path", 2),
     ("pve", 2),
     ("relay", 2),

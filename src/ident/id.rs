@@ -16,6 +16,24 @@ impl fmt::Display for NodeId {
     }
 }
 
+/// A relay region's number. On the wire it is wider, but it also has to fit a port number, which every program keeps to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RegionId(pub u16);
+
+impl RegionId {
+    /// A number of the wire's; 0 is no region, and neither is one that fits no port.
+    pub fn new(number: i32) -> Option<Self> {
+        u16::try_from(number).ok().filter(|number| *number != 0).map(Self)
+    }
+}
+
+impl fmt::Display for RegionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A node's stable opaque id; preferences such as the chosen exit node refer to it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
