@@ -1,7 +1,7 @@
 //! One simulated node: our client's connection, and a light look at what comes over the map stream.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +19,9 @@ use crate::scan::unpack;
 
 /// Attempts to get in: connections may be turned away while thousands arrive.
 const ATTEMPTS: u32 = 40;
+/// The first pause before a stream is opened again, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The second of the epoch stock clients log out with.
 const LOGOUT_SECOND: i64 = 123;
 
@@ -41,6 +44,7 @@ pub struct Member {
     pub id: AtomicI64,
     /// The map as our client's core has it, of nodes that are checked.
     pub map: Option<Arc<Mutex<MapSession>>>,
+    left: AtomicBool,
 }
 
 fn seed(n: u64, kind: u8) -> [u8; 32] {
@@ -66,6 +70,7 @@ impl Member {
                         endpoint: Mutex::new(SocketAddr::from(([172, 16, a, b], 41641))),
                         id: AtomicI64::new(0),
                         map: checked.then(Arc::default),
+                        left: AtomicBool::new(false),
                     }));
                 }
                 Ok((_, response)) => return Err(format!("{name} is refused: {} {}", response.error, response.auth_url)),
@@ -128,6 +133,7 @@ impl Member {
 
     /// Logs out; an ephemeral node is gone by that.
     pub async fn leave(&self) -> Result<(), DialError> {
+        self.left.store(true, Ordering::Relaxed);
         let request = RegisterRequest {
             version: 130,
             node_key: self.key,
@@ -138,26 +144,43 @@ impl Member {
         self.connection.post_json::<_, serde_json::Value>(REGISTER_PATH, &request).await.map(drop)
     }
 
-    /// Follows the stream to its end. A listener counts for the board.
+    /// Follows the stream until the node leaves; one that the coordinator ends is opened again, as clients do. A listener counts for the board.
     pub async fn follow(&self, mut body: BodyStream, board: &Board, listens: bool) {
-        let mut frames = Deframer::default();
-        let (mut peers, mut markers) = (Bits::default(), Bits::default());
+        let mut markers = Bits::default();
         let mut complete = false;
         loop {
-            match body.next().await {
-                Ok(Some(bytes)) => frames.push(&bytes),
-                Ok(None) | Err(_) => break,
+            self.follow_one(body, board, listens, &mut complete, &mut markers).await;
+            if !listens || self.left.load(Ordering::Relaxed) {
+                return;
             }
-            while let Some(message) = frames.next_message().expect("framing") {
-                self.look(&message, board, listens, &mut peers, &mut markers);
-            }
-            if listens && !complete && peers.count() >= board.listeners {
-                complete = true;
-                board.complete.fetch_add(1, Ordering::Relaxed);
+            board.broken.fetch_add(1, Ordering::Relaxed);
+            let mut pause = FIRST_PAUSE;
+            body = loop {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                if let Ok(body) = self.stream().await {
+                    break body;
+                }
+            };
+            if let Some(map) = &self.map {
+                // Nothing carries over from an ended stream.
+                *map.lock().unwrap() = MapSession::default();
             }
         }
-        if listens {
-            board.broken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn follow_one(&self, mut body: BodyStream, board: &Board, listens: bool, complete: &mut bool, markers: &mut Bits) {
+        let mut frames = Deframer::default();
+        let mut peers = Bits::default();
+        while let Ok(Some(bytes)) = body.next().await {
+            frames.push(&bytes);
+            while let Some(message) = frames.next_message().expect("framing") {
+                self.look(&message, board, listens, &mut peers, markers);
+            }
+            if listens && !*complete && peers.count() >= board.listeners {
+                *complete = true;
+                board.complete.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 

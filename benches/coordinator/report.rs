@@ -9,7 +9,7 @@ use crate::phases::{Change, Outcome};
 type Row = (&'static str, &'static str, &'static str, fn(&Outcome, f64) -> f64);
 
 /// What is shown, its unit, its name in the file, and how it is worked out from a run with so many nodes.
-const ROWS: [Row; 23] = [
+const ROWS: [Row; 24] = [
     ("all have a full map", "s", "join_s", |o, _| o.join_seconds),
     ("  CPU time", "ms/node", "join_cpu_ms_per_node", |o, n| o.join_cpu_seconds * 1000.0 / n),
     ("  bytes of maps", "KB/node", "join_kb_per_node", |o, n| o.join_megabytes * 1000.0 / n),
@@ -33,6 +33,7 @@ const ROWS: [Row; 23] = [
     ("  endpoint, p99", "ms", "load_endpoint_p99_ms", |o, _| o.load[0].p99_ms),
     ("  join, p50", "ms", "load_join_p50_ms", |o, _| o.load[1].p50_ms),
     ("  leave, p50", "ms", "load_leave_p50_ms", |o, _| o.load[2].p50_ms),
+    ("streams opened again", "", "streams_reopened", |o, _| o.reopened as f64),
 ];
 
 struct Entry {
@@ -55,7 +56,10 @@ impl Report {
     pub fn add(&mut self, count: usize, subject: &'static str, outcome: &Outcome) {
         let figures = ROWS.iter().map(|(_, _, _, value)| value(outcome, count as f64)).collect();
         let failure = outcome.failure.clone();
-        let sound = failure.is_none() && outcome.silent_messages == 0 && outcome.single.iter().all(|c: &Change| c.count > 0);
+        let sound = failure.is_none()
+            && outcome.silent_messages == 0
+            && outcome.reopened == 0
+            && outcome.single.iter().all(|c: &Change| c.count > 0);
         self.entries.push(Entry { count, subject, failure, figures, sound });
     }
 

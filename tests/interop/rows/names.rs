@@ -1,6 +1,9 @@
 //! The DNS configuration arrives and is used.
 
+use serde_json::{Value, json};
+
 use super::{Act, Row, in_company};
+use crate::Done;
 use crate::coordinator::DOMAIN;
 use crate::member::Kind;
 use crate::scene::{NAMES, Outcome, Scene, holds, skip};
@@ -28,7 +31,7 @@ fn names(scene: &mut Scene) -> Outcome {
     holds()
 }
 
-/// The members that have MagicDNS.
+/// The members that serve names to their machine.
 fn stock(scene: &Scene) -> Vec<usize> {
     (0..2).filter(|n| scene.cast.kind(*n) == Kind::Stock).collect()
 }
@@ -36,15 +39,31 @@ fn stock(scene: &Scene) -> Vec<usize> {
 const NO_NAMES: &str = "our node serves no names yet";
 
 fn dns_status(scene: &mut Scene) -> Outcome {
-    let Some(&n) = stock(scene).first() else { return skip(NO_NAMES) };
     scene.acquainted(0, 1)?;
-    let said = scene.at(n)?.tell(&["dns", "status"])?;
-    for text in ["Tailscale DNS: enabled", &format!("suffix = {DOMAIN}"), &format!("{}.{DOMAIN}", NAMES[n])] {
+    for n in [0, 1] {
+        match scene.cast.kind(n) {
+            Kind::Stock => stock_dns_status(&scene.at(n)?.tell(&["dns", "status"])?, NAMES[n])?,
+            Kind::Ours => own_dns_status(&scene.at(n)?.tell(&["dns", "status", "--json"])?, NAMES[n])?,
+        }
+    }
+    holds()
+}
+
+fn stock_dns_status(said: &str, name: &str) -> Done {
+    for text in ["Tailscale DNS: enabled", &format!("suffix = {DOMAIN}"), &format!("{name}.{DOMAIN}")] {
         see!(said.contains(text), "`dns status` does not show {text:?}: {said}");
     }
     let search = said.split("Search Domains:").nth(1).unwrap_or_default();
     see!(search.trim_start().starts_with(&format!("- {DOMAIN}")), "the search list is {search:?}");
-    holds()
+    Ok(())
+}
+
+fn own_dns_status(said: &str, name: &str) -> Done {
+    let status: Value = serde_json::from_str(said).map_err(|e| format!("{e}: {said}"))?;
+    let shown = (&status["enabled"], &status["suffix"], &status["self_name"], &status["search_domains"]);
+    let (name, search) = (json!(format!("{name}.{DOMAIN}.")), json!([DOMAIN]));
+    see!(shown == (&json!(true), &json!(DOMAIN), &name, &search), "`dns status` shows {said}");
+    Ok(())
 }
 
 fn resolves(scene: &mut Scene) -> Outcome {
