@@ -1,6 +1,8 @@
 //! Relaying: packets by node key, for nodes that have no direct way to each other yet, or never get one.
 //!
-//! [`client`] is one connection of a node to a relay, a core that takes the bytes of the stream and gives bytes, events and deadlines.
+//! [`client`] is one connection of a node to a relay, [`server`] the relay: cores that take the bytes of a stream and give bytes, events
+//! and deadlines.
 
 mod bucket;
 pub mod client;
+pub mod server;

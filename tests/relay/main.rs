@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "test code")]
 
 mod client;
+mod server;
+mod server_mesh;
+mod world;
 
 use std::time::Duration;
 
