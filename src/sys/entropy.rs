@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::ident::{DiscoPrivate, MachinePrivate, NodePrivate};
+use crate::ident::{DiscoPrivate, MachinePrivate, NodePrivate, RelayPrivate};
 
 /// `N` random bytes.
 ///
@@ -36,6 +36,14 @@ pub fn machine_key() -> io::Result<MachinePrivate> {
 /// As [`bytes()`].
 pub fn node_key() -> io::Result<NodePrivate> {
     seed().map(NodePrivate::from_seed)
+}
+
+/// A new relay's key.
+///
+/// # Errors
+/// As [`bytes()`].
+pub fn relay_key() -> io::Result<RelayPrivate> {
+    seed().map(RelayPrivate::from_seed)
 }
 
 /// A new disco key.

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the shell may")]
 
 pub mod admin;
+mod certificate;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -12,6 +13,8 @@ pub mod dhcp;
 pub mod dial;
 pub mod engine;
 pub mod entropy;
+mod files;
+mod gate;
 pub mod image;
 pub mod init;
 pub mod local_api;
@@ -20,6 +23,7 @@ pub mod noise_stream;
 mod offload;
 pub mod ping;
 pub mod pve;
+pub mod relay;
 pub mod router;
 pub mod store;
 pub mod sysctl;

@@ -9,9 +9,9 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::body::{self, Allowance, Body, json, text};
-use super::gate::{Arrived, Place};
 use super::{Shared, forwarded, page, upgrade};
 use crate::ident::{MachinePublic, NodePublic};
+use crate::sys::gate::{Arrived, Place};
 use crate::wire::control::{ServerKeys, UPGRADE_PATH, json as lenient};
 
 /// The first capability version that speaks Noise; older clients get an empty answer.

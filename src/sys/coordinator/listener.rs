@@ -13,10 +13,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::body::Body;
-use super::certificate::CHALLENGE_PROTOCOL;
 use super::front::{self, Visitor};
-use super::gate::Arrived;
 use super::{OUTER_TIME, Shared, forwarded};
+use crate::sys::certificate::CHALLENGE_PROTOCOL;
+use crate::sys::gate::Arrived;
 
 /// How long a request's head may take.
 const HEAD_TIME: Duration = Duration::from_secs(10);

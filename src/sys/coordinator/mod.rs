@@ -1,14 +1,10 @@
 //! The coordinator's server: listener, Noise, HTTP/2, database, around [`crate::coord::server`].
 
-mod acme;
 mod admin;
 mod body;
-mod certificate;
 mod encoding;
-mod files;
 mod forwarded;
 mod front;
-mod gate;
 mod hub;
 mod listener;
 mod local;
@@ -31,9 +27,9 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use crate::coord::server::{EPHEMERAL_AFTER, KEY_LIFE, LoadError, Moment, Server};
 use crate::ident::MachinePublic;
 use crate::settings;
+use crate::sys::gate::{Gate, Limits};
 use crate::sys::store::{Store, StoreError, backup};
-use crate::sys::{clock, entropy};
-use gate::{Gate, Limits};
+use crate::sys::{clock, entropy, files, gate};
 use hub::Hub;
 use listener::Door;
 use setup::path_error;
@@ -163,7 +159,7 @@ impl Coordinator {
         let settings = setup::check(&options)?;
         files::make_state_dir(&options.state_dir).map_err(path_error("make the directory", &options.state_dir))?;
         let key_file = options.state_dir.join(backup::KEY);
-        let key = files::machine_key(&key_file).map_err(path_error("read or make the server's key", &key_file))?;
+        let key = files::key(&key_file, entropy::machine_key).map_err(path_error("read or make the server's key", &key_file))?;
         let (acceptor, certificate) = setup::tls(&options)?.unzip();
         let (store, snapshot) = Store::open(&options.state_dir.join(backup::DATABASE))?;
         let seed = entropy::seed().map_err(path_error("read", Path::new("system randomness")))?;
@@ -189,7 +185,7 @@ impl Coordinator {
         let (alive, ended) = mpsc::channel(1);
         let shared = Arc::new(Shared {
             hub: hub.clone(),
-            gate: Arc::new(Gate::new(Limits::within(setup::descriptors()))),
+            gate: Arc::new(Gate::new(Limits::within(gate::descriptors()))),
             url,
             trusted_proxies: front.trusted_proxies,
             turns: Semaphore::new(BODY_TURNS),

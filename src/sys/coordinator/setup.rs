@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use tokio_rustls::TlsAcceptor;
 
-use super::certificate::{Files, Source};
-use super::{Options, StartError, acme};
+use super::{Options, StartError};
 use crate::ident::NodeName;
+use crate::sys::certificate::{Files, Source, acceptor, acme};
 use crate::wire::control::{DerpMap, json as lenient};
 
 /// A DNS name has 253 characters; a node's name and a dot come before the base domain.
@@ -80,28 +80,18 @@ pub(super) fn tls(options: &Options) -> Result<Option<(TlsAcceptor, Source)>, St
     let failed = |(path, source): (PathBuf, io::Error)| StartError::Path { what: "use for the certificate", path, source };
     let front = &options.settings.front;
     if let Some(files) = &front.certificate {
-        let (files, acceptor) = Files::open(files).map_err(failed)?;
-        return Ok(Some((acceptor, Source::Files(files))));
+        let opened = Files::open(files).map_err(failed)?;
+        let acceptor = acceptor(opened.served(), false).map_err(|e| failed((files.chain.clone(), e)))?;
+        return Ok(Some((acceptor, Source::Files(opened))));
     }
     let Some(settings) = &front.acme else { return Ok(None) };
-    let (acme, acceptor) = acme::Acme::open(settings, options.state_dir.join("acme")).map_err(failed)?;
+    let directory = options.state_dir.join("acme");
+    let acme = acme::Acme::open(settings, directory.clone()).map_err(failed)?;
+    let acceptor = acceptor(acme.certificates(), true).map_err(|e| failed((directory, e)))?;
     Ok(Some((acceptor, Source::Acme(acme))))
 }
 
 pub(super) fn path_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StartError + use<> {
     let path = path.to_owned();
     move |source| StartError::Path { what, path, source }
-}
-
-/// How many files may be open, after asking for as many as are allowed.
-pub(super) fn descriptors() -> u64 {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        let wanted = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
-        if setrlimit(Resource::Nofile, wanted).is_ok() {
-            limit = getrlimit(Resource::Nofile);
-        }
-    }
-    limit.current.unwrap_or(u64::MAX)
 }

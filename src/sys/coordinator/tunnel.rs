@@ -18,10 +18,10 @@ use tokio::sync::Semaphore;
 
 use super::body::{self, Allowance, Body, json, text};
 use super::encoding::Encoding;
-use super::gate::Place;
 use super::{Shared, admin, map_stream};
 use crate::coord::server::{MapAnswer, MapRefusal, Registered};
 use crate::ident::MachinePublic;
+use crate::sys::gate::Place;
 use crate::sys::noise_stream::NoiseStream;
 use crate::wire::admin::{ADMIN_PREFIX, AdminFailure};
 use crate::wire::control::{MAP_PATH, MapRequest, REGISTER_PATH, RegisterRequest, json as lenient};

@@ -12,9 +12,9 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use super::body::{Body, text};
-use super::gate::Place;
 use super::{Shared, tunnel};
 use crate::sys::entropy;
+use crate::sys::gate::Place;
 use crate::sys::noise_stream::NoiseStream;
 use crate::sys::web_socket::{self, WebSocket};
 use crate::wire::control::noise::{Accepted, EarlyPayload, INITIATION_LEN, Responder, encode_early};

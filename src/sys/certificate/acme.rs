@@ -14,11 +14,10 @@ use rustls_acme::{AccountCache, AcmeConfig, CertCache, EventError, EventOk, Orde
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
-use tokio_rustls::TlsAcceptor;
 
-use super::certificate::{Served, acceptor, certified, provider};
-use super::files;
+use super::{Served, certified, provider};
 use crate::settings;
+use crate::sys::files;
 
 /// The authority asked unless another is named.
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
@@ -36,7 +35,7 @@ const MAX_TEXT: usize = 400;
 
 /// The orders of one coordinator.
 #[derive(Debug)]
-pub(super) struct Acme {
+pub(in crate::sys) struct Acme {
     settings: settings::Acme,
     client: Arc<rustls::ClientConfig>,
     cache: Arc<Cache>,
@@ -61,21 +60,25 @@ impl ResolvesServerCert for Certificates {
 }
 
 impl Acme {
-    /// Prepares the directory and the listener's TLS; nothing is asked of anyone yet.
+    /// Prepares the directory; nothing is asked of anyone yet.
     ///
     /// # Errors
     /// The file that cannot be used, and why.
-    pub(super) fn open(settings: &settings::Acme, directory: PathBuf) -> Result<(Self, TlsAcceptor), (PathBuf, io::Error)> {
+    pub(in crate::sys) fn open(settings: &settings::Acme, directory: PathBuf) -> Result<Self, (PathBuf, io::Error)> {
         files::make_state_dir(&directory).map_err(|e| (directory.clone(), e))?;
         let client = client(settings)?;
         let certificates = Arc::new(Certificates::default());
-        let acceptor = acceptor(certificates.clone(), true).map_err(|e| (directory.clone(), e))?;
         let cache = Arc::new(Cache { directory, served: certificates.served.clone() });
-        Ok((Self { settings: settings.clone(), client, cache, certificates }, acceptor))
+        Ok(Self { settings: settings.clone(), client, cache, certificates })
+    }
+
+    /// What is served: the certificate once there is one, and the answers to challenges.
+    pub(in crate::sys) fn certificates(&self) -> Arc<dyn ResolvesServerCert> {
+        self.certificates.clone()
     }
 
     /// Orders and renews, for ever.
-    pub(super) async fn keep_fresh(self) {
+    pub(in crate::sys) async fn keep_fresh(self) {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.run().await {

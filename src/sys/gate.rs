@@ -15,17 +15,17 @@ use tokio::time::Instant;
 
 /// How many there may be.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(in crate::sys) struct Limits {
     /// Connections in all.
-    pub(super) all: usize,
+    pub(in crate::sys) all: usize,
     /// Of strangers. One costs some 50 KiB at most: HTTP and Noise buffers, an HTTP/2 window.
-    pub(super) strangers: usize,
+    pub(in crate::sys) strangers: usize,
     /// Of strangers from one address (an IPv6 /64 counts as one).
-    pub(super) strangers_each: usize,
+    pub(in crate::sys) strangers_each: usize,
     /// How long a stranger waits for a place.
-    pub(super) patience: Duration,
+    pub(in crate::sys) patience: Duration,
     /// How long a half-open connection is left alone. Clients ask at once; slow lines and a busy moment need some room.
-    pub(super) dawdle: Duration,
+    pub(in crate::sys) dawdle: Duration,
 }
 
 /// How often someone who waits for a place looks whether another has dawdled long enough.
@@ -33,7 +33,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Limits {
     /// The limits that fit into a number of file descriptors.
-    pub(super) fn within(descriptors: u64) -> Self {
+    pub(in crate::sys) fn within(descriptors: u64) -> Self {
         let all = usize::try_from(descriptors.saturating_sub(64)).unwrap_or(usize::MAX).clamp(64, 16 * 1024);
         Self {
             all,
@@ -47,7 +47,7 @@ impl Limits {
 
 /// Counts connections.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(in crate::sys) struct Gate {
     limits: Limits,
     all: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
@@ -71,13 +71,13 @@ struct HalfOpen {
 
 /// One of all connections.
 #[derive(Debug, Clone)]
-pub(super) struct Arrived {
+pub(in crate::sys) struct Arrived {
     _all: Arc<OwnedSemaphorePermit>,
 }
 
 /// A connection's place.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(in crate::sys) struct Place {
     _arrived: Arrived,
     evicted: Arc<Notify>,
     stranger: Mutex<Option<Stranger>>,
@@ -99,7 +99,7 @@ struct AddressUse {
 }
 
 impl Gate {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(in crate::sys) fn new(limits: Limits) -> Self {
         Self {
             limits,
             all: Arc::new(Semaphore::new(limits.all)),
@@ -109,12 +109,12 @@ impl Gate {
     }
 
     /// A place among all connections, if there is one.
-    pub(super) fn arrive(&self) -> Option<Arrived> {
+    pub(in crate::sys) fn arrive(&self) -> Option<Arrived> {
         self.all.clone().try_acquire_owned().ok().map(|permit| Arrived { _all: Arc::new(permit) })
     }
 
     /// A place as a stranger; `None` if none becomes free in time.
-    pub(super) async fn admit(self: &Arc<Self>, arrived: Arrived, address: IpAddr) -> Option<Place> {
+    pub(in crate::sys) async fn admit(self: &Arc<Self>, arrived: Arrived, address: IpAddr) -> Option<Place> {
         let (own, mut address) = self.address(address);
         let both = async {
             // The address first: those that wait for their own address's places must not hold any of the common ones.
@@ -208,23 +208,23 @@ impl Drop for AddressUse {
 
 impl Place {
     /// The connection has proven to be a node's or an admin's: it gives its stranger's place to the next.
-    pub(super) fn prove(&self) {
+    pub(in crate::sys) fn prove(&self) {
         drop(self.stranger.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// It has asked for something with keys of its own: it is not half-open any more.
-    pub(super) fn settle(&self) {
+    pub(in crate::sys) fn settle(&self) {
         if let Some(stranger) = self.stranger.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             stranger.address.settle();
         }
     }
 
-    pub(super) fn is_stranger(&self) -> bool {
+    pub(in crate::sys) fn is_stranger(&self) -> bool {
         self.stranger.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Returns when it has to give way to another.
-    pub(super) async fn evicted(&self) {
+    pub(in crate::sys) async fn evicted(&self) {
         self.evicted.notified().await;
     }
 }
@@ -235,6 +235,19 @@ fn network_of(address: IpAddr) -> IpAddr {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) >> 64 << 64)),
         v4 => v4,
     }
+}
+
+/// How many files may be open, after asking for as many as are allowed.
+pub(in crate::sys) fn descriptors() -> u64 {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let wanted = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if setrlimit(Resource::Nofile, wanted).is_ok() {
+            limit = getrlimit(Resource::Nofile);
+        }
+    }
+    limit.current.unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

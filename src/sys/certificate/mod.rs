@@ -1,4 +1,7 @@
-//! The certificate of the listener: read from files and read again when they change, or had by ACME.
+//! The certificates of our listeners: read from files and read again when they change, had by ACME, or made here.
+
+pub(in crate::sys) mod acme;
+pub(in crate::sys) mod self_signed;
 
 use std::io;
 use std::path::Path;
@@ -12,24 +15,23 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
-use super::acme;
 use crate::settings::CertificateFiles;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(5);
 /// The protocol that ACME's challenge is answered in (RFC 8737, section 3).
-pub(super) const CHALLENGE_PROTOCOL: &[u8] = b"acme-tls/1";
+pub(in crate::sys) const CHALLENGE_PROTOCOL: &[u8] = b"acme-tls/1";
 
 /// The certificate being served; replaced while connections go on.
 #[derive(Debug, Default)]
-pub(super) struct Served(RwLock<Option<Arc<CertifiedKey>>>);
+pub(in crate::sys) struct Served(RwLock<Option<Arc<CertifiedKey>>>);
 
 impl Served {
-    pub(super) fn replace(&self, certificate: CertifiedKey) {
+    pub(in crate::sys) fn replace(&self, certificate: CertifiedKey) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(certificate));
     }
 
-    pub(super) fn current(&self) -> Option<Arc<CertifiedKey>> {
+    pub(in crate::sys) fn current(&self) -> Option<Arc<CertifiedKey>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -41,9 +43,22 @@ impl ResolvesServerCert for Served {
 }
 
 /// TLS with certificates from somewhere. The upgrade to the control protocol is HTTP/1.1: nothing else is offered.
-pub(super) fn acceptor(certificates: Arc<dyn ResolvesServerCert>, challenges: bool) -> io::Result<TlsAcceptor> {
+pub(in crate::sys) fn acceptor(certificates: Arc<dyn ResolvesServerCert>, challenges: bool) -> io::Result<TlsAcceptor> {
+    acceptor_of(certificates, challenges, rustls::DEFAULT_VERSIONS)
+}
+
+/// The same with TLS 1.3 alone: certificates are encrypted there.
+pub(in crate::sys) fn acceptor_13(certificates: Arc<dyn ResolvesServerCert>, challenges: bool) -> io::Result<TlsAcceptor> {
+    acceptor_of(certificates, challenges, &[&rustls::version::TLS13])
+}
+
+fn acceptor_of(
+    certificates: Arc<dyn ResolvesServerCert>,
+    challenges: bool,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> io::Result<TlsAcceptor> {
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .map_err(io::Error::other)?
         .with_no_client_auth()
         .with_cert_resolver(certificates);
@@ -54,18 +69,18 @@ pub(super) fn acceptor(certificates: Arc<dyn ResolvesServerCert>, challenges: bo
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-pub(super) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(in crate::sys) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
 /// A chain and its key, which has to fit.
-pub(super) fn certified(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> io::Result<CertifiedKey> {
+pub(in crate::sys) fn certified(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> io::Result<CertifiedKey> {
     CertifiedKey::from_der(chain, key, &provider()).map_err(io::Error::other)
 }
 
 /// Where the listener's certificate comes from.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(in crate::sys) enum Source {
     /// Files, with their state when they were last read.
     Files(Files),
     /// An ACME authority.
@@ -74,7 +89,7 @@ pub(super) enum Source {
 
 impl Source {
     /// Keeps the certificate fresh, for ever. `asked`: look now.
-    pub(super) async fn keep_fresh(self, asked: Arc<Notify>) {
+    pub(in crate::sys) async fn keep_fresh(self, asked: Arc<Notify>) {
         match self {
             Self::Files(files) => files.keep_fresh(&asked).await,
             Self::Acme(acme) => acme.keep_fresh().await,
@@ -84,7 +99,7 @@ impl Source {
 
 /// A certificate in files.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(in crate::sys) struct Files {
     files: CertificateFiles,
     served: Arc<Served>,
     seen: Stamp,
@@ -98,11 +113,15 @@ impl Files {
     ///
     /// # Errors
     /// The file that does not read, and why.
-    pub(super) fn open(files: &CertificateFiles) -> Result<(Self, TlsAcceptor), (std::path::PathBuf, io::Error)> {
+    pub(in crate::sys) fn open(files: &CertificateFiles) -> Result<Self, (std::path::PathBuf, io::Error)> {
         let (served, seen) = (Arc::new(Served::default()), stamp(files));
         served.replace(read(files)?);
-        let acceptor = acceptor(served.clone(), false).map_err(|e| (files.chain.clone(), e))?;
-        Ok((Self { files: files.clone(), served, seen }, acceptor))
+        Ok(Self { files: files.clone(), served, seen })
+    }
+
+    /// What is served, now and after changes.
+    pub(in crate::sys) fn served(&self) -> Arc<Served> {
+        self.served.clone()
     }
 
     async fn keep_fresh(mut self, asked: &Notify) {
