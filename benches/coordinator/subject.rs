@@ -118,7 +118,19 @@ impl Pvemesh {
         let (state, socket, derp) = (at("state"), at("socket"), at("derp.json"));
         let map = r#"{"Regions":{"900":{"RegionID":900,"RegionCode":"own","RegionName":"Own","Nodes":[{"Name":"900a","RegionID":900,"HostName":"relay.bench.invalid"}]}}}"#;
         std::fs::write(&derp, map).unwrap();
-        let args = ["coordinator", "serve", "--url", &url, "--listen", &listen, "--base-domain", "mesh.test", "--derp-map", text(&derp)];
+        let args = [
+            "coordinator",
+            "serve",
+            "--url",
+            &url,
+            "--listen",
+            &listen,
+            "--base-domain",
+            "mesh.test",
+            "--no-relay",
+            "--derp-map",
+            text(&derp),
+        ];
         let args = [args.as_slice(), &["--state-dir", text(&state), "--socket", text(&socket)]].concat();
         Self(Server::start(binary, dir, url.clone(), &args))
     }

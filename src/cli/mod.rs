@@ -14,6 +14,7 @@ mod list;
 mod log;
 mod node;
 mod progress;
+mod relay;
 mod report;
 
 use std::process::ExitCode;
@@ -67,6 +68,9 @@ enum Command {
     /// The coordinator: who is in the mesh.
     #[command(subcommand)]
     Coordinator(coordinator::Coordinator),
+    /// The relay: for nodes without a direct way to each other.
+    #[command(subcommand)]
+    Relay(relay::Relay),
     /// The mesh node on this machine.
     Node(node::Node),
     /// The appliance root file system.
@@ -94,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::List(args) => run(list::list(args, &output)),
         Command::Status(args) => run(list::status(args, &output)),
         Command::Coordinator(command) => coordinator::run(command, &output),
+        Command::Relay(command) => relay::run(command, &output),
         Command::Node(node) => run(node::run(&node, &output)),
         Command::Image(command) => image::run(command, &output),
         Command::Completions { shell } => {

@@ -448,6 +448,7 @@ impl Maker<'_> {
                     admin_keys: vec![*admin_key],
                     base_domain: base_domain.clone(),
                     front: settings::Front::default(),
+                    relay: settings::EmbeddedRelay::default(),
                 });
             }
             Role::Node { kind, join, endpoints } => {

@@ -158,6 +158,7 @@ fn coordinator_values(coordinator: &settings::Coordinator) -> Result<Values, Ren
         literal("admin_keys", &coordinator.admin_keys)?,
         literal("base_domain", &coordinator.base_domain)?,
         optional("front", (coordinator.front != settings::Front::default()).then_some(&coordinator.front))?,
+        optional("relay", (coordinator.relay != settings::EmbeddedRelay::default()).then_some(&coordinator.relay))?,
     ])
 }
 

@@ -5,4 +5,5 @@
 
 mod bucket;
 pub mod client;
+pub mod region;
 pub mod server;

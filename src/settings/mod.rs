@@ -15,6 +15,12 @@ use crate::ident::{MachinePublic, NodeName, Secret, Vmid};
 pub const DEFAULT_PORT: u16 = 41641;
 /// The TCP port a coordinator listens on in its container.
 pub const DEFAULT_COORDINATOR_PORT: u16 = 8080;
+/// The TCP port of the relay in a coordinator whose own listener has no certificate.
+pub const DEFAULT_RELAY_PORT: u16 = 8443;
+/// The UDP port of a relay's STUN server.
+pub const DEFAULT_STUN_PORT: u16 = 3478;
+/// The number of the region of the relay in a coordinator.
+pub const DEFAULT_RELAY_REGION: i32 = 900;
 
 /// Everything one appliance guest is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,6 +192,41 @@ pub struct Coordinator {
     /// How it meets the internet; nothing of it is needed on a LAN or behind a reverse proxy.
     #[serde(default, skip_serializing_if = "Front::is_default")]
     pub front: Front,
+    /// The relay in it.
+    #[serde(default, skip_serializing_if = "EmbeddedRelay::is_default")]
+    pub relay: EmbeddedRelay,
+}
+
+/// The relay in a coordinator, so that a mesh needs nothing else for its nodes to reach each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EmbeddedRelay {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// Where it listens with a certificate that we make, if the coordinator's own listener has none.
+    pub listen: SocketAddr,
+    /// Where it answers STUN (UDP).
+    pub stun: SocketAddr,
+    /// Its region's number in the relay map; 900 to 999 are for private ones.
+    pub region: i32,
+}
+
+impl Default for EmbeddedRelay {
+    fn default() -> Self {
+        let all = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        Self { enabled: true, listen: all(DEFAULT_RELAY_PORT), stun: all(DEFAULT_STUN_PORT), region: DEFAULT_RELAY_REGION }
+    }
+}
+
+impl EmbeddedRelay {
+    /// None.
+    pub fn off() -> Self {
+        Self { enabled: false, ..Self::default() }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A coordinator's network face: its certificate, port 80, the proxies before it.

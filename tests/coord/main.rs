@@ -33,6 +33,7 @@ mod net_join;
 mod net_policy;
 mod net_proxy;
 mod net_quirks;
+mod net_relay;
 mod net_setup;
 mod net_slow;
 mod net_web_socket;

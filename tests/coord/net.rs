@@ -36,6 +36,7 @@ pub fn options(dir: &Path) -> Options {
             admin_keys: vec![admin_key().public()],
             base_domain: "mesh.test".to_owned(),
             front: settings::Front::default(),
+            relay: settings::EmbeddedRelay::off(),
         },
         state_dir: dir.join("state"),
         socket: dir.join("run/coordinator.sock"),
@@ -216,7 +217,17 @@ impl Process {
         let (url, socket) = (url.to_owned(), dir.join("run/c.sock"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_pvemesh"));
         command
-            .args(["coordinator", "serve", "--url", &url, "--listen", &format!("127.0.0.1:{port}"), "--base-domain", "mesh.test"])
+            .args([
+                "coordinator",
+                "serve",
+                "--url",
+                &url,
+                "--listen",
+                &format!("127.0.0.1:{port}"),
+                "--base-domain",
+                "mesh.test",
+                "--no-relay",
+            ])
             .args(["--state-dir".as_ref(), dir.join("state").as_os_str(), "--socket".as_ref(), socket.as_os_str()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

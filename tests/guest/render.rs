@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use pvemesh::ident::{MachinePublic, NodeName, Secret, Vmid};
 use pvemesh::plan::render::{self, Notes};
-use pvemesh::settings::{Acme, CertificateFiles, Coordinator, Front, Guest, Ipv4Setup, Ipv6Setup, Network, Node};
+use pvemesh::settings::{Acme, CertificateFiles, Coordinator, EmbeddedRelay, Front, Guest, Ipv4Setup, Ipv6Setup, Network, Node};
 
 fn network() -> Network {
     Network {
@@ -63,6 +63,7 @@ fn coordinator() -> Guest {
         admin_keys: vec![MachinePublic::from_bytes([0x11; 32])],
         base_domain: "mesh.internal".to_owned(),
         front: Front::default(),
+        relay: EmbeddedRelay::default(),
     };
     Guest { coordinator: Some(coordinator), ..guest(100, "coordinator") }
 }
@@ -187,6 +188,7 @@ prop_compose! {
             accept_routes: flags.1,
         };
         let coordinator = Coordinator {
+            relay: EmbeddedRelay { enabled: !flags.2, region: if flags.1 { 950 } else { 900 }, ..EmbeddedRelay::default() },
             front: Front {
                 certificate: flags.0.then(|| CertificateFiles { chain: url.clone().into(), key: domain.clone().into() }),
                 acme: flags.1.then(|| Acme { domain: domain.clone(), email: Some(url.clone()), directory: None, ca: None }),

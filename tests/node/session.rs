@@ -47,6 +47,7 @@ impl Home {
             admin_keys: vec![],
             base_domain: "mesh.internal".to_owned(),
             front: settings::Front::default(),
+            relay: settings::EmbeddedRelay::off(),
         };
         let options = Options {
             settings,

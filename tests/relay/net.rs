@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 fn options(directory: &Path, tls: Tls) -> Options {
     let local = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
     Options {
-        listen: local.unwrap(),
+        listen: local,
         tls,
         listen_http: local,
         stun: local,
@@ -36,7 +36,7 @@ fn options(directory: &Path, tls: Tls) -> Options {
 /// The relay's entry in a relay map.
 fn entry(relay: &Relay) -> DerpNode {
     let pin = relay.pin().unwrap_or_default().to_owned();
-    DerpNode { host_name: "127.0.0.1".into(), derp_port: relay.address().port(), cert_name: pin, ..DerpNode::default() }
+    DerpNode { host_name: "127.0.0.1".into(), derp_port: relay.address().unwrap().port(), cert_name: pin, ..DerpNode::default() }
 }
 
 /// A node connected to a relay.
@@ -206,7 +206,7 @@ async fn the_checks_of_clients_are_answered_and_the_rest_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let relay = Relay::start(options(directory.path(), Tls::None)).await.unwrap();
     let ask = async |line: &str, more: &str| {
-        raw(relay.address(), &format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n")).await
+        raw(relay.address().unwrap(), &format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n")).await
     };
     for path in ["/derp/probe", "/derp/latency-check"] {
         for method in ["GET", "HEAD"] {
@@ -227,7 +227,7 @@ async fn the_checks_of_clients_are_answered_and_the_rest_is_refused() {
     let beside = raw(relay.http_address().unwrap(), "GET /derp HTTP/1.1\r\nHost: relay.example:80\r\nUpgrade: DERP\r\n\r\n").await;
     assert!(beside.starts_with("HTTP/1.1 308") && beside.contains("location: https://relay.example/derp\r\n"), "{beside}");
     for junk in ["\x16\x03\x01\x02", "GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello"] {
-        assert_eq!(raw(relay.address(), junk).await, "", "cut off without a word");
+        assert_eq!(raw(relay.address().unwrap(), junk).await, "", "cut off without a word");
     }
     relay.stop().await;
 }
@@ -258,7 +258,7 @@ async fn trap_12_stun_is_answered_for_nodes_and_for_nobody_else() {
 async fn browsers_come_in_through_a_web_socket() {
     let directory = tempfile::tempdir().unwrap();
     let relay = Relay::start(options(directory.path(), Tls::None)).await.unwrap();
-    let mut stream = TcpStream::connect(relay.address()).await.unwrap();
+    let mut stream = TcpStream::connect(relay.address().unwrap()).await.unwrap();
     let key = "dGhlIHNhbXBsZSBub25jZQ==";
     let request = format!(
         "GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: derp\r\n\r\n"

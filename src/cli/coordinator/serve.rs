@@ -12,13 +12,26 @@ use crate::cli::{Exit, Failure, Output};
 use crate::ident::MachinePublic;
 use crate::settings;
 use crate::sys::coordinator::{Coordinator, Lifetimes, Options, SOCKET, STATE_DIR, StartError};
+use crate::sys::relay::StartError as RelayError;
 
 const TRIED: &str = "start the coordinator";
 /// Where an ACME authority and phones look for it.
 const HTTPS_PORT: u16 = 443;
 
-/// The options about the listener, all of which a settings file holds instead.
-const FRONT: [&str; 8] = ["tls_cert", "tls_key", "acme", "acme_email", "acme_directory", "acme_ca", "listen_http", "trusted_proxies"];
+/// The options about the listeners, all of which a settings file holds instead.
+const FRONT: [&str; 11] = [
+    "tls_cert",
+    "tls_key",
+    "acme",
+    "acme_email",
+    "acme_directory",
+    "acme_ca",
+    "listen_http",
+    "trusted_proxies",
+    "no_relay",
+    "relay_listen",
+    "stun_listen",
+];
 
 /// What a coordinator is started with.
 #[derive(Debug, clap::Args)]
@@ -78,6 +91,16 @@ pub(crate) struct Serve {
     /// Beside TLS, listen for control connections without it, normally on port 80: stock clients try that port first.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen_http: Option<SocketAddr>,
+    /// Run no relay in the coordinator. Nodes that have no direct way to each other need one, stock clients one to start at all.
+    #[arg(long, conflicts_with_all = ["relay_listen", "stun_listen"])]
+    no_relay: bool,
+    /// Where the relay listens (TCP), with a certificate that the relay map names; with --acme or --tls-cert it is on the coordinator's own
+    /// listener and needs no port.
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["tls_cert", "acme"])]
+    relay_listen: Option<SocketAddr>,
+    /// Where the relay tells nodes under which address it sees them (UDP, STUN).
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    stun_listen: Option<SocketAddr>,
     /// A reverse proxy's network: from it, X-Forwarded-For tells whose request it is. May be repeated.
     #[arg(long = "trusted-proxy", value_name = "CIDR")]
     trusted_proxies: Vec<IpNet>,
@@ -143,6 +166,7 @@ fn from_arguments(serve: &Serve) -> Result<settings::Coordinator, Failure> {
         }
     };
     let port = if acme.is_some() { HTTPS_PORT } else { settings::DEFAULT_COORDINATOR_PORT };
+    let embedded = settings::EmbeddedRelay::default();
     let certificate = serve.tls_cert.clone().zip(serve.tls_key.clone());
     Ok(settings::Coordinator {
         url,
@@ -154,6 +178,12 @@ fn from_arguments(serve: &Serve) -> Result<settings::Coordinator, Failure> {
             acme,
             listen_http: serve.listen_http,
             trusted_proxies: serve.trusted_proxies.clone(),
+        },
+        relay: settings::EmbeddedRelay {
+            enabled: !serve.no_relay,
+            listen: serve.relay_listen.unwrap_or(embedded.listen),
+            stun: serve.stun_listen.unwrap_or(embedded.stun),
+            ..embedded
         },
     })
 }
@@ -168,6 +198,10 @@ fn start_failure(error: &StartError) -> Failure {
     let (next, exit) = match error {
         StartError::Load(_) | StartError::Store(_) => ("follow the message; nothing was changed", Exit::Failed),
         StartError::Path { .. } => ("check that the file or directory exists and that you may use it; root normally can", Exit::Failed),
+        StartError::Relay(RelayError::Listen { .. }) => {
+            ("choose other addresses with --relay-listen and --stun-listen, or do without a relay: --no-relay", Exit::Conflict)
+        }
+        StartError::Relay(_) => ("check that the directory of the state may be used; root normally can", Exit::Failed),
         StartError::Listen { .. } => ("choose an address of this machine and a free port with --listen", Exit::Conflict),
         StartError::Setting(_) => ("correct the setting", Exit::Usage),
     };

@@ -9,7 +9,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::body::{self, Allowance, Body, json, text};
-use super::{Shared, forwarded, page, upgrade};
+use super::{Shared, forwarded, page, relay, upgrade};
 use crate::ident::{MachinePublic, NodePublic};
 use crate::sys::gate::{Arrived, Place};
 use crate::wire::control::{ServerKeys, UPGRADE_PATH, json as lenient};
@@ -21,6 +21,9 @@ const MAX_VERIFY: usize = 4096;
 
 /// Where the page of a waiting registration is, its id behind it.
 const LOGIN_PATH: &str = "/register/";
+
+/// Where clients find out whether a portal stands in the way.
+const PORTAL_CHECK: &str = "/generate_204";
 
 /// Whose connection it is.
 #[derive(Debug, Clone)]
@@ -50,8 +53,11 @@ impl Visitor {
 }
 
 /// Answers a request.
-pub(super) async fn respond(shared: Arc<Shared>, visitor: Visitor, request: Request<Incoming>) -> Response<Body> {
+pub(super) async fn respond(shared: Arc<Shared>, visitor: Visitor, mut request: Request<Incoming>) -> Response<Body> {
     let Some(place) = visitor.place(&shared, request.headers()).await else { return busy() };
+    if let Some(response) = relay::respond(&shared, &place, &mut request) {
+        return response;
+    }
     // One client sends the whole URL as the request's target: only the path counts.
     let path = request.uri().path().to_owned();
     let method = request.method();
@@ -75,7 +81,9 @@ pub(super) async fn respond(shared: Arc<Shared>, visitor: Visitor, request: Requ
 /// Answers a request that came without TLS beside a listener with it. The upgrade needs no TLS; the key does, because that fetch is the
 /// one thing the certificate protects: it and all pages are on the other side.
 pub(super) async fn respond_beside_tls(shared: Arc<Shared>, visitor: Visitor, request: Request<Incoming>) -> Response<Body> {
-    if request.uri().path() == UPGRADE_PATH {
+    // The check for portals is made here on purpose.
+    let portal_check = shared.relay.is_some() && request.uri().path() == PORTAL_CHECK;
+    if request.uri().path() == UPGRADE_PATH || portal_check {
         return respond(shared, visitor, request).await;
     }
     let place = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);

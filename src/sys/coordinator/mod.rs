@@ -10,6 +10,7 @@ mod listener;
 mod local;
 mod map_stream;
 mod page;
+mod relay;
 mod setup;
 mod tunnel;
 mod upgrade;
@@ -103,6 +104,9 @@ pub enum StartError {
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The relay cannot be started.
+    #[error("start the relay: {0}")]
+    Relay(#[from] crate::sys::relay::StartError),
     /// A setting makes no sense.
     #[error("{0}")]
     Setting(String),
@@ -117,6 +121,7 @@ struct Shared {
     url: String,
     trusted_proxies: Vec<IpNet>,
     turns: Semaphore,
+    relay: Option<Arc<crate::sys::relay::Service>>,
     stop: watch::Receiver<bool>,
     /// Held by every task; stopping waits until all are gone.
     alive: mpsc::Sender<()>,
@@ -143,6 +148,7 @@ pub struct Coordinator {
     http_address: Option<SocketAddr>,
     socket: PathBuf,
     derp_map: Option<PathBuf>,
+    relay: Option<relay::Embedded>,
     server_key: MachinePublic,
     hub: Arc<Hub>,
     reread: Arc<Notify>,
@@ -170,7 +176,7 @@ impl Coordinator {
         let hub = Arc::new(Hub::new(server, store, key, options.settings.admin_keys.clone()));
 
         let (listener, address) = listen(options.settings.listen).await?;
-        let front = options.settings.front;
+        let front = options.settings.front.clone();
         let http = match front.listen_http {
             Some(wanted) => Some(listen(wanted).await?),
             None => None,
@@ -179,6 +185,7 @@ impl Coordinator {
         if let Some(parent) = options.socket.parent() {
             files::make_dir(parent, 0o755).map_err(path_error("make the directory", parent))?;
         }
+        let relay = relay::start(&options, acceptor.is_some(), &hub).await?;
         let local = local::open(&options.socket).map_err(path_error("open the admin socket", &options.socket))?;
 
         let (stop, stopped) = watch::channel(false);
@@ -189,11 +196,15 @@ impl Coordinator {
             url,
             trusted_proxies: front.trusted_proxies,
             turns: Semaphore::new(BODY_TURNS),
+            relay: relay.as_ref().map(relay::Embedded::service),
             stop: stopped,
             alive,
         });
         let (timekeeper, reread) = (hub.clone(), Arc::new(Notify::new()));
         shared.clone().spawn(async move { timekeeper.keep_time().await });
+        if let Some(relay) = &relay {
+            shared.clone().spawn(relay.keep_members(hub.clone()));
+        }
         if let Some(certificate) = certificate {
             shared.clone().spawn(certificate.keep_fresh(reread.clone()));
         }
@@ -203,7 +214,7 @@ impl Coordinator {
         }
         shared.clone().spawn(local::serve(shared.clone(), local));
         tracing::info!(%address, url = shared.url, key = %server_key, "coordinator is up");
-        Ok(Self { address, http_address, socket: options.socket, derp_map: options.derp_map, server_key, hub, reread, stop, ended })
+        Ok(Self { address, http_address, socket: options.socket, derp_map: options.derp_map, relay, server_key, hub, reread, stop, ended })
     }
 
     /// Where it listens.
@@ -222,14 +233,19 @@ impl Coordinator {
     /// It does not read; clients keep the one they have.
     pub fn reread_derp_map(&self) -> Result<(), StartError> {
         let Some(path) = &self.derp_map else { return Ok(()) };
-        let map = setup::read_derp_map(path)?;
-        let _ = self.hub.call(|server, _| server.set_derp_map(Some(map)));
+        let map = relay::complete(Some(setup::read_derp_map(path)?), self.relay.as_ref());
+        let _ = self.hub.call(|server, _| server.set_derp_map(map));
         Ok(())
     }
 
     /// Reads the certificate's files again now. That happens by itself, too, soon after they change.
     pub fn reread_certificate(&self) {
         self.reread.notify_one();
+    }
+
+    /// The relay in it, if there is one.
+    pub fn relay(&self) -> Option<&crate::sys::relay::Relay> {
+        self.relay.as_ref().map(relay::Embedded::relay)
     }
 
     /// The key clients pin.
@@ -239,8 +255,13 @@ impl Coordinator {
 
     /// Stops: connections are cut, everything is on disk when this returns. Takes a second at most.
     pub async fn stop(mut self) {
+        let relay = self.relay.take().map(relay::Embedded::stop);
         self.stop.send_replace(true);
-        let _ = tokio::time::timeout(STOP_TIME, self.ended.recv()).await;
+        let ended = tokio::time::timeout(STOP_TIME, self.ended.recv());
+        match relay {
+            Some(relay) => drop(tokio::join!(relay, ended)),
+            None => drop(ended.await),
+        }
         let hub = self.hub.clone();
         let _ = tokio::task::spawn_blocking(move || hub.close()).await;
         let _ = std::fs::remove_file(&self.socket);

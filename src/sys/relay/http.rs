@@ -114,6 +114,7 @@ fn parse(bytes: &[u8]) -> io::Result<Option<(Head, usize)>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "test code")]
 mod tests {
     use super::*;
 

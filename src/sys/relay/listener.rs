@@ -88,8 +88,8 @@ impl Upgraded {
     async fn serve(self, service: &Service, from: SocketAddr, place: &Place) {
         place.settle();
         match self {
-            Self::Plain(stream, first, upgrade) => service.serve(stream, from, &upgrade, first, Some(place)).await,
-            Self::Tls(stream, first, upgrade) => service.serve(stream, from, &upgrade, first, Some(place)).await,
+            Self::Plain(stream, first, upgrade) => service.serve(stream, Some(from), &upgrade, first, place).await,
+            Self::Tls(stream, first, upgrade) => service.serve(stream, Some(from), &upgrade, first, place).await,
         }
     }
 }

@@ -54,8 +54,8 @@ pub enum Tls {
 /// What a relay is started with.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where clients connect.
-    pub listen: SocketAddr,
+    /// Where clients connect; `None` if another server's listener hands them over.
+    pub listen: Option<SocketAddr>,
     /// The certificate of that listener.
     pub tls: Tls,
     /// A second listener without TLS, normally port 80, for the check whether a portal stands in the way.
@@ -129,19 +129,20 @@ impl Service {
     }
 
     /// Serves a connection from where its frames begin. `first`: what was read of them already. `place`: to be proven once the node is let in.
-    async fn serve<T>(&self, stream: T, from: SocketAddr, upgrade: &front::Upgrade, first: Vec<u8>, place: Option<&Place>)
+    async fn serve<T>(&self, stream: T, from: Option<SocketAddr>, upgrade: &front::Upgrade, first: Vec<u8>, place: &Place)
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let address = SocketAddr::new(from.ip().to_canonical(), from.port());
-        let arrival = Arrival { address: Some(address), not_ideal: upgrade.not_ideal };
+        let address = from.map(|from| SocketAddr::new(from.ip().to_canonical(), from.port()));
+        let arrival = Arrival { address, not_ideal: upgrade.not_ideal };
         let Ok(connection) = self.core.connect(clock::now(), arrival) else {
-            tracing::debug!(%from, "the relay is full");
+            tracing::debug!(?address, "the relay is full");
             return;
         };
         let ask = async |key| {
-            let served = self.admission.allows(key, address.ip()).await;
-            if served && let Some(place) = place {
+            let source = address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+            let served = self.admission.allows(key, source).await;
+            if served {
                 place.prove();
             }
             served
@@ -151,14 +152,23 @@ impl Service {
         } else {
             session::serve(stream, connection, first, ask).await
         };
-        tracing::debug!(%from, %ended, "a relayed connection ended");
+        tracing::debug!(?address, %ended, "a relayed connection ended");
+    }
+
+    /// Serves a connection that another server's listener has upgraded; its place is proven once the node is let in.
+    pub(in crate::sys) fn adopt<T>(self: &Arc<Self>, stream: T, upgrade: front::Upgrade, place: Arc<Place>)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = self.clone();
+        self.spawn(async move { service.serve(stream, None, &upgrade, Vec::new(), &place).await });
     }
 }
 
 /// A running relay.
 #[derive(Debug)]
 pub struct Relay {
-    address: SocketAddr,
+    address: Option<SocketAddr>,
     http_address: Option<SocketAddr>,
     stun_address: Option<SocketAddr>,
     pin: Option<String>,
@@ -187,7 +197,11 @@ impl Relay {
         };
         let core = Core::new(config, entropy::seed().map_err(StartError::Randomness)?);
 
-        let (listener, address) = listen("the relay", options.listen).await?;
+        let listener = match options.listen {
+            Some(wanted) => Some(listen("the relay", wanted).await?),
+            None => None,
+        };
+        let address = listener.as_ref().map(|(_, address)| *address);
         let http = match options.listen_http {
             Some(wanted) => Some(listen("the check for portals", wanted).await?),
             None => None,
@@ -212,19 +226,21 @@ impl Relay {
                 service.spawn(source.keep_fresh(reread.clone()));
             }
         }
-        service.spawn(listener::serve(service.clone(), listener, door));
+        if let Some((listener, _)) = listener {
+            service.spawn(listener::serve(service.clone(), listener, door));
+        }
         if let Some((listener, _)) = http {
             service.spawn(listener::serve(service.clone(), listener, Door::BesideTls));
         }
         if let Some((socket, _)) = stun {
             service.spawn(stun::serve(socket));
         }
-        tracing::info!(%address, stun = ?stun_address, key = %service.key(), "relay is up");
+        tracing::info!(?address, stun = ?stun_address, key = %service.key(), "relay is up");
         Ok(Self { address, http_address, stun_address, pin, service, reread, stop, ended })
     }
 
-    /// Where clients connect.
-    pub fn address(&self) -> SocketAddr {
+    /// Where clients connect, if it listens itself.
+    pub fn address(&self) -> Option<SocketAddr> {
         self.address
     }
 
@@ -256,6 +272,11 @@ impl Relay {
     /// Nodes connected now.
     pub fn nodes(&self) -> usize {
         self.service.core.nodes()
+    }
+
+    /// What serves connections of other listeners.
+    pub(in crate::sys) fn service(&self) -> Arc<Service> {
+        self.service.clone()
     }
 
     /// Ends the connections of nodes that are no longer to be served.

@@ -46,7 +46,18 @@ impl Coordinator for Ours {
 
     fn start(&mut self) -> Done {
         let mut command = self.machine.command(&self.program);
-        command.args(["-v", "coordinator", "serve", "--url", &self.url(), "--listen", &format!("[::]:{PORT}"), "--base-domain", DOMAIN]);
+        command.args([
+            "-v",
+            "coordinator",
+            "serve",
+            "--url",
+            &self.url(),
+            "--listen",
+            &format!("[::]:{PORT}"),
+            "--base-domain",
+            DOMAIN,
+            "--no-relay",
+        ]);
         command.arg("--state-dir").arg(self.home.join("state")).arg("--socket").arg(self.home.join("admin.sock"));
         command.arg("--derp-map").arg(self.home.join("derp.json"));
         if let Some(authority) = &self.authority {

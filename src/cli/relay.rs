@@ -1,0 +1,252 @@
+//! `pvemesh relay serve`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Exit, Failure, Output};
+use crate::relay::region;
+use crate::relay::server::Rate;
+use crate::settings::{Acme, CertificateFiles, DEFAULT_RELAY_REGION, DEFAULT_STUN_PORT};
+use crate::sys::relay::{Admission, Asked, Options, Relay as Running, STATE_DIR, StartError, Tls, listed};
+use crate::wire::control::{DerpMap, DerpRegion};
+
+const TRIED: &str = "start the relay";
+const HTTPS_PORT: u16 = 443;
+
+/// The relay (DERP): nodes that have no direct way to each other reach each other through it.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Relay {
+    /// Run a relay with a STUN server in the foreground until SIGTERM or Ctrl-C. Prints its relay map (JSON), for `coordinator serve --derp-map`.
+    Serve(Box<Serve>),
+}
+
+/// What a relay is started with. A file has the same names with underscores.
+#[derive(Debug, Default, clap::Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Serve {
+    /// Take the settings from a file (TOML) with the names of these options, written with underscores; options win.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// The name or address under which clients reach it.
+    #[arg(long, value_name = "HOST")]
+    hostname: Option<String>,
+    /// Where clients connect (TCP) [default: port 443 of all addresses].
+    #[arg(short = 'a', long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// Where STUN is answered (UDP) [default: port 3478 of all addresses].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    stun_listen: Option<SocketAddr>,
+    /// Answer no STUN.
+    #[arg(long, conflicts_with = "stun_listen")]
+    no_stun: bool,
+    /// Beside TLS, listen without it, normally on port 80: clients use it to find out whether a portal stands in the way.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen_http: Option<SocketAddr>,
+    /// Certificate chain (PEM), read again when it changes or on SIGHUP. Without one, and without --acme, the relay makes its own, which the
+    /// relay map names by its fingerprint.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Get a certificate for the host name by ACME; port 443 of it must lead here. Using it accepts the authority's terms.
+    #[arg(long, conflicts_with_all = ["tls_cert", "no_tls"])]
+    acme: bool,
+    /// Where the ACME authority may write to.
+    #[arg(long, value_name = "ADDRESS")]
+    acme_email: Option<String>,
+    /// The ACME authority's directory [default: Let's Encrypt].
+    #[arg(long, value_name = "URL")]
+    acme_directory: Option<String>,
+    /// The certificate (PEM) that a private ACME authority's own server is known by.
+    #[arg(long, value_name = "FILE")]
+    acme_ca: Option<PathBuf>,
+    /// No TLS: for tests, or behind something that has it. Stock clients need TLS.
+    #[arg(long, conflicts_with = "tls_cert")]
+    no_tls: bool,
+    /// Serve the nodes that the coordinator at this address knows: `http(s)://HOST[:PORT]/verify`. While it does not answer, whom it allowed before.
+    #[arg(long, alias = "verify-client-url", value_name = "URL", group = "whom")]
+    verify_url: Option<String>,
+    /// Serve the nodes in this file, a node key a line. It is read for each connection.
+    #[arg(long, value_name = "FILE", group = "whom")]
+    allow_list: Option<PathBuf>,
+    /// Serve whoever comes: anybody on the internet can then use it.
+    #[arg(long, group = "whom")]
+    open: bool,
+    /// Bytes each client may send a second; it is slowed down, nothing is dropped.
+    #[arg(long, value_name = "BYTES")]
+    rate: Option<u64>,
+    /// Bytes each client may send at once [default: a second's worth].
+    #[arg(long, value_name = "BYTES", requires = "rate")]
+    rate_burst: Option<u64>,
+    /// The region's number in the relay map that is printed [default: 900].
+    #[arg(long, value_name = "NUMBER")]
+    region: Option<i32>,
+    /// Directory of the relay's key and certificates [default: /var/lib/pvemesh/relay].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+/// Runs a command.
+pub(super) fn run(command: Relay, output: &Output) -> Result<(), Failure> {
+    let Relay::Serve(serve) = command;
+    super::log::start(output);
+    let serve = serve.complete()?;
+    let options = serve.options()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(TRIED, e, "free some memory or file descriptors and try again"))?;
+    let result = runtime.block_on(async {
+        let relay = Running::start(options).await.map_err(|e| start_failure(&e))?;
+        serve.announce(&relay, output);
+        let signals = |e| Failure::new(TRIED, e, "this is a defect of the system: signals cannot be received");
+        let (mut term, mut int) = (signal(SignalKind::terminate()).map_err(signals)?, signal(SignalKind::interrupt()).map_err(signals)?);
+        let mut hangup = signal(SignalKind::hangup()).map_err(signals)?;
+        loop {
+            tokio::select! {
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+                _ = hangup.recv() => relay.reread_certificate(),
+            }
+        }
+        let counted = relay.counters();
+        tracing::info!(packets = counted.packets, bytes = counted.bytes, dropped = counted.drops.iter().sum::<u64>(), "relay stops");
+        relay.stop().await;
+        Ok(())
+    });
+    runtime.shutdown_background();
+    result
+}
+
+fn usage(happened: impl std::fmt::Display, next: &str) -> Failure {
+    Failure::new(TRIED, happened, next).exit(Exit::Usage)
+}
+
+impl Serve {
+    /// The options, with those of the file where the command line has none.
+    fn complete(self) -> Result<Self, Failure> {
+        let Some(path) = &self.config else { return Ok(self) };
+        let file: Self = read(path)?;
+        let whom = self.verify_url.is_some() || self.allow_list.is_some() || self.open;
+        let tls = self.tls_cert.is_some() || self.acme || self.no_tls;
+        Ok(Self {
+            config: None,
+            hostname: self.hostname.or(file.hostname),
+            listen: self.listen.or(file.listen),
+            stun_listen: self.stun_listen.or(file.stun_listen),
+            no_stun: self.no_stun || file.no_stun,
+            listen_http: self.listen_http.or(file.listen_http),
+            tls_cert: if tls { self.tls_cert } else { file.tls_cert },
+            tls_key: if tls { self.tls_key } else { file.tls_key },
+            acme: if tls { self.acme } else { file.acme },
+            no_tls: if tls { self.no_tls } else { file.no_tls },
+            acme_email: self.acme_email.or(file.acme_email),
+            acme_directory: self.acme_directory.or(file.acme_directory),
+            acme_ca: self.acme_ca.or(file.acme_ca),
+            verify_url: if whom { self.verify_url } else { file.verify_url },
+            allow_list: if whom { self.allow_list } else { file.allow_list },
+            open: if whom { self.open } else { file.open },
+            rate: self.rate.or(file.rate),
+            rate_burst: self.rate_burst.or(file.rate_burst),
+            region: self.region.or(file.region),
+            state_dir: self.state_dir.or(file.state_dir),
+        })
+    }
+
+    fn host(&self) -> Result<&str, Failure> {
+        let host = self.hostname.as_deref().map(|host| host.trim_matches(['[', ']'])).filter(|host| !host.is_empty());
+        host.ok_or_else(|| usage("the name under which clients reach it is missing", "give --hostname NAME or --hostname ADDRESS"))
+    }
+
+    fn options(&self) -> Result<Options, Failure> {
+        let host = self.host()?;
+        let all = |port| SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+        Ok(Options {
+            listen: Some(self.listen.unwrap_or_else(|| all(HTTPS_PORT))),
+            tls: self.tls(host)?,
+            listen_http: self.listen_http,
+            stun: (!self.no_stun).then(|| self.stun_listen.unwrap_or_else(|| all(DEFAULT_STUN_PORT))),
+            state_dir: self.state_dir.clone().unwrap_or_else(|| STATE_DIR.into()),
+            admission: self.admission()?,
+            mesh_key: None,
+            rate: self.rate.map(|rate| Rate { bytes_per_second: rate, burst: self.rate_burst.unwrap_or(rate) }),
+        })
+    }
+
+    fn tls(&self, host: &str) -> Result<Tls, Failure> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(chain), Some(key)) => return Ok(Tls::Files(CertificateFiles { chain: chain.clone(), key: key.clone() })),
+            (None, None) => {}
+            _ => return Err(usage("a certificate needs its key, and a key its certificate", "give --tls-cert and --tls-key")),
+        }
+        if self.no_tls {
+            return Ok(Tls::None);
+        }
+        if !self.acme {
+            return Ok(Tls::SelfSigned(host.to_owned()));
+        }
+        if host.parse::<std::net::IpAddr>().is_ok() {
+            return Err(usage(
+                format!("ACME gives certificates for names, not for the address {host}"),
+                "name the relay, or leave out --acme",
+            ));
+        }
+        Ok(Tls::Acme(Acme {
+            domain: host.to_owned(),
+            email: self.acme_email.clone(),
+            directory: self.acme_directory.clone(),
+            ca: self.acme_ca.clone(),
+        }))
+    }
+
+    fn admission(&self) -> Result<Admission, Failure> {
+        match (&self.verify_url, &self.allow_list, self.open) {
+            (Some(url), None, false) => {
+                Asked::new(url).map(Admission::Ask).map_err(|e| usage(e, "give --verify-url http(s)://HOST[:PORT]/verify"))
+            }
+            (None, Some(path), false) => {
+                listed(path).map_err(|e| usage(format!("{}: {e}", path.display()), "name a file with a node key (nodekey:...) a line"))?;
+                Ok(Admission::List(path.clone()))
+            }
+            (None, None, true) => Ok(Admission::Anyone),
+            _ => Err(usage(
+                "whom to serve is not said, or said twice",
+                "give one of --verify-url http://COORDINATOR/verify, --allow-list FILE, --open",
+            )),
+        }
+    }
+
+    /// Prints the relay map with this relay in it.
+    fn announce(&self, relay: &Running, output: &Output) {
+        let port = relay.address().map_or(0, |address| address.port());
+        let number = self.region.unwrap_or(DEFAULT_RELAY_REGION);
+        let stun = relay.stun_address().map(|address| address.port());
+        let host = self.host().unwrap_or_default();
+        let region: DerpRegion = region::with_one_relay(number, host, port, stun, relay.pin());
+        let map = DerpMap { regions: Some([(number, Some(region))].into()), ..DerpMap::default() };
+        let text = serde_json::to_string_pretty(&map).unwrap_or_default();
+        output.result(&map, text);
+    }
+}
+
+fn read(path: &Path) -> Result<Serve, Failure> {
+    let tried = format!("read {}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::new(&tried, e, "name a file that exists").exit(Exit::Usage))?;
+    toml::from_str(&text).map_err(|e: toml::de::Error| Failure::new(&tried, e.message(), "correct the file").exit(Exit::Usage))
+}
+
+fn start_failure(error: &StartError) -> Failure {
+    let (next, exit) = match error {
+        StartError::Path { .. } => ("check that the file or directory exists and that you may use it; root normally can", Exit::Failed),
+        StartError::Listen { .. } => {
+            ("choose an address of this machine and a free port with --listen, --stun-listen or --listen-http", Exit::Conflict)
+        }
+        StartError::Randomness(_) => ("try again once the system is up", Exit::Failed),
+    };
+    Failure::new(TRIED, error, next).exit(exit)
+}
