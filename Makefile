@@ -10,9 +10,9 @@ PACKAGES      := build-essential busybox-static dnsmasq-base iperf3 iproute2 ipu
 TEST_PACKAGES := nginx
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := noise map_stream requests policy
+FUZZ_TARGETS := noise map_stream requests policy derp
 
-.PHONY: help deps test-deps build demo demo-down check test interop bench bench-coord fuzz clean
+.PHONY: help deps test-deps build demo demo-down check test interop bench bench-coord bench-relay fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -77,6 +77,14 @@ bench-coord: build ## what nodes cost the coordinator, next to Headscale if Go i
 	cargo build --release --example pvemesh-load
 	ulimit -n $$(ulimit -H -n); $(OUT)/examples/pvemesh-load --binary $(abspath $(OUT)/pvemesh) \
 		--result $(abspath target)/bench-coord.json --headscale $(abspath target)/headscale $(BENCH_FLAGS)
+
+bench-relay: build ## what relaying costs, next to stock derper if Go is there to build it
+	@if [ -f tests/interop/go.mod ] && command -v go >/dev/null; then cd tests/interop && \
+		go build -trimpath -ldflags '-s -w' -o $(abspath target)/derper tailscale.com/cmd/derper; \
+	else echo "skipped: derper (there is no Go here to build it)"; fi
+	cargo build --release --example pvemesh-relay-load
+	ulimit -n $$(ulimit -H -n); $(OUT)/examples/pvemesh-relay-load --binary $(abspath $(OUT)/pvemesh) \
+		--result $(abspath target)/bench-relay.json --derper $(abspath target)/derper $(BENCH_FLAGS)
 
 clean: ## remove what was built
 	-$(LAB) down
