@@ -22,6 +22,7 @@ use crate::wire::admin::{
     ADMIN_PREFIX, AdminFailure, Approve, ApproveRoutes, Backup, CoordinatorInfo, CreateKey, CreateUser, CreatedKey, DnsSettings, Expire,
     KeyInfo, MoveNode, NodeInfo, PolicyReport, PolicyText, Registration, Rename, RenameUser, SetAddress, SetPolicy, SetTags, User,
 };
+use crate::wire::control::DerpRegion;
 
 /// How long one request may take.
 const REQUEST_TIME: Duration = Duration::from_secs(15);
@@ -256,6 +257,30 @@ impl<W: Way + Sync> Admin<W> {
     /// See [`AdminError`].
     pub async fn set_dns(&self, dns: &DnsSettings) -> Result<DnsSettings, AdminError> {
         self.post("dns", dns).await
+    }
+
+    /// The relays that were added to the relay map.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn relays(&self) -> Result<Vec<DerpRegion>, AdminError> {
+        self.get("relays").await
+    }
+
+    /// Adds a relay's region to the relay map; without a number it gets one.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn add_relay(&self, region: &DerpRegion) -> Result<DerpRegion, AdminError> {
+        self.post("relays", region).await
+    }
+
+    /// Takes a region out of the relay map again.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn remove_relay(&self, number: i32) -> Result<(), AdminError> {
+        self.delete(&format!("relays/{number}")).await
     }
 
     /// The nodes that wait for approval.

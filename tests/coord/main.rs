@@ -21,6 +21,7 @@ mod core_policy;
 mod core_presence;
 mod core_random;
 mod core_register;
+mod core_relays;
 mod core_routes;
 mod net;
 mod net_acme;

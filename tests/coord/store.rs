@@ -87,7 +87,7 @@ fn a_newer_database_and_a_damaged_record_are_named() {
     let raw = rusqlite::Connection::open(&path).unwrap();
     raw.execute("INSERT INTO migrations VALUES (99, 'later')", []).unwrap();
     drop(raw);
-    assert!(matches!(Store::open(&path), Err(StoreError::Newer { found: 99, known: 2, .. })));
+    assert!(matches!(Store::open(&path), Err(StoreError::Newer { found: 99, known: 3, .. })));
     std::fs::write(&path, vec![0x55; 8192]).unwrap();
     assert!(matches!(Store::open(&path), Err(StoreError::Sqlite { .. })));
 }

@@ -104,6 +104,12 @@ impl World {
                 stored.nodes.retain(|n| n.id != node.id);
                 stored.nodes.push(NodeRecord::clone(node));
             }
+            Write::Relay(region) => {
+                stored.relays.retain(|r| r.region_id != region.region_id);
+                stored.relays.push(pvemesh::wire::control::DerpRegion::clone(region));
+                stored.relays.sort_by_key(|r| r.region_id);
+            }
+            Write::RemoveRelay(number) => stored.relays.retain(|r| r.region_id != *number),
             Write::RemoveKey(id) => stored.keys.retain(|k| k.id != *id),
             Write::RemoveNode(id) => stored.nodes.retain(|n| n.id != *id),
             Write::RemoveUser(id) => stored.users.retain(|u| u.id != *id),

@@ -5,6 +5,7 @@ mod dns;
 mod keys;
 mod nodes;
 mod policy;
+mod relays;
 mod routes;
 mod serve;
 mod span;
@@ -39,6 +40,9 @@ pub(in crate::cli) enum Coordinator {
     /// The policy: who may reach whom.
     #[command(subcommand)]
     Policy(policy::Policy),
+    /// Relays in the relay map.
+    #[command(subcommand)]
+    Relays(relays::Relays),
     /// Names: how they are resolved on all nodes.
     #[command(subcommand)]
     Dns(dns::Dns),
@@ -66,6 +70,7 @@ pub(in crate::cli) fn run(command: Coordinator, output: &Output) -> Result<(), F
         Coordinator::Nodes(nodes) => nodes::run(nodes, output),
         Coordinator::Routes(routes) => routes::run(routes, output),
         Coordinator::Policy(policy) => policy::run(policy, output),
+        Coordinator::Relays(relays) => relays::run(relays, output),
         Coordinator::Dns(dns) => dns::run(dns, output),
         Coordinator::Backup(backup) => backup::run(&backup, output),
         Coordinator::Restore(restore) => backup::restore(&restore, output),

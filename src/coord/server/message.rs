@@ -128,7 +128,7 @@ impl Server {
         let mut head = MapResponse {
             control_time: Some(wall),
             node: Some(self.own_node(node, wall)),
-            derp_map: self.settings.derp_map.clone(),
+            derp_map: self.derp_map(),
             dns_config: Some(self.dns_config()),
             domain: self.settings.base_domain.clone(),
             collect_services: Some(false),
@@ -175,7 +175,7 @@ impl Server {
         if parts.derp {
             // No relays any more: an absent map would mean "unchanged".
             let none = || DerpMap { regions: Some(BTreeMap::new()), ..DerpMap::default() };
-            head.derp_map = Some(self.settings.derp_map.clone().unwrap_or_else(none));
+            head.derp_map = Some(self.derp_map().unwrap_or_else(none));
         }
     }
 

@@ -26,6 +26,7 @@ mod presence;
 mod record;
 mod register;
 mod registry;
+mod relays;
 mod routes;
 mod session;
 mod sight;
@@ -33,7 +34,7 @@ mod update;
 mod view;
 mod waiting;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rand_core::SeedableRng as _;
@@ -56,7 +57,7 @@ pub use waiting::WaitingState;
 use crate::ident::{AddressPlan, NodeId, UserId};
 use crate::time::{Deadline, Time, Wall};
 use crate::wire::admin::DnsSettings;
-use crate::wire::control::DerpMap;
+use crate::wire::control::{DerpMap, DerpRegion};
 use describe::{Descriptions, shown_user};
 use journal::{Change, Position};
 use last_use::LastUses;
@@ -152,6 +153,9 @@ pub struct Server {
     tell_from: Time,
     descriptions: Descriptions,
     unsaved_dns: bool,
+    /// Regions that an admin added.
+    relays: BTreeMap<i32, DerpRegion>,
+    unsaved_relays: BTreeSet<i32>,
     unsaved_policy: bool,
     events: VecDeque<Event>,
 }
@@ -163,6 +167,7 @@ impl Server {
     /// The stored state contradicts itself.
     pub fn new(settings: Settings, seed: [u8; 32], snapshot: Snapshot, at: Moment) -> Result<Self, LoadError> {
         let (dns, sight) = (snapshot.dns.clone(), Sight::load(snapshot.policy.clone())?);
+        let relays = snapshot.relays.iter().map(|region| (region.region_id, region.clone())).collect();
         let registry = Registry::load(settings.plan, snapshot)?;
         let mut server = Self {
             settings,
@@ -184,6 +189,8 @@ impl Server {
             tell_from: at.now,
             descriptions: Descriptions::default(),
             unsaved_dns: false,
+            relays,
+            unsaved_relays: BTreeSet::new(),
             unsaved_policy: false,
             events: VecDeque::new(),
         };
@@ -208,6 +215,12 @@ impl Server {
         let mut writes = self.registry.take_writes();
         if std::mem::take(&mut self.unsaved_dns) {
             writes.push(Write::Dns(Box::new(self.dns.clone())));
+        }
+        for number in std::mem::take(&mut self.unsaved_relays) {
+            writes.push(match self.relays.get(&number) {
+                Some(region) => Write::Relay(Box::new(region.clone())),
+                None => Write::RemoveRelay(number),
+            });
         }
         if std::mem::take(&mut self.unsaved_policy) {
             writes.push(Write::Policy(self.sight.record().cloned().map(Box::new)));

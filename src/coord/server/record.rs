@@ -10,7 +10,7 @@ use super::join_key::Digest;
 use crate::ident::{DiscoPublic, MachinePublic, NodeId, NodeName, NodePublic, StableId, UserId};
 use crate::time::Wall;
 use crate::wire::admin::DnsSettings;
-use crate::wire::control::Hostinfo;
+use crate::wire::control::{DerpRegion, Hostinfo};
 
 /// A user: whoever owns nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,6 +166,8 @@ pub struct Snapshot {
     pub counters: Counters,
     /// How names are resolved.
     pub dns: DnsSettings,
+    /// Relays that an admin added.
+    pub relays: Vec<DerpRegion>,
     /// The policy in force; none allows everything.
     pub policy: Option<PolicyRecord>,
 }
@@ -183,6 +185,10 @@ pub enum Write {
     Node(Box<NodeRecord>),
     /// The policy; none that there is none any more.
     Policy(Option<Box<PolicyRecord>>),
+    /// A relay's region.
+    Relay(Box<DerpRegion>),
+    /// A relay's region is gone.
+    RemoveRelay(i32),
     /// A join key is gone.
     RemoveKey(i64),
     /// A node is gone.

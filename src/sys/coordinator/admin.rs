@@ -14,6 +14,10 @@ use crate::wire::admin::{
     AdminFailure, Approve, ApproveRoutes, Backup, CreateKey, CreateUser, DnsSettings, Expire, MoveNode, Rename, RenameUser, SetAddress,
     SetPolicy, SetTags,
 };
+use crate::wire::control::{DerpRegion, json as lenient};
+
+/// Values in a relay's region.
+const MAX_RELAY_VALUES: usize = 1024;
 
 /// Which way a request came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +114,16 @@ async fn route(hub: &Hub, method: &Method, path: &str, body: &Bytes) -> Result<R
         ("POST", ["dns"]) => {
             let wanted: DnsSettings = parse(body)?;
             run(hub, |server, _| server.set_dns(&wanted)).await
+        }
+        ("GET", ["relays"]) => run(hub, |server, _| Ok(server.relays())).await,
+        ("POST", ["relays"]) => {
+            let wanted: DerpRegion = lenient::from_slice_within(MAX_RELAY_VALUES, body)
+                .map_err(|e| (StatusCode::BAD_REQUEST, format!("the request does not read: {e}")))?;
+            run(hub, |server, _| server.add_relay(&wanted)).await
+        }
+        ("DELETE", ["relays", id]) => {
+            let id = i32::try_from(number(id)?).unwrap_or(-1);
+            run(hub, |server, _| server.remove_relay(id).map(nothing)).await
         }
         ("GET", ["registrations"]) => run(hub, |server, _| Ok(server.registrations())).await,
         ("POST", ["registrations", id]) => {

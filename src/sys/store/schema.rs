@@ -11,7 +11,7 @@ use super::StoreError;
 use crate::coord::server::Snapshot;
 
 /// The statements that lead from one version of the database to the next. Only ever appended to.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE counters (id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL) STRICT;
     CREATE TABLE users (
@@ -32,6 +32,9 @@ const MIGRATIONS: [&str; 2] = [
     "
     CREATE TABLE dns (id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL) STRICT;
     CREATE TABLE policy (id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL) STRICT;
+    ",
+    "
+    CREATE TABLE relays (id INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
     ",
 ];
 
@@ -69,6 +72,7 @@ pub(super) fn read_all(
         nodes: read_table(connection, path, "nodes", sqlite)?,
         counters: read_table(connection, path, "counters", sqlite)?.pop().unwrap_or_default(),
         dns: read_table(connection, path, "dns", sqlite)?.pop().unwrap_or_default(),
+        relays: read_table(connection, path, "relays", sqlite)?,
         policy: read_table(connection, path, "policy", sqlite)?.pop(),
     })
 }

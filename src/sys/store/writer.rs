@@ -39,6 +39,8 @@ impl Row {
             Write::Key(key) => row("join_keys", key.id, Some(serde_json::to_string(key))),
             Write::Node(node) => row("nodes", node.id.0, Some(serde_json::to_string(node))),
             Write::Policy(policy) => row("policy", 1, policy.as_ref().map(serde_json::to_string)),
+            Write::Relay(region) => row("relays", region.region_id.into(), Some(serde_json::to_string(region))),
+            Write::RemoveRelay(number) => row("relays", i64::from(*number), None),
             Write::RemoveKey(id) => row("join_keys", *id, None),
             Write::RemoveNode(id) => row("nodes", id.0, None),
             Write::RemoveUser(id) => row("users", id.0, None),

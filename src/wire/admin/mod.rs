@@ -20,6 +20,8 @@
 //! | `GET registrations` | - | `[Registration]`: nodes that wait for approval |
 //! | `POST registrations/{id}` | [`Approve`] | [`NodeInfo`] |
 //! | `GET dns`, `POST dns` | -, [`DnsSettings`] | [`DnsSettings`]; replaces all of them |
+//! | `GET relays`, `POST relays` | -, [`DerpRegion`](crate::wire::control::DerpRegion) | `[DerpRegion]`, `DerpRegion`; without a number it gets one |
+//! | `DELETE relays/{number}` | - | `{}` |
 //! | `GET policy`, `POST policy` | -, [`SetPolicy`] | [`PolicyText`], [`PolicyReport`] |
 //! | `DELETE policy` | - | `{}`; everything is allowed then |
 //! | `GET backup` | - | [`Backup`]; on the local socket only |
