@@ -18,6 +18,8 @@ use crate::wire::stun::{self, TxId};
 
 /// So many regions are enough to choose by; the others have so long to answer as the slowest of these took, twice in a full check.
 const ENOUGH: usize = 3;
+/// A home that is dead starts a check at most so often.
+const LOST_GAP: Duration = Duration::from_secs(5);
 /// A busy machine needs that, however near a server is.
 const SLACK: Duration = Duration::from_millis(20);
 
@@ -81,6 +83,8 @@ pub struct Checker {
     periodic: Option<Time>,
     last_full: Option<Time>,
     active: Option<Time>,
+    /// When the home was last found dead.
+    lost: Option<Time>,
     events: VecDeque<Event>,
 }
 
@@ -107,6 +111,7 @@ impl Checker {
             periodic: None,
             last_full: None,
             active: None,
+            lost: None,
             events: VecDeque::new(),
         }
     }
@@ -159,6 +164,16 @@ impl Checker {
     pub fn note_heard(&mut self, now: Time, region: RegionId) {
         if self.region(region).is_some() {
             self.heard.insert(region, now);
+        }
+    }
+
+    /// A relay cannot be reached any more. If it is the home, it is looked for another at once: what was heard before does not count.
+    pub fn note_lost(&mut self, now: Time, region: RegionId) {
+        self.heard.remove(&region);
+        let recent = self.lost.is_some_and(|at| now.since(at) < LOST_GAP);
+        if self.home == Some(region) && !recent {
+            self.lost = Some(now);
+            self.request(now, true);
         }
     }
 

@@ -9,6 +9,7 @@ mod addresses;
 mod checker;
 mod home;
 mod plan;
+mod redial;
 mod regions;
 mod report;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub use addresses::OwnAddresses;
 pub use checker::{Checker, Event, Probe};
 pub use home::{History, Old, choose_home};
 pub use plan::{Last, Planned, Scope, plan};
+pub use redial::Redial;
 pub use regions::{Family, Place, Region, Server, regions};
 pub use report::{Latency, Report};
 

@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::report::is_reachable;
 use super::{ExitNode, PeerConfig, Prefs, RouterConfig, TUN_MTU, find_exit_node};
 use crate::coord::client::NetMap;
-use crate::ident::{NodeId, QUAD100_V4, QUAD100_V6, is_mesh_address};
+use crate::ident::{NodeId, QUAD100_V4, QUAD100_V6, RegionId, is_mesh_address};
 use crate::time::Wall;
 use crate::wire::control::Node;
 
@@ -79,7 +79,7 @@ pub fn assemble(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> Assemb
     }
 
     let router = router(&claims, map, prefs, exit_node, situation);
-    let peers = candidates.iter().map(|peer| peer_config(peer, &claims)).collect();
+    let peers = candidates.iter().map(|peer| peer_config(peer, map, &claims)).collect();
     Assembly { peers, router, exit_node, notes }
 }
 
@@ -145,7 +145,8 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
     }
 }
 
-fn peer_config(peer: &Node, claims: &Claims) -> PeerConfig {
+fn peer_config(peer: &Node, map: &NetMap, claims: &Claims) -> PeerConfig {
+    let known = |region: &RegionId| map.derp.regions.as_ref().is_some_and(|regions| regions.contains_key(&region.0.into()));
     let endpoints: Vec<SocketAddr> = peer.endpoints.iter().copied().filter(|e| is_reachable(*e)).collect();
     PeerConfig {
         id: peer.id,
@@ -154,6 +155,7 @@ fn peer_config(peer: &Node, claims: &Claims) -> PeerConfig {
         name: peer.short_name().to_owned(),
         allowed_ips: claims.of(peer.id),
         endpoints,
+        home: RegionId::new(peer.home_region()).filter(known),
     }
 }
 

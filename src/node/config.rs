@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
-use crate::ident::{DiscoPublic, NodeId, NodePublic};
+use crate::ident::{DiscoPublic, NodeId, NodePublic, RegionId};
 
 /// One peer, as the packet engine needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct PeerConfig {
     pub allowed_ips: Vec<IpNet>,
     /// Addresses the coordinator knows the peer by, best guess first.
     pub endpoints: Vec<SocketAddr>,
+    /// The region of the relay where the peer always listens, if it has one that the relay map knows.
+    pub home: Option<RegionId>,
 }
 
 /// Addresses, routes and forwarding of this machine while it is a mesh member.

@@ -1,13 +1,14 @@
 //! One mesh member: what the network map means for this machine.
 //!
 //! Pure: `assemble` turns map, preferences and the machine's own networks into peers for the packet engine and routes for the
-//! router, `hostinfo` and `endpoints` make what is reported to the coordinator, `status` what is shown, `resolve` answers names.
+//! router, `hostinfo` and `endpoints` make what is reported to the coordinator, `status` and `NetworkReport` what is shown, `resolve` answers names.
 
 mod assemble;
 mod config;
 mod exit;
 mod health;
 mod names;
+mod network;
 pub mod policy_routing;
 mod prefs;
 mod renewal;
@@ -19,9 +20,10 @@ pub use config::{PeerConfig, RouterConfig};
 pub use exit::{ExitNode, find_exit_node};
 pub use health::health;
 pub use names::{DnsStatus, NameAnswer, Outcome, RecordType, dns_status, resolve};
+pub use network::{NetworkReport, PingReply, worth_telling};
 pub use prefs::{Prefs, PrefsChange, Tag, TagError};
 pub use renewal::{Renewal, renewal};
-pub use report::{Endpoint, EndpointKind, Machine, endpoints, hostinfo};
+pub use report::{Endpoint, EndpointKind, Machine, Whereabouts, endpoints, hostinfo};
 pub use status::{BackendState, ExitNodeStatus, Network, PeerStatus, Progress, Sources, Status, Traffic, status};
 
 /// The TUN's MTU, bytes: the IPv6 minimum, so that sealed packets fit any link.

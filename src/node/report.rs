@@ -8,6 +8,8 @@ use crate::wire::control::{Hostinfo, NetInfo};
 
 /// More endpoints than this are not reported; peers try each of them.
 const MAX_ENDPOINTS: usize = 16;
+/// Nor more of those that STUN servers have seen: a hard NAT makes many, and none is of much use.
+const MAX_SEEN: usize = 6;
 
 /// What the system says of the machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,6 +30,11 @@ pub struct Machine {
 pub enum EndpointKind {
     /// An address of a local interface.
     Local = 1,
+    /// Where a STUN server has seen the node.
+    Stun = 2,
+    /// The address a STUN server has seen, with the node's own port: behind a NAT that gives each destination another port, the router
+    /// may still have been told to pass that port on.
+    StunLocalPort = 4,
     /// Set by the user.
     Explicit = 5,
 }
@@ -42,7 +49,7 @@ pub struct Endpoint {
 }
 
 /// The node's description of itself.
-pub fn hostinfo(prefs: &Prefs, machine: &Machine) -> Hostinfo {
+pub fn hostinfo(prefs: &Prefs, machine: &Machine, network: NetInfo) -> Hostinfo {
     let hostname = prefs.hostname.clone().unwrap_or_else(|| NodeName::sanitised(&machine.hostname));
     Hostinfo {
         ipn_version: format!("pvemesh-{}", env!("CARGO_PKG_VERSION")),
@@ -54,19 +61,39 @@ pub fn hostinfo(prefs: &Prefs, machine: &Machine) -> Hostinfo {
         routable_ips: prefs.offered(),
         request_tags: prefs.advertise_tags.iter().cloned().map(String::from).collect(),
         shields_up: prefs.shields_up,
-        net_info: Some(NetInfo { working_udp: Some(true), ..Default::default() }),
+        net_info: Some(network),
         ..Default::default()
     }
 }
 
-/// Where the node may be reached: what the user set first, then the addresses of local interfaces with the socket's port.
+/// Where the node's socket is, by different witnesses.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Whereabouts<'a> {
+    /// What the user says.
+    pub explicit: &'a [SocketAddr],
+    /// Where STUN servers have seen it, the newest first.
+    pub seen: &'a [SocketAddr],
+    /// Its NAT gives each destination another port.
+    pub hard_nat: bool,
+    /// Addresses of local interfaces.
+    pub local: &'a [IpAddr],
+    /// Its own port.
+    pub port: u16,
+}
+
+/// Where the node may be reached: what the user set first, then where others have seen it, then the addresses of local interfaces with the
+/// socket's port.
 ///
 /// Left out are addresses of the mesh itself, loopback, link-local, multicast and unspecified ones.
-pub fn endpoints(explicit: &[SocketAddr], local: &[IpAddr], port: u16) -> Vec<Endpoint> {
+pub fn endpoints(known: Whereabouts<'_>) -> Vec<Endpoint> {
+    let Whereabouts { explicit, seen, hard_nat, local, port } = known;
     let explicit = explicit.iter().map(|address| Endpoint { address: *address, kind: EndpointKind::Explicit });
+    let newest = seen.iter().find(|address| hard_nat && address.is_ipv4());
+    let own_port = newest.map(|a| Endpoint { address: SocketAddr::new(a.ip(), port), kind: EndpointKind::StunLocalPort });
+    let seen = seen.iter().take(MAX_SEEN).map(|address| Endpoint { address: *address, kind: EndpointKind::Stun });
     let local = local.iter().map(|ip| Endpoint { address: SocketAddr::new(*ip, port), kind: EndpointKind::Local });
     let mut endpoints: Vec<Endpoint> = Vec::new();
-    for endpoint in explicit.chain(local) {
+    for endpoint in explicit.chain(seen).chain(own_port).chain(local) {
         let known = endpoints.iter().any(|e| e.address == endpoint.address);
         if !known && is_reachable(endpoint.address) && endpoints.len() < MAX_ENDPOINTS {
             endpoints.push(endpoint);
@@ -96,20 +123,26 @@ mod tests {
             ["192.168.1.5", "100.64.0.9", "fd7a:115c:a1e0::9", "127.0.0.1", "::1", "fe80::1", "169.254.1.1", "2001:db8::5", "192.168.1.5"]
                 .map(|a| a.parse().unwrap())
                 .to_vec();
-        let reported: Vec<(String, u8)> = endpoints(&explicit, &local, 7).iter().map(|e| (e.address.to_string(), e.kind as u8)).collect();
-        let expected = [("198.51.100.7:41641", 5), ("192.168.1.5:7", 5), ("[2001:db8::5]:7", 1)];
-        assert_eq!(reported, expected.map(|(a, k)| (a.to_owned(), k)));
+        let seen = ["203.0.113.9:1024".parse().unwrap(), "203.0.113.9:7".parse().unwrap()];
+        for (hard_nat, own_port) in [(false, None), (true, Some(("203.0.113.9:9", 4)))] {
+            let known = Whereabouts { explicit: &explicit, seen: &seen, hard_nat, local: &local, port: 9 };
+            let reported: Vec<(String, u8)> = endpoints(known).iter().map(|e| (e.address.to_string(), e.kind as u8)).collect();
+            let first = [("198.51.100.7:41641", 5), ("192.168.1.5:7", 5), ("203.0.113.9:1024", 2), ("203.0.113.9:7", 2)];
+            let last = [("192.168.1.5:9", 1), ("[2001:db8::5]:9", 1)];
+            let expected: Vec<_> = first.into_iter().chain(own_port).chain(last).map(|(a, k)| (a.to_owned(), k)).collect();
+            assert_eq!(reported, expected);
+        }
     }
 
     #[test]
     fn endpoints_are_bounded() {
         let local: Vec<IpAddr> = (0..100).map(|n| IpAddr::from([10, 0, 0, n])).collect();
-        assert_eq!(endpoints(&[], &local, 1).len(), MAX_ENDPOINTS);
+        assert_eq!(endpoints(Whereabouts { local: &local, port: 1, ..Whereabouts::default() }).len(), MAX_ENDPOINTS);
     }
 
     #[test]
     fn a_host_without_a_usable_name_still_has_one() {
         let machine = Machine { hostname: "日本".to_owned(), ..Default::default() };
-        assert_eq!(hostinfo(&Prefs::default(), &machine).hostname, "node");
+        assert_eq!(hostinfo(&Prefs::default(), &machine, NetInfo::default()).hostname, "node");
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::health::health;
 use super::{Assembly, ExitNode, Prefs};
 use crate::coord::client::NetMap;
-use crate::ident::{NodeId, NodePublic, StableId, UserId};
+use crate::ident::{NodeId, NodePublic, RegionId, StableId, UserId};
 use crate::time::Wall;
 use crate::wire::control::{DnsRecord, Node, UserProfile};
 
@@ -38,8 +38,12 @@ pub enum BackendState {
 /// What the packet engine knows of one peer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Where data goes.
+    /// The address data goes to.
     pub endpoint: Option<SocketAddr>,
+    /// The region of the relay it goes through, if there is no such address.
+    pub relay: Option<RegionId>,
+    /// Since when it goes that way, and what has brought that about.
+    pub since: Option<(Wall, &'static str)>,
     /// The last handshake.
     pub last_handshake: Option<Wall>,
     /// Bytes received.
@@ -173,6 +177,17 @@ pub struct PeerStatus {
     pub cur_addr: String,
     /// The region of its home relay; empty if it has none.
     pub relay: String,
+    /// `direct` or `relay`; empty if nobody has talked to it. Ours, as the next three.
+    pub path: String,
+    /// The region of the relay data goes through, if it does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub path_relay: String,
+    /// Since when data goes that way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_since: Option<Wall>,
+    /// What has brought that about.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub path_reason: String,
     /// Bytes received.
     pub rx_bytes: u64,
     /// Bytes sent.
@@ -328,7 +343,15 @@ fn peer_status(map: &NetMap, node: &Node, now: Wall, traffic: Traffic) -> PeerSt
     let hostinfo = node.hostinfo.as_ref();
     let host_name = hostinfo.map_or("", |hostinfo| &hostinfo.hostname);
     let online = node.online != Some(false);
-    let region = map.derp.regions.as_ref().and_then(|regions| regions.get(&node.home_region())).and_then(Option::as_ref);
+    let code = |number: i32| {
+        let region = map.derp.regions.as_ref().and_then(|regions| regions.get(&number)).and_then(Option::as_ref);
+        region.map(|region| region.region_code.clone()).unwrap_or_default()
+    };
+    let path = match (traffic.endpoint, traffic.relay) {
+        (Some(_), _) => "direct",
+        (None, Some(_)) => "relay",
+        (None, None) => "",
+    };
     PeerStatus {
         id: node.stable_id.clone(),
         node_id: node.id,
@@ -344,7 +367,11 @@ fn peer_status(map: &NetMap, node: &Node, now: Wall, traffic: Traffic) -> PeerSt
         primary_routes: node.primary_routes.clone(),
         addrs: node.endpoints.clone(),
         cur_addr: traffic.endpoint.map(|e| e.to_string()).unwrap_or_default(),
-        relay: region.map(|region| region.region_code.clone()).unwrap_or_default(),
+        relay: code(node.home_region()),
+        path: path.to_owned(),
+        path_relay: traffic.relay.filter(|_| traffic.endpoint.is_none()).map(|region| code(region.0.into())).unwrap_or_default(),
+        path_since: traffic.since.map(|(since, _)| since),
+        path_reason: traffic.since.map(|(_, why)| why.to_owned()).unwrap_or_default(),
         rx_bytes: traffic.rx_bytes,
         tx_bytes: traffic.tx_bytes,
         created: node.created,

@@ -11,6 +11,8 @@ use crate::time::Time;
 pub const MAX_LISTED: usize = 24;
 /// Addresses kept that the map does not name: those packets have come from.
 pub const MAX_LEARNED: usize = 8;
+/// Addresses taken from one call-me-maybe of a peer.
+pub const MAX_CALLED: usize = 24;
 /// The pause before an address is pinged again, after the first ping; it doubles up to [`MAX_GAP`] while nothing is answered.
 const FIRST_GAP: Duration = Duration::from_millis(500);
 /// Stock clients always wait so long.
@@ -35,6 +37,8 @@ pub(super) struct Candidate {
     pub(super) address: SocketAddr,
     /// The network map names it.
     listed: bool,
+    /// The peer itself has named it lately, in a call-me-maybe.
+    called: Option<Time>,
     /// Something authentic came from it: it works, at least towards us.
     pub(super) heard: Option<Time>,
     /// A ping came from it: the peer may be there, or someone who repeats the peer's pings.
@@ -50,7 +54,7 @@ pub(super) struct Candidate {
 
 impl Candidate {
     fn new(address: SocketAddr, listed: bool) -> Self {
-        Self { address, listed, heard: None, pinged: None, proof: None, fastest: None, probed: None, unanswered: 0 }
+        Self { address, listed, called: None, heard: None, pinged: None, proof: None, fastest: None, probed: None, unanswered: 0 }
     }
 
     /// When it may be pinged again in a round of pings.
@@ -99,12 +103,25 @@ impl Candidate {
 
     /// Whether a handshake may go there: not to an address that is known from a ping alone.
     pub(super) fn is_accepted(&self) -> bool {
-        self.listed || self.heard.is_some() || self.proof.is_some()
+        self.listed || self.called.is_some() || self.heard.is_some() || self.proof.is_some()
+    }
+
+    /// When the peer was last known to be reached there: something authentic came from it, or a ping was answered.
+    pub(super) fn evidence(&self) -> Option<Time> {
+        self.heard.max(self.proof.map(|proof| proof.at))
+    }
+
+    /// A ping from there is the first one for a while: whatever kept ours from being answered may be over.
+    pub(super) fn note_ping(&mut self, now: Time) {
+        if self.pinged.is_none_or(|at| now.since(at) >= MAX_GAP) {
+            self.probed = None;
+        }
+        self.pinged = Some(now);
     }
 
     /// The last sign of life.
     fn last(&self) -> Option<Time> {
-        self.heard.max(self.pinged).max(self.proof.map(|proof| proof.at))
+        self.called.max(self.pinged).max(self.evidence())
     }
 }
 
@@ -154,13 +171,34 @@ impl Candidates {
         while self.learned() > MAX_LEARNED && self.make_room(in_use) {}
     }
 
+    /// Takes the addresses a peer names in a call-me-maybe, in place of those it named before, and lets all be pinged at once: the
+    /// peer is pinging us at this moment.
+    pub(super) fn call(&mut self, now: Time, addresses: &[SocketAddr], in_use: Option<SocketAddr>) {
+        for candidate in &mut self.0 {
+            candidate.called = None;
+            candidate.probed = None;
+            candidate.unanswered = 0;
+        }
+        for address in addresses.iter().copied().map(canonical).filter(|a| is_usable(*a) && !is_placeless(*a)).take(MAX_CALLED) {
+            match self.find_mut(address) {
+                Some(known) => known.called = Some(now),
+                None => self.0.push(Candidate { called: Some(now), ..Candidate::new(address, false) }),
+            }
+        }
+        self.0.retain(|c| c.listed || c.last().is_some() || Some(c.address) == in_use);
+    }
+
+    fn is_learned(candidate: &Candidate) -> bool {
+        !candidate.listed && candidate.called.is_none()
+    }
+
     fn learned(&self) -> usize {
-        self.0.iter().filter(|c| !c.listed).count()
+        self.0.iter().filter(|c| Self::is_learned(c)).count()
     }
 
     /// Drops the least credible of the learned addresses.
     fn make_room(&mut self, in_use: Option<SocketAddr>) -> bool {
-        let learned = self.0.iter().filter(|c| !c.listed && Some(c.address) != in_use);
+        let learned = self.0.iter().filter(|c| Self::is_learned(c) && Some(c.address) != in_use);
         let Some(victim) = learned.min_by_key(|c| (c.is_accepted(), c.last())).map(|c| c.address) else { return false };
         self.0.retain(|c| c.address != victim);
         true

@@ -7,35 +7,47 @@
 //! How a way is chosen, for a peer with a disco key:
 //! * A ping that is answered proves the address it was *sent to*, in both directions, for [`TRUST`]. Of proven addresses the
 //!   better one is used ([`is_better`]); where an answer came from proves nothing.
+//! * Until an address is proven, packets go through a relay: that of the region the peer calls its home, or the one it was last
+//!   heard through. When the address in use is in doubt they go both ways, so that nothing is lost either way; a relay is never the
+//!   better address, and a ping through one proves nothing about an address.
+//! * While an address is looked for, the peer is told ours through the relay (a call-me-maybe) so that it pings them: two
+//!   pings that cross open two NATs. Ours go first. It is never taken from anywhere but a relay.
 //! * While we have data for a peer (and [`ACTIVE`] after it) the address in use is pinged every [`HEARTBEAT`]. Nobody is pinged
 //!   who is not talked to, and a ping from a peer is no talk.
-//! * A ping that stays unanswered, or authentic packets that begin to come from elsewhere, raise a doubt: both addresses are
-//!   pinged at once, and the one in use has two round trips to answer.
-//! * While nothing is proven, WireGuard's own handshake is the probe, as it is for peers without a disco key: an initiation goes to
-//!   every candidate, the one it is answered from is taken, and the path follows authentic packets, except away from a local
-//!   network that still answers. A handshake unanswered for [`UNANSWERED`] puts all candidates back into play.
+//! * Silence in answer to our data, a ping that stays unanswered, or authentic packets that begin to come another way raise a
+//!   doubt: the address is pinged at once, and has two round trips to answer.
+//! * While nothing is proven and there is no relay, WireGuard's own handshake is the probe, as it is for peers without a disco key:
+//!   an initiation goes to every candidate, the one it is answered from is taken, and the path follows authentic packets, except away
+//!   from a local network that still answers. A handshake unanswered for [`UNANSWERED`] puts all candidates back into play.
 //!
 //! An address learned from a ping alone, which anyone may send again from elsewhere, gets one answer and one ping, never data and
 //! never a handshake, until it is proven.
-//!
-//! A relay will be a second kind of [`Path`]; pings and call-me-maybes will come and go through it as well.
 
+mod calls;
 mod candidates;
+mod contacts;
+mod counters;
 mod paths;
 mod peer;
 mod probes;
 mod rank;
+mod relays;
 mod route;
 #[cfg(test)]
 mod tests;
 
-pub use candidates::{MAX_LEARNED, MAX_LISTED};
-pub use paths::{Counters, Event, Paths, Peer, Pong, Transmit, Unreached};
+pub use candidates::{MAX_CALLED, MAX_LEARNED, MAX_LISTED};
+pub use counters::Counters;
+pub use paths::{Event, Paths, Peer, Pong, Transmit, Unreached};
+pub use peer::Way;
 pub use rank::is_better;
-pub use route::{KEEPALIVE, Route};
+pub use relays::RelayState;
+pub use route::{Choice, KEEPALIVE, Route, Ways};
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
+
+use crate::ident::RegionId;
 
 /// How long an answered ping makes an address trusted: two heartbeats and some slack.
 pub const TRUST: Duration = Duration::from_millis(6500);
@@ -45,6 +57,11 @@ pub const HEARTBEAT: Duration = Duration::from_secs(3);
 pub const ACTIVE: Duration = Duration::from_secs(45);
 /// A ping unanswered for so long never will be.
 pub const PING_LOST: Duration = Duration::from_secs(5);
+/// How long our data may stay without anything in return, while there is a relay, before the address in use is asked whether it
+/// still is there: a way that has died silently is noticed within a second, and nobody is asked while packets go to and fro.
+pub const QUIET: Duration = Duration::from_millis(350);
+/// Own addresses older than this are found out anew before a peer is told them: NATs forget.
+pub const FRESH: Duration = Duration::from_secs(27);
 /// How long a handshake may stay unanswered before all candidates are tried: WireGuard's own REKEY_TIMEOUT.
 pub const UNANSWERED: Duration = Duration::from_secs(5);
 
@@ -53,6 +70,42 @@ pub const UNANSWERED: Duration = Duration::from_secs(5);
 pub enum Path {
     /// UDP to this address.
     Direct(SocketAddr),
+    /// Through a relay of this region.
+    Relay(RegionId),
+}
+
+/// The address that stands for relays where the wire has room for an address only; the port is the region's number.
+const RELAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 3, 3, 40);
+
+impl Path {
+    /// The region of the relay, if it leads through one.
+    pub fn region(self) -> Option<RegionId> {
+        match self {
+            Self::Direct(_) => None,
+            Self::Relay(region) => Some(region),
+        }
+    }
+
+    /// The address, if it is one.
+    pub fn direct(self) -> Option<SocketAddr> {
+        match self {
+            Self::Direct(address) => Some(address),
+            Self::Relay(_) => None,
+        }
+    }
+
+    /// The way that an address stands for, as [`Self::as_address`] makes it. Not to be asked of where a datagram came from.
+    pub fn from_address(address: SocketAddr) -> Self {
+        if address.ip() == RELAY_ADDRESS { Self::Relay(RegionId(address.port())) } else { Self::Direct(address) }
+    }
+
+    /// What stands for it where only an address can: in pongs, and for cookies.
+    pub fn as_address(self) -> SocketAddr {
+        match self {
+            Self::Direct(address) => address,
+            Self::Relay(region) => SocketAddr::new(RELAY_ADDRESS.into(), region.0),
+        }
+    }
 }
 
 /// How desirable an address is by its kind alone, best first.

@@ -7,14 +7,15 @@ use std::time::Duration;
 use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
 
-use super::peer::{Draw, Effects, PeerPaths};
-use super::{Path, is_usable};
-use crate::ident::{DiscoPrivate, DiscoPublic, NodePublic};
+use super::calls::OwnEndpoints;
+use super::contacts::Contact;
+use super::counters::Counters;
+use super::peer::{Draw, Effects, PeerPaths, Way};
+use super::relays::{RelayState, Relays};
+use super::{Choice, Path, is_usable};
+use crate::ident::{DiscoPrivate, DiscoPublic, NodePublic, RegionId};
 use crate::time::{Deadline, Time};
-use crate::wire::disco::{Envelope, Message, MessageError, NONCE_LEN, SharedKey, TxId};
-
-/// Pings of one disco key that are remembered, so that one sent again by somebody else is noticed.
-const REMEMBERED: usize = 64;
+use crate::wire::disco::{Envelope, Message, MessageError, NONCE_LEN, TxId};
 
 /// A peer as the network map has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct Peer {
     pub disco: Option<DiscoPublic>,
     /// Where it says it may be reached.
     pub addresses: Vec<SocketAddr>,
+    /// The region of its home relay.
+    pub home: Option<RegionId>,
 }
 
 /// A datagram to be sent.
@@ -32,6 +35,8 @@ pub struct Peer {
 pub struct Transmit {
     /// By which way.
     pub to: Path,
+    /// To whom, for a relay to know.
+    pub peer: NodePublic,
     /// What.
     pub contents: Vec<u8>,
 }
@@ -43,7 +48,7 @@ pub struct Pong {
     pub path: Path,
     /// How long the answer took.
     pub latency: Duration,
-    /// Where the peer sees us.
+    /// Where the peer sees us; through a relay, what stands for it.
     pub observed: SocketAddr,
 }
 
@@ -52,6 +57,9 @@ pub struct Pong {
 pub enum Event {
     /// The way to a peer is another one now, see [`Paths::route`].
     Moved(NodePublic),
+    /// A peer is to be told our addresses, and what is known of them is too old: they are to be found out, and told by
+    /// [`Paths::set_endpoints`].
+    Refresh,
     /// A peer's process is another one than before: its WireGuard session is to be dropped.
     Restarted(NodePublic),
     /// A handshake with this peer would be answered now. If there is no session, one is to be started, even if an earlier
@@ -75,72 +83,9 @@ pub enum Unreached {
     /// The peer's program does not know path probes.
     #[error("the peer does not answer path probes")]
     NoDisco,
-    /// No address of the peer is known.
-    #[error("no address of the peer is known")]
+    /// No address of the peer is known, and no relay leads to it.
+    #[error("no address of the peer is known, and no relay leads to it")]
     NoAddress,
-}
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)+) => {
-        /// Disco packets that came and went, and those dropped, by the reason.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-        #[allow(missing_docs, reason = "named by the macro's caller")]
-        pub struct Counters {
-            $($(#[$doc])* pub $name: u64,)+
-        }
-    };
-}
-
-counters! {
-    /// Pings sent.
-    pings_out,
-    /// Pongs sent.
-    pongs_out,
-    /// Pings accepted.
-    pings_in,
-    /// Pongs accepted.
-    pongs_in,
-    /// Dropped before any cryptography: the sender's key is no peer's.
-    stranger,
-    /// Dropped: sealed with other keys (as after a restart of ours), or altered.
-    forged,
-    /// Dropped: not a disco packet, or a message cut short.
-    malformed,
-    /// Dropped: a message we do not read.
-    unknown,
-    /// Dropped: a ping in the name of a node that does not have this disco key; among them our own, sent back to us.
-    wrong_node,
-    /// Dropped: a ping seen before.
-    replayed,
-    /// Dropped: a pong to no ping of ours.
-    unasked,
-    /// Dropped: a call-me-maybe that did not come through a relay.
-    misplaced,
-}
-
-/// A disco key and the nodes that have it.
-struct Contact {
-    key: Option<SharedKey>,
-    nodes: Vec<NodePublic>,
-    seen: VecDeque<TxId>,
-}
-
-impl Contact {
-    fn shared(&mut self, own: &DiscoPrivate, peer: &DiscoPublic) -> &SharedKey {
-        self.key.get_or_insert_with(|| SharedKey::new(own, peer))
-    }
-
-    /// Whether a ping with this id has not been seen yet.
-    fn is_new(&mut self, tx: TxId) -> bool {
-        if self.seen.contains(&tx) {
-            return false;
-        }
-        if self.seen.len() == REMEMBERED {
-            self.seen.pop_front();
-        }
-        self.seen.push_back(tx);
-        true
-    }
 }
 
 /// A peer's state and when it is due.
@@ -161,6 +106,8 @@ pub struct Paths {
     random: ChaCha12Rng,
     peers: HashMap<NodePublic, Entry>,
     contacts: HashMap<DiscoPublic, Contact>,
+    relays: Relays,
+    endpoints: OwnEndpoints,
     due: BTreeSet<(Deadline, NodePublic)>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -183,6 +130,8 @@ impl Paths {
             random: ChaCha12Rng::from_seed(seed),
             peers: HashMap::new(),
             contacts: HashMap::new(),
+            relays: Relays::new(),
+            endpoints: OwnEndpoints::default(),
             due: BTreeSet::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -213,7 +162,7 @@ impl Paths {
             let disco = self.peers.get(&key).and_then(|entry| entry.told.or(entry.listed));
             let restarted = self.with(now, key, |paths, draw| {
                 let restarted = paths.set_disco(disco, draw);
-                paths.list(now, &peer.addresses, draw);
+                paths.list(now, &peer.addresses, peer.home, draw);
                 restarted
             });
             if restarted == Some(true) {
@@ -233,8 +182,7 @@ impl Paths {
         self.contacts.retain(|disco, _| nodes.contains_key(disco));
         for (disco, mut nodes) in nodes {
             nodes.sort_unstable();
-            let contact = self.contacts.entry(disco).or_insert_with(|| Contact { key: None, nodes: Vec::new(), seen: VecDeque::new() });
-            contact.nodes = nodes;
+            self.contacts.entry(disco).or_insert_with(Contact::new).nodes = nodes;
         }
     }
 
@@ -262,6 +210,7 @@ impl Paths {
         };
         let mut draw = Draw { tx: &mut tx, effects: Effects::default() };
         let result = change(&mut entry.paths, &mut draw);
+        entry.paths.look_at_relays(&self.relays, &mut draw);
         let effects = draw.effects;
         let due = entry.paths.deadline(now);
         if entry.due != due {
@@ -274,8 +223,11 @@ impl Paths {
         if let Some(disco) = entry.paths.disco() {
             for (tx, to) in effects.probes {
                 self.counters.pings_out += 1;
-                self.send(disco, to, &Message::Ping { tx, node: Some(self.own) });
+                self.send(disco, key, to, &Message::Ping { tx, node: Some(self.own) });
             }
+        }
+        if effects.call {
+            self.call(now, key);
         }
         if effects.moved {
             self.events.push_back(Event::Moved(key));
@@ -287,61 +239,166 @@ impl Paths {
         Some(result)
     }
 
-    fn send(&mut self, disco: DiscoPublic, to: SocketAddr, message: &Message) {
+    /// Tells a peer our addresses, at once or as soon as they are known.
+    fn call(&mut self, now: Time, key: NodePublic) {
+        let Some(addresses) = self.endpoints.fresh(now) else {
+            if self.endpoints.waiting.is_empty() {
+                self.events.push_back(Event::Refresh);
+            }
+            self.endpoints.waiting.insert(key);
+            return;
+        };
+        let message = Message::CallMeMaybe(addresses.to_vec());
+        let Some(entry) = self.peers.get(&key) else { return };
+        if let (Some(disco), Some(region)) = (entry.paths.disco(), entry.paths.relay()) {
+            self.counters.calls_out += 1;
+            self.send(disco, key, Path::Relay(region), &message);
+        }
+    }
+
+    /// Where this node may be reached, best guess first, as found out just now. Peers that wait for it are told.
+    pub fn set_endpoints(&mut self, now: Time, addresses: Vec<SocketAddr>) {
+        self.endpoints.set(now, addresses);
+        for key in std::mem::take(&mut self.endpoints.waiting) {
+            if self.peers.get(&key).is_some_and(|entry| !entry.paths.is_trusted(now)) {
+                self.call(now, key);
+            }
+        }
+    }
+
+    /// How our connection to a region's relay is doing.
+    pub fn set_relay(&mut self, now: Time, region: RegionId, state: RelayState) {
+        let before = match state {
+            RelayState::Idle => self.relays.remove(&region),
+            state => self.relays.insert(region, state),
+        };
+        if before != Some(state) {
+            for key in self.keys() {
+                self.with(now, key, |_, _| ());
+            }
+        }
+    }
+
+    /// A relay says that a peer is not there, or no longer.
+    pub fn peer_gone(&mut self, now: Time, region: RegionId, key: &NodePublic) {
+        self.with(now, *key, |paths, _| paths.gone_from(region));
+    }
+
+    fn keys(&self) -> Vec<NodePublic> {
+        let mut keys: Vec<_> = self.peers.keys().copied().collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    fn send(&mut self, disco: DiscoPublic, peer: NodePublic, to: Path, message: &Message) {
         let Some(contact) = self.contacts.get_mut(&disco) else { return };
         let mut nonce = [0; NONCE_LEN];
         self.random.fill_bytes(&mut nonce);
         let contents = contact.shared(&self.secret, &disco).seal(&self.public, nonce, &message.encode());
-        self.transmits.push_back(Transmit { to: Path::Direct(to), contents });
+        self.transmits.push_back(Transmit { to, peer, contents });
     }
 
     /// A datagram came that [looks like](crate::wire::disco::looks_like) a disco packet.
     pub fn handle_datagram(&mut self, now: Time, from: SocketAddr, datagram: &[u8]) {
-        let Some(envelope) = Envelope::parse(datagram).filter(|_| is_usable(from)) else {
-            self.counters.malformed += 1;
-            return;
-        };
-        let disco = envelope.sender;
-        let Some(contact) = self.contacts.get_mut(&disco) else {
-            self.counters.stranger += 1;
-            return;
-        };
-        let Ok(bytes) = contact.shared(&self.secret, &disco).open(&envelope) else {
-            self.counters.forged += 1;
-            return;
-        };
-        match Message::decode(&bytes) {
-            Ok(Message::Ping { tx, node }) => self.pinged(now, disco, from, tx, node),
-            Ok(Message::Pong { tx, observed }) => self.ponged(now, disco, tx, observed),
-            Ok(Message::CallMeMaybe(_)) => self.counters.misplaced += 1,
-            Err(MessageError::Unknown(_)) => self.counters.unknown += 1,
-            Err(MessageError::Short) => self.counters.malformed += 1,
+        let opened = if is_usable(from) { self.open(datagram) } else { self.malformed() };
+        let Some((disco, message)) = opened else { return };
+        match message {
+            Message::Ping { tx, node } => self.pinged(now, disco, from, tx, node),
+            Message::Pong { tx, observed } => self.ponged(now, disco, None, tx, observed),
+            // Anyone could repeat it, and have us ping whom it names.
+            Message::CallMeMaybe(_) => self.counters.misplaced += 1,
         }
     }
 
-    fn pinged(&mut self, now: Time, disco: DiscoPublic, from: SocketAddr, tx: TxId, node: Option<NodePublic>) {
-        let Some(contact) = self.contacts.get_mut(&disco) else { return };
-        if node.is_some_and(|node| !contact.nodes.contains(&node)) {
+    /// The same came through a relay, which vouches for the sender's node key.
+    pub fn handle_relayed(&mut self, now: Time, region: RegionId, from: NodePublic, datagram: &[u8]) {
+        let Some((disco, message)) = self.open(datagram) else { return };
+        // A peer that has another key by now, or somebody else who sends a peer's packet once more.
+        if self.peers.get(&from).is_none_or(|entry| entry.paths.disco() != Some(disco)) {
             self.counters.wrong_node += 1;
             return;
         }
-        if !contact.is_new(tx) {
-            self.counters.replayed += 1;
-            return;
+        match message {
+            Message::Ping { tx, node } => {
+                if node.is_some_and(|node| node != from) {
+                    self.counters.wrong_node += 1;
+                } else if self.is_new(disco, tx) {
+                    let to = Path::Relay(region);
+                    self.pong(disco, from, to, tx);
+                }
+            }
+            Message::Pong { tx, observed } => self.ponged(now, disco, Some((region, from)), tx, observed),
+            Message::CallMeMaybe(addresses) => {
+                self.counters.calls_in += 1;
+                self.with(now, from, |paths, draw| paths.called(now, &addresses, draw));
+            }
         }
+    }
+
+    fn malformed<T>(&mut self) -> Option<T> {
+        self.counters.malformed += 1;
+        None
+    }
+
+    /// Whose it is, and what it says.
+    fn open(&mut self, datagram: &[u8]) -> Option<(DiscoPublic, Message)> {
+        let Some(envelope) = Envelope::parse(datagram) else { return self.malformed() };
+        let disco = envelope.sender;
+        let Some(contact) = self.contacts.get_mut(&disco) else {
+            self.counters.stranger += 1;
+            return None;
+        };
+        let Ok(bytes) = contact.shared(&self.secret, &disco).open(&envelope) else {
+            self.counters.forged += 1;
+            return None;
+        };
+        match Message::decode(&bytes) {
+            Ok(message) => Some((disco, message)),
+            Err(MessageError::Unknown(_)) => {
+                self.counters.unknown += 1;
+                None
+            }
+            Err(MessageError::Short) => self.malformed(),
+        }
+    }
+
+    /// Whether a ping has not been seen before.
+    fn is_new(&mut self, disco: DiscoPublic, tx: TxId) -> bool {
+        let is_new = self.contacts.get_mut(&disco).is_some_and(|contact| contact.is_new(tx));
+        if !is_new {
+            self.counters.replayed += 1;
+        }
+        is_new
+    }
+
+    /// Answers a ping the way it came.
+    fn pong(&mut self, disco: DiscoPublic, peer: NodePublic, to: Path, tx: TxId) {
         self.counters.pings_in += 1;
         self.counters.pongs_out += 1;
-        let nodes = contact.nodes.clone();
-        self.send(disco, from, &Message::Pong { tx, observed: from });
+        self.send(disco, peer, to, &Message::Pong { tx, observed: to.as_address() });
+    }
+
+    fn pinged(&mut self, now: Time, disco: DiscoPublic, from: SocketAddr, tx: TxId, node: Option<NodePublic>) {
+        let nodes = self.contacts.get(&disco).map(|contact| contact.nodes.clone()).unwrap_or_default();
+        if node.is_some_and(|node| !nodes.contains(&node)) {
+            self.counters.wrong_node += 1;
+            return;
+        }
+        let Some(first) = nodes.first().copied().filter(|_| self.is_new(disco, tx)) else { return };
+        self.pong(disco, first, Path::Direct(from), tx);
         // Any of the nodes with this disco key is there: they live in one process.
         for key in nodes {
             self.with(now, key, |paths, draw| paths.pinged(now, from, draw));
         }
     }
 
-    fn ponged(&mut self, now: Time, disco: DiscoPublic, tx: TxId, observed: SocketAddr) {
-        let nodes = self.contacts.get(&disco).map(|contact| contact.nodes.clone()).unwrap_or_default();
-        let taken = nodes.into_iter().any(|key| self.with(now, key, |paths, draw| paths.ponged(now, tx, observed, draw)) == Some(true));
+    /// `through` is the relay and the peer it vouches for.
+    fn ponged(&mut self, now: Time, disco: DiscoPublic, through: Option<(RegionId, NodePublic)>, tx: TxId, observed: SocketAddr) {
+        let mut nodes = self.contacts.get(&disco).map(|contact| contact.nodes.clone()).unwrap_or_default();
+        nodes.retain(|node| through.is_none_or(|(_, from)| from == *node));
+        let via = through.map(|(region, _)| region);
+        let taken =
+            nodes.into_iter().any(|key| self.with(now, key, |paths, draw| paths.ponged(now, tx, via, observed, draw)) == Some(true));
         if taken {
             self.counters.pongs_in += 1;
         } else {
@@ -355,12 +412,12 @@ impl Paths {
     }
 
     /// An authentic packet came from a peer, as [`super::Route::tell_heard`] says.
-    pub fn heard(&mut self, now: Time, key: &NodePublic, from: SocketAddr) {
+    pub fn heard(&mut self, now: Time, key: &NodePublic, from: Path) {
         self.with(now, *key, |paths, draw| paths.heard(now, from, draw));
     }
 
     /// A handshake that we started was answered.
-    pub fn answered(&mut self, now: Time, key: &NodePublic, from: SocketAddr) {
+    pub fn answered(&mut self, now: Time, key: &NodePublic, from: Path) {
         self.with(now, *key, |paths, draw| paths.answered(now, from, draw));
     }
 
@@ -376,9 +433,8 @@ impl Paths {
 
     /// The system has refused to send to an address: there is no way to it.
     pub fn unreachable(&mut self, now: Time, address: SocketAddr) {
-        let path = Some(Path::Direct(address));
-        let mut keys: Vec<_> = self.peers.iter().filter(|(_, entry)| entry.paths.best() == path).map(|(key, _)| *key).collect();
-        keys.sort_unstable();
+        let mut keys = self.keys();
+        keys.retain(|key| self.peers.get(key).is_some_and(|entry| entry.paths.best() == Some(address)));
         for key in keys {
             self.with(now, key, |paths, draw| paths.unreachable(now, draw));
         }
@@ -386,9 +442,8 @@ impl Paths {
 
     /// This machine's networks have changed: nothing is proven any more.
     pub fn network_changed(&mut self, now: Time) {
-        let mut keys: Vec<_> = self.peers.keys().copied().collect();
-        keys.sort_unstable();
-        for key in keys {
+        self.endpoints.doubt();
+        for key in self.keys() {
             self.with(now, key, |paths, draw| paths.network_changed(now, draw));
         }
     }
@@ -406,9 +461,14 @@ impl Paths {
         }
     }
 
-    /// Where data to a peer goes, and whether the peer is probed.
-    pub fn route(&self, key: &NodePublic) -> (Option<Path>, bool) {
-        self.peers.get(key).map_or((None, false), |entry| (entry.paths.best(), entry.paths.disco().is_some()))
+    /// Where data to a peer goes.
+    pub fn route(&self, key: &NodePublic) -> Choice {
+        self.peers.get(key).map(|entry| entry.paths.choice()).unwrap_or_default()
+    }
+
+    /// How a peer is reached, since when, and why; for people. `None` if it has never been tried.
+    pub fn way(&self, key: &NodePublic) -> Option<Way> {
+        self.peers.get(key)?.paths.way()
     }
 
     /// How long an answer takes on the way in use, if it is proven at this moment.

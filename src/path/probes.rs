@@ -1,9 +1,9 @@
 //! Pings on their way.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::PING_LOST;
+use super::{PING_LOST, Path};
+use crate::ident::RegionId;
 use crate::time::Time;
 use crate::wire::disco::TxId;
 
@@ -14,7 +14,7 @@ const MAX_PINGS: usize = 128;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ping {
     tx: TxId,
-    pub(super) to: SocketAddr,
+    pub(super) to: Path,
     pub(super) sent: Time,
     /// Who asked for it, if somebody did.
     pub(super) token: Option<u64>,
@@ -25,16 +25,17 @@ pub(super) struct Ping {
 pub(super) struct Probes(Vec<Ping>);
 
 impl Probes {
-    pub(super) fn add(&mut self, tx: TxId, to: SocketAddr, sent: Time, token: Option<u64>) {
+    pub(super) fn add(&mut self, tx: TxId, to: Path, sent: Time, token: Option<u64>) {
         if self.0.len() >= MAX_PINGS {
             self.0.remove(0);
         }
         self.0.push(Ping { tx, to, sent, token });
     }
 
-    /// Takes out the ping with this id, and earlier ones of ours to the same address: they are lost, and it does not matter.
-    pub(super) fn answered(&mut self, tx: TxId) -> Option<Ping> {
-        let at = self.0.iter().position(|ping| ping.tx == tx)?;
+    /// Takes out the ping with this id, if its answer came the way it went itself (directly, or through the same relay), and earlier ones
+    /// of ours to the same address: they are lost, and it does not matter.
+    pub(super) fn answered(&mut self, tx: TxId, via: Option<RegionId>) -> Option<Ping> {
+        let at = self.0.iter().position(|ping| ping.tx == tx && ping.to.region() == via)?;
         let ping = self.0.remove(at);
         self.0.retain(|other| other.to != ping.to || other.sent > ping.sent || other.token.is_some());
         Some(ping)
@@ -43,6 +44,11 @@ impl Probes {
     /// Whoever asked has an answer.
     pub(super) fn settle(&mut self, token: u64) {
         self.0.retain(|ping| ping.token != Some(token));
+    }
+
+    /// Whether a ping to this address is lost.
+    pub(super) fn has_lost(&self, now: Time, to: Path) -> bool {
+        self.0.iter().any(|ping| ping.to == to && now.since(ping.sent) >= PING_LOST)
     }
 
     /// Drops those that are lost; the tokens nobody will answer any more.
@@ -62,7 +68,7 @@ impl Probes {
     }
 
     /// When the oldest and the newest ping to this address were sent, of those that are ours and wait.
-    pub(super) fn waiting(&self, to: SocketAddr) -> Option<(Time, Time)> {
+    pub(super) fn waiting(&self, to: Path) -> Option<(Time, Time)> {
         let sent = || self.0.iter().filter(|ping| ping.to == to && ping.token.is_none()).map(|ping| ping.sent);
         sent().min().zip(sent().max())
     }

@@ -4,21 +4,60 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{Path, Reach, canonical};
+use crate::ident::RegionId;
 use crate::time::Time;
 
 /// How often an idle path through the internet carries a keepalive while there is a session: below the 30 s after which
 /// common NATs forget a UDP mapping. It ends with the session, 3 minutes after the last data, so that idle peers cost nothing.
 pub const KEEPALIVE: Duration = Duration::from_secs(25);
-/// How often the core hears of what goes on as before. It must be well below the time in which an unanswered ping raises a doubt.
-const REMIND: Duration = Duration::from_millis(500);
+/// How often the core hears of what goes on as before. It must be well below the time in which silence raises a suspicion.
+const REMIND: Duration = Duration::from_millis(200);
+
+/// What the core has decided for one peer (see [`super::Paths::route`]).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// The address in use.
+    pub direct: Option<SocketAddr>,
+    /// Until when that address is enough alone; then packets go through the relay as well, if there is one. Absent: it is not now.
+    pub alone: Option<Time>,
+    /// The relay to use beside it or in its place.
+    pub relay: Option<RegionId>,
+    /// The peer is probed at all.
+    pub probed: bool,
+}
+
+/// Where a packet goes at some moment: to each of these, for while an address is in doubt both are used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ways {
+    /// UDP to this address.
+    pub direct: Option<SocketAddr>,
+    /// Through this relay.
+    pub relay: Option<RegionId>,
+}
+
+impl Ways {
+    /// Whether there is no way at all.
+    pub fn is_none(&self) -> bool {
+        self.direct.is_none() && self.relay.is_none()
+    }
+}
+
+impl Choice {
+    /// Where a packet goes.
+    pub fn ways(&self, now: Time) -> Ways {
+        match (self.direct, self.relay) {
+            (Some(direct), Some(_)) if self.alone.is_some_and(|until| now <= until) => Ways { direct: Some(direct), relay: None },
+            (direct, relay) => Ways { direct, relay },
+        }
+    }
+}
 
 /// Where a peer's packets go, and when the core has to hear of packets. Belongs under the peer's lock: looking costs nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Route {
-    best: Option<Path>,
-    probed: bool,
+    choice: Choice,
     sending: Option<Time>,
-    heard: Option<(SocketAddr, Time)>,
+    heard: Option<(Path, Time)>,
 }
 
 fn is_due(last: Option<Time>, now: Time) -> bool {
@@ -26,31 +65,38 @@ fn is_due(last: Option<Time>, now: Time) -> bool {
 }
 
 impl Route {
-    /// Takes over what the core has decided (see [`super::Paths::route`]); `probed` says that it probes this peer at all.
-    pub fn set(&mut self, best: Option<Path>, probed: bool) {
-        self.best = best;
-        self.probed = probed;
+    /// Takes over what the core has decided.
+    pub fn set(&mut self, choice: Choice) {
+        self.choice = choice;
     }
 
-    /// Where data goes.
-    pub fn best(&self) -> Option<Path> {
-        self.best
+    /// Where a packet goes.
+    pub fn ways(&self, now: Time) -> Ways {
+        self.choice.ways(now)
+    }
+
+    /// The address in use, whatever is known of it at this moment.
+    pub fn direct(&self) -> Option<SocketAddr> {
+        self.choice.direct
     }
 
     /// Data is about to be sent. Whether the core must hear of it ([`super::Paths::sending`]): now and then.
     pub fn tell_sending(&mut self, now: Time) -> bool {
-        let tell = self.probed && is_due(self.sending, now);
+        let tell = self.choice.probed && is_due(self.sending, now);
         if tell {
             self.sending = Some(now);
         }
         tell
     }
 
-    /// Something authentic came from this address. Whether the core must hear of it ([`super::Paths::heard`]): if it comes from
-    /// elsewhere than before, and now and then.
-    pub fn tell_heard(&mut self, now: Time, from: SocketAddr) -> bool {
-        let from = canonical(from);
-        let last = self.heard.filter(|(address, _)| *address == from).map(|(_, at)| at);
+    /// Something authentic came by this way. Whether the core must hear of it ([`super::Paths::heard`]): if it comes by another
+    /// than before, and now and then.
+    pub fn tell_heard(&mut self, now: Time, from: Path) -> bool {
+        let from = match from {
+            Path::Direct(address) => Path::Direct(canonical(address)),
+            relay @ Path::Relay(_) => relay,
+        };
+        let last = self.heard.filter(|(path, _)| *path == from).map(|(_, at)| at);
         let tell = is_due(last, now);
         if tell {
             self.heard = Some((from, now));
@@ -61,10 +107,7 @@ impl Route {
     /// Whether something should be sent on the path in use, only to keep a NAT's mapping for it: nothing was for [`KEEPALIVE`],
     /// and the path is not within a local network.
     pub fn wants_keepalive(&self, now: Time, last_sent: Time) -> bool {
-        let far = match self.best {
-            Some(Path::Direct(best)) => !Reach::of(best.ip()).is_local(),
-            None => false,
-        };
+        let far = self.choice.direct.is_some_and(|address| !Reach::of(address.ip()).is_local());
         far && now.since(last_sent) >= KEEPALIVE
     }
 }
@@ -77,34 +120,58 @@ mod tests {
         Time::from_start(Duration::from_secs(seconds))
     }
 
-    fn path(text: &str) -> Option<Path> {
-        Some(Path::Direct(text.parse().unwrap()))
+    fn choice(text: &str) -> Choice {
+        Choice { direct: Some(text.parse().unwrap()), probed: true, ..Choice::default() }
+    }
+
+    fn from(text: &str) -> Path {
+        Path::Direct(text.parse().unwrap())
     }
 
     #[test]
     fn an_idle_path_is_kept_open_through_nats_only() {
         let mut route = Route::default();
         assert!(!route.wants_keepalive(at(100), at(0)), "there is no path yet");
-        route.set(path("203.0.113.5:41641"), true);
+        route.set(choice("203.0.113.5:41641"));
         assert!(!route.wants_keepalive(at(25), at(1)));
         assert!(route.wants_keepalive(at(26), at(1)));
-        route.set(path("192.168.1.5:41641"), true);
+        route.set(choice("192.168.1.5:41641"));
         assert!(!route.wants_keepalive(at(100), at(1)));
+        route.set(Choice { relay: Some(RegionId(1)), ..Choice::default() });
+        assert!(!route.wants_keepalive(at(100), at(1)), "the relay needs none");
+    }
+
+    #[test]
+    fn packets_go_both_ways_when_trust_is_over_and_by_the_relay_alone_when_there_is_no_address() {
+        let (address, relay) = ("203.0.113.5:1".parse().ok(), Some(RegionId(7)));
+        let mut choice = Choice { direct: address, alone: Some(at(10)), relay, probed: true };
+        assert_eq!(choice.ways(at(10)), Ways { direct: address, relay: None });
+        assert_eq!(choice.ways(at(11)), Ways { direct: address, relay });
+        choice.alone = None;
+        assert_eq!(choice.ways(at(1)), Ways { direct: address, relay });
+        choice.direct = None;
+        assert_eq!(choice.ways(at(1)), Ways { direct: None, relay });
+        choice.relay = None;
+        assert!(choice.ways(at(1)).is_none());
+        choice.direct = address;
+        assert_eq!(choice.ways(at(99)), Ways { direct: address, relay: None }, "what else");
     }
 
     #[test]
     fn the_core_hears_of_the_same_thing_now_and_then_and_of_a_new_address_at_once() {
         let mut route = Route::default();
         assert!(!route.tell_sending(at(0)), "nothing is probed");
-        route.set(None, true);
+        route.set(Choice { probed: true, ..Choice::default() });
         assert!(route.tell_sending(at(0)));
         assert!(!route.tell_sending(at(0)));
         assert!(route.tell_sending(at(1)));
-        let (a, b) = ("192.0.2.1:1".parse().unwrap(), "[::ffff:192.0.2.2]:1".parse().unwrap());
+        let (a, b) = (from("192.0.2.1:1"), from("[::ffff:192.0.2.2]:1"));
         assert!(route.tell_heard(at(0), a));
         assert!(!route.tell_heard(at(0), a));
         assert!(route.tell_heard(at(0), b));
-        assert!(!route.tell_heard(at(0), "192.0.2.2:1".parse().unwrap()), "it is the same address");
+        assert!(!route.tell_heard(at(0), from("192.0.2.2:1")), "it is the same address");
+        assert!(route.tell_heard(at(0), Path::Relay(RegionId(1))));
+        assert!(!route.tell_heard(at(0), Path::Relay(RegionId(1))));
         assert!(route.tell_heard(at(0), a));
         assert!(route.tell_heard(at(1), a));
     }

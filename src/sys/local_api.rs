@@ -6,6 +6,8 @@
 //! | `GET /v1/prefs`, `PATCH /v1/prefs` | -, [`PrefsChange`] | [`Prefs`] |
 //! | `GET /v1/dns` | - | [`DnsStatus`] |
 //! | `POST /v1/query` | [`Query`] | [`NameAnswer`] |
+//! | `POST /v1/netcheck` | `{}` | [`NetworkReport`] |
+//! | `POST /v1/ping` | [`PingRequest`] | [`PingReply`] or `null` |
 //! | `POST /v1/up` | [`Up`] | [`Status`] |
 //! | `POST /v1/down`, `POST /v1/logout`, `POST /v1/stop` | `{}` | [`Status`] |
 //!
@@ -29,8 +31,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ident::Secret;
-use crate::node::{DnsStatus, NameAnswer, Prefs, PrefsChange, RecordType, Status};
+use crate::ident::{NodePublic, Secret};
+use crate::node::{DnsStatus, NameAnswer, NetworkReport, PingReply, Prefs, PrefsChange, RecordType, Status};
 
 /// Where the socket is unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/pvemesh/node.sock";
@@ -65,6 +67,14 @@ pub struct Query {
     pub kind: RecordType,
 }
 
+/// Asks for a ping of a peer's paths.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PingRequest {
+    /// The peer's node key.
+    pub key: NodePublic,
+}
+
 /// What is asked of the node's process.
 #[derive(Debug)]
 pub enum Request {
@@ -78,6 +88,10 @@ pub enum Request {
     Dns,
     /// What a name means.
     Query(Query),
+    /// What the network around it is like, checked now.
+    Netcheck,
+    /// A ping of a peer's paths.
+    Ping(NodePublic),
     /// Take part.
     Up(Box<Up>),
     /// Take no part until told otherwise.
@@ -100,6 +114,10 @@ pub enum Reply {
     Dns(Box<DnsStatus>),
     /// What a name means.
     Name(Box<NameAnswer>),
+    /// What the network is like.
+    Network(Box<NetworkReport>),
+    /// What came of a ping; nothing if no answer came.
+    Pong(Option<PingReply>),
 }
 
 /// A request, and where its answer goes.
@@ -145,6 +163,8 @@ impl Server {
             .route("/v1/prefs", get(|state| ask(state, Request::Prefs)).patch(|state, Json(change)| ask(state, Request::Set(change))))
             .route("/v1/dns", get(|state| ask(state, Request::Dns)))
             .route("/v1/query", post(|state, Json(query)| ask(state, Request::Query(query))))
+            .route("/v1/netcheck", post(|state| ask(state, Request::Netcheck)))
+            .route("/v1/ping", post(|state, Json(ping): Json<PingRequest>| ask(state, Request::Ping(ping.key))))
             .route("/v1/up", post(|state, Json(up)| ask(state, Request::Up(Box::new(up)))))
             .route("/v1/down", post(|state| ask(state, Request::Down)))
             .route("/v1/logout", post(|state| ask(state, Request::LogOut)))
@@ -240,6 +260,22 @@ impl Client {
     /// As [`Self::dns`].
     pub async fn query(&self, query: &Query) -> Result<NameAnswer, LocalError> {
         self.ask("POST", "query", Some(query)).await
+    }
+
+    /// What the network around it is like; it is checked for that.
+    ///
+    /// # Errors
+    /// As [`Self::status`], or the node takes no part at this moment.
+    pub async fn netcheck(&self) -> Result<NetworkReport, LocalError> {
+        self.ask("POST", "netcheck", Some(&serde_json::json!({}))).await
+    }
+
+    /// Pings a peer's paths; `None` if no answer comes within five seconds.
+    ///
+    /// # Errors
+    /// As [`Self::netcheck`], or there is nothing to ping.
+    pub async fn ping(&self, key: &NodePublic) -> Result<Option<PingReply>, LocalError> {
+        self.ask("POST", "ping", Some(&PingRequest { key: *key })).await
     }
 
     /// Switches it on.

@@ -83,7 +83,7 @@ fn a_forced_login_gives_a_new_key_and_keeps_the_rest() {
     let after = world.laptop.wait_until_running();
     assert_eq!(lasting(&after), lasting(&before));
     assert_ne!(key_of(&after), key_of(&before));
-    assert!(world.laptop.node(&["ping", "-c", "1", "exit-1"]).status.success(), "traffic goes with the new key");
+    assert!(world.laptop.node(&["ping", "--icmp", "-c", "1", "exit-1"]).status.success(), "traffic goes with the new key");
     // A wrong key is told, and the node can go back to what it was.
     std::fs::write(world.laptop.path("wrong"), "hskey-auth-000000000000-x").unwrap();
     let out = world.laptop.up(&["--force-reauth", "--auth-key-file", world.laptop.path("wrong").to_str().unwrap()]);
@@ -238,7 +238,7 @@ fn with_shields_up_nobody_opens_a_connection_and_own_ones_work() {
     let world = joined();
     world.start_exit_node();
     let before = world.laptop.traces();
-    let (laptop, exit) = (["ping", "-c", "1", "--timeout", "1s", "laptop"], ["ping", "-c", "1", "exit-1"]);
+    let (laptop, exit) = (["ping", "--icmp", "-c", "1", "--timeout", "1s", "laptop"], ["ping", "--icmp", "-c", "1", "exit-1"]);
     wait_for("a way to the laptop", || world.exit.node(&laptop).status.success().then_some(()));
     assert!(world.laptop.node(&["set", "--shields-up"]).status.success());
     assert!(!world.exit.node(&laptop).status.success());

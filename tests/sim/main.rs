@@ -9,7 +9,9 @@
     reason = "test code"
 )]
 
+mod nat;
 mod network;
+mod relayed;
 
 use std::time::Duration;
 

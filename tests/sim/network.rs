@@ -1,14 +1,16 @@
 //! Two nodes' path cores on a network of given latency, jitter and loss, in simulated time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use pvemesh::ident::{DiscoPrivate, NodePrivate, NodePublic};
-use pvemesh::path::{Event, Path, Paths, Peer, Route};
+use pvemesh::ident::{DiscoPrivate, NodePrivate, NodePublic, RegionId};
+use pvemesh::path::{Event, Path, Paths, Peer, RelayState, Route};
 use pvemesh::time::Time;
 use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
+
+use super::nat::Nat;
 
 /// How often a node with traffic sends some.
 const DATA_EVERY: Duration = Duration::from_millis(50);
@@ -25,11 +27,18 @@ pub struct Wire {
 
 enum Packet {
     Probe(Vec<u8>),
-    Data,
+    /// With its number.
+    Data(u64),
 }
+
+/// Where both hosts are at home.
+const REGION: RegionId = RegionId(901);
+/// A STUN server's address.
+const STUN: &str = "203.0.113.250:3478";
 
 enum Step {
     Arrive { to: usize, from: SocketAddr, at: SocketAddr, packet: Packet },
+    Relayed { to: usize, packet: Packet },
     Talk(usize),
 }
 
@@ -42,6 +51,11 @@ pub struct Host {
     route: Route,
     /// When data last arrived, and how much was sent and arrived.
     pub heard: Option<Time>,
+    pub first: Option<Time>,
+    /// The numbers of what arrived.
+    pub distinct: BTreeSet<u64>,
+    /// Where a STUN server has seen it.
+    seen: Option<SocketAddr>,
     pub sent: u64,
     pub received: u64,
     /// When the way to the peer changed.
@@ -53,6 +67,10 @@ pub struct Host {
 pub struct Network {
     pub now: Time,
     pub hosts: [Host; 2],
+    pub nats: [Option<Nat>; 2],
+    /// How long the relay takes, if there is one.
+    pub relay: Option<Duration>,
+    relay_works: bool,
     wires: Vec<Wire>,
     random: ChaCha12Rng,
     steps: BTreeMap<(Time, u64), Step>,
@@ -75,6 +93,9 @@ fn host(n: u8, seed: u64, addresses: &[&str]) -> Host {
         disco,
         route: Route::default(),
         heard: None,
+        first: None,
+        distinct: BTreeSet::new(),
+        seen: None,
         sent: 0,
         received: 0,
         moves: Vec::new(),
@@ -85,11 +106,19 @@ fn host(n: u8, seed: u64, addresses: &[&str]) -> Host {
 
 impl Host {
     pub fn best(&self) -> Option<Path> {
-        self.route.best()
+        self.route.direct().map(Path::Direct)
+    }
+
+    /// How often the address in use changed.
+    pub fn changes(&self) -> usize {
+        let mut direct: Vec<_> = self.moves.iter().map(|(_, path)| *path).collect();
+        direct.dedup();
+        direct.len()
     }
 
     fn as_peer(&self) -> Peer {
-        Peer { key: self.key, disco: Some(self.disco.public()), addresses: self.addresses.clone() }
+        let addresses = self.addresses.iter().copied().chain(self.seen).collect();
+        Peer { key: self.key, disco: Some(self.disco.public()), addresses, home: None }
     }
 }
 
@@ -97,7 +126,17 @@ impl Network {
     pub fn new(seed: u64, wires: &[Wire], addresses: [&[&str]; 2]) -> Self {
         let hosts = [host(1, seed, addresses[0]), host(2, seed, addresses[1])];
         let random = ChaCha12Rng::seed_from_u64(seed);
-        let mut network = Self { now: Time::default(), hosts, wires: wires.to_vec(), random, steps: BTreeMap::new(), count: 0 };
+        let mut network = Self {
+            now: Time::default(),
+            hosts,
+            nats: [None, None],
+            relay: None,
+            relay_works: true,
+            wires: wires.to_vec(),
+            random,
+            steps: BTreeMap::new(),
+            count: 0,
+        };
         network.tell_map();
         for n in 0..2 {
             network.add(network.now + DATA_EVERY, Step::Talk(n));
@@ -108,10 +147,43 @@ impl Network {
     /// The coordinator tells both where the other may be reached.
     pub fn tell_map(&mut self) {
         for n in 0..2 {
-            let peer = self.hosts[1 - n].as_peer();
+            let peer = Peer { home: self.relay.map(|_| REGION), ..self.hosts[1 - n].as_peer() };
             let now = self.now;
             self.hosts[n].paths.set_peers(now, &[peer]);
             self.drain(n);
+        }
+    }
+
+    /// Both find out where others see them.
+    pub fn look_outside(&mut self) {
+        (0..2).for_each(|n| self.look(n));
+    }
+
+    fn look(&mut self, n: usize) {
+        let now = self.now;
+        self.hosts[n].seen = self.nats[n].as_mut().map(|nat| nat.leaves(now, address(STUN)));
+        let all = self.hosts[n].addresses.iter().copied().chain(self.hosts[n].seen).collect();
+        self.hosts[n].paths.set_endpoints(now, all);
+    }
+
+    /// Carries out what a host's core says.
+    pub fn settle(&mut self, n: usize) {
+        self.drain(n);
+    }
+
+    /// The relay dies, or comes back.
+    pub fn set_relay(&mut self, works: bool) {
+        self.relay_works = works;
+        for n in 0..2 {
+            let now = self.now;
+            self.hosts[n].paths.set_relay(now, REGION, if works { RelayState::Up } else { RelayState::Down });
+            self.drain(n);
+        }
+    }
+
+    fn send_relayed(&mut self, n: usize, packet: Packet) {
+        if let Some(latency) = self.relay.filter(|_| self.relay_works) {
+            self.add(self.now + latency, Step::Relayed { to: 1 - n, packet });
         }
     }
 
@@ -127,7 +199,9 @@ impl Network {
     fn send(&mut self, n: usize, to: SocketAddr, packet: Packet) {
         let on = |wire: &Wire, address: &SocketAddr| address.to_string().starts_with(wire.prefix);
         let Some(wire) = self.wires.iter().find(|wire| on(wire, &to)).copied() else { return };
-        let Some(from) = self.hosts[n].addresses.iter().find(|own| on(&wire, own)).copied() else { return };
+        let outside = self.nats[n].as_mut().map(|nat| nat.leaves(self.now, to));
+        let inside = || self.hosts[n].addresses.iter().find(|own| on(&wire, own)).copied();
+        let Some(from) = outside.or_else(inside) else { return };
         let jitter = wire.jitter.mul_f64(f64::from(self.random.next_u32()) / f64::from(u32::MAX));
         if self.random.next_u32() % 1000 >= wire.lost {
             self.add(self.now + wire.latency + jitter, Step::Arrive { to: 1 - n, from, at: to, packet });
@@ -136,22 +210,29 @@ impl Network {
 
     fn drain(&mut self, n: usize) {
         while let Some(transmit) = self.hosts[n].paths.poll_transmit() {
-            let Path::Direct(to) = transmit.to;
             let now = self.now;
             self.hosts[n].probes.push(now);
-            self.send(n, to, Packet::Probe(transmit.contents));
+            match transmit.to {
+                Path::Direct(to) => self.send(n, to, Packet::Probe(transmit.contents)),
+                Path::Relay(_) => self.send_relayed(n, Packet::Probe(transmit.contents)),
+            }
         }
         let (host, peer) = (n, self.hosts[1 - n].key);
         let host = &mut self.hosts[host];
+        let mut refresh = false;
         while let Some(event) = host.paths.poll_event() {
             match event {
-                Event::Moved(_) => host.moves.push((self.now, host.paths.route(&peer).0)),
+                Event::Moved(_) => host.moves.push((self.now, host.paths.route(&peer).direct.map(Path::Direct))),
                 Event::Restarted(_) => host.restarts += 1,
+                Event::Refresh => refresh = true,
                 Event::Meet(_) | Event::Answered { .. } => {}
             }
         }
-        let (best, probed) = host.paths.route(&peer);
-        host.route.set(best, probed);
+        host.route.set(host.paths.route(&peer));
+        if refresh {
+            self.look(n);
+            self.drain(n);
+        }
     }
 
     fn step(&mut self, step: Step) {
@@ -167,30 +248,45 @@ impl Network {
                         self.drain(n);
                     }
                     self.hosts[n].sent += 1;
-                    if let Some(Path::Direct(to)) = self.hosts[n].best() {
-                        self.send(n, to, Packet::Data);
+                    let (number, ways) = (self.hosts[n].sent, self.hosts[n].route.ways(now));
+                    if let Some(to) = ways.direct {
+                        self.send(n, to, Packet::Data(number));
+                    }
+                    if ways.relay.is_some() {
+                        self.send_relayed(n, Packet::Data(number));
                     }
                 }
             }
             Step::Arrive { to: n, from, at, packet } => {
-                if !self.hosts[n].addresses.contains(&at) {
-                    return;
+                let arrives = match &self.nats[n] {
+                    Some(nat) => nat.ip == at.ip() && nat.lets_in(now, at, from),
+                    None => self.hosts[n].addresses.contains(&at),
+                };
+                if arrives {
+                    self.arrived(n, Path::Direct(from), packet);
                 }
-                let peer = self.hosts[1 - n].key;
-                let host = &mut self.hosts[n];
-                match packet {
-                    Packet::Probe(contents) => host.paths.handle_datagram(now, from, &contents),
-                    Packet::Data => {
-                        host.heard = Some(now);
-                        host.received += 1;
-                        if host.route.tell_heard(now, from) {
-                            host.paths.heard(now, &peer, from);
-                        }
-                    }
+            }
+            Step::Relayed { to: n, packet } => self.arrived(n, Path::Relay(REGION), packet),
+        }
+    }
+
+    fn arrived(&mut self, n: usize, from: Path, packet: Packet) {
+        let (now, peer) = (self.now, self.hosts[1 - n].key);
+        let host = &mut self.hosts[n];
+        match (packet, from) {
+            (Packet::Probe(contents), Path::Direct(from)) => host.paths.handle_datagram(now, from, &contents),
+            (Packet::Probe(contents), Path::Relay(region)) => host.paths.handle_relayed(now, region, peer, &contents),
+            (Packet::Data(number), from) => {
+                host.heard = Some(now);
+                host.first.get_or_insert(now);
+                host.received += 1;
+                host.distinct.insert(number);
+                if host.route.tell_heard(now, from) {
+                    host.paths.heard(now, &peer, from);
                 }
-                self.drain(n);
             }
         }
+        self.drain(n);
     }
 
     /// Lets time pass.

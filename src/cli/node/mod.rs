@@ -1,6 +1,7 @@
 //! `pvemesh node`: the mesh member on this machine. Names and flags are those of `tailscale` where both have the thing.
 
 mod dns;
+mod netcheck;
 mod ping;
 mod show;
 mod up;
@@ -49,8 +50,10 @@ enum Command {
         /// Another node's addresses, by name.
         peer: Option<String>,
     },
-    /// Send ICMP echo requests to a node through the mesh, and say which way they went.
+    /// Ping a node and say which way the answer came: directly or through a relay.
     Ping(ping::Ping),
+    /// Say what the network around this node is like: UDP, NAT, relays.
+    Netcheck,
     /// Say whose address that is.
     Whois {
         /// An address, with or without a port.
@@ -196,6 +199,7 @@ pub(super) async fn run(node: &Node, output: &Output) -> Result<(), Failure> {
         Command::Status => show::status(&client, output).await,
         Command::Ip { v4, v6, peer } => show::addresses(&client, output, (*v4, *v6), peer.as_deref()).await,
         Command::Ping(ping) => ping::run(ping, &client, output).await,
+        Command::Netcheck => netcheck::run(&client, output).await,
         Command::Whois { address } => whois::run(address, &client, output).await,
         Command::Dns(dns) => dns::run(dns, &client, output).await,
         Command::Set(wishes) => {

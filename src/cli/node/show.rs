@@ -110,14 +110,17 @@ fn doing(peer: &PeerStatus) -> String {
     let mut parts = Vec::new();
     if !peer.online {
         parts.push(peer.last_seen.map_or_else(|| "offline".to_owned(), |seen| format!("offline, last seen {seen:.0}")));
-    } else if peer.cur_addr.is_empty() {
+    } else if peer.path.is_empty() {
         parts.push("idle".to_owned());
-    } else if !peer.active {
-        parts.push(format!("idle; direct {}, tx {} rx {}", peer.cur_addr, peer.tx_bytes, peer.rx_bytes));
     } else {
-        parts.push(format!("active; direct {}, tx {} rx {}", peer.cur_addr, peer.tx_bytes, peer.rx_bytes));
+        let active = if peer.active { "active" } else { "idle" };
+        let path =
+            if peer.path == "relay" { format!("relay \"{}\"", printable(&peer.path_relay)) } else { format!("direct {}", peer.cur_addr) };
+        let since = peer.path_since.map(|since| format!(" since {since:.0}")).unwrap_or_default();
+        let why = if peer.path_reason.is_empty() { String::new() } else { format!(" ({})", printable(&peer.path_reason)) };
+        parts.push(format!("{active}; {path}{since}{why}, tx {} rx {}", peer.tx_bytes, peer.rx_bytes));
     }
-    if peer.cur_addr.is_empty() && !peer.relay.is_empty() {
+    if peer.path.is_empty() && !peer.relay.is_empty() {
         parts.push(format!("home relay \"{}\"", printable(&peer.relay)));
     }
     if peer.expired {

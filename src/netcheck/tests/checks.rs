@@ -199,6 +199,22 @@ fn the_home_does_not_move_while_the_coordinator_is_away() {
 }
 
 #[test]
+fn a_home_that_dies_is_left_at_once_though_it_was_heard_a_moment_ago() {
+    let mut bench = Bench::new(&[3, 4]);
+    bench.answer(at(5), 0, V4);
+    bench.pass(at(3000));
+    assert_eq!(bench.checker.home(), Some(region(3)));
+    bench.checker.note_heard(at(4000), region(3));
+    bench.checker.note_lost(at(4100), region(3));
+    let begin = bench.sent.len();
+    bench.drain(at(4100));
+    let other = (begin..bench.sent.len()).find(|n| bench.sent[*n].1 == region(4)).unwrap();
+    bench.answer(at(4140), other, V4);
+    bench.pass(at(8000));
+    assert_eq!(bench.checker.home(), Some(region(4)));
+}
+
+#[test]
 fn while_there_is_traffic_a_check_follows_every_twenty_to_twenty_six_seconds() {
     let mut bench = Bench::new(&[3]);
     bench.answer(at(1), 0, V4);

@@ -97,6 +97,6 @@ fn a_peer_without_a_disco_key_is_never_pinged_and_costs_no_deadline() {
     bench.hear(at(0), LAN);
     bench.ask(at(0));
     assert_eq!((bench.sent(), bench.paths.poll_timeout()), (Vec::new(), None));
-    assert!(!bench.paths.route(&node(THEM)).1);
+    assert!(!bench.paths.route(&node(THEM)).probed);
     assert_eq!(bench.paths.ping(at(0), &node(THEM), 1), Err(Unreached::NoDisco));
 }

@@ -118,7 +118,7 @@ fn several_nodes_may_have_one_disco_key() {
     for (to, tx) in pings {
         bench.pong(ms(10), &to.to_string(), tx);
     }
-    assert_eq!((bench.best(), bench.paths.route(&node(3)).0), (Some(direct(WAN)), Some(direct(CAFE))));
+    assert_eq!((bench.best(), bench.paths.route(&node(3)).direct), (Some(direct(WAN)), Some(address(CAFE))));
     // A ping that does not say which of them it is from is a candidate for both, and gets one pong.
     bench.receive(at(8), LAN, &Message::Ping { tx: TxId([1; 12]), node: None });
     let sent = bench.sent();

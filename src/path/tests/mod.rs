@@ -5,12 +5,13 @@
 mod choice;
 mod messages;
 mod probing;
+mod relayed;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::*;
-use crate::ident::{DiscoPrivate, DiscoPublic, NodePublic};
+use crate::ident::{DiscoPrivate, DiscoPublic, NodePublic, RegionId};
 use crate::time::Time;
 use crate::wire::disco::{Envelope, Message, SharedKey, TxId};
 
@@ -51,6 +52,7 @@ struct Bench {
     paths: Paths,
     them: DiscoPrivate,
     sent: Vec<(SocketAddr, Message)>,
+    relayed: Vec<(RegionId, Message)>,
     events: Vec<Event>,
     next_tx: u8,
 }
@@ -59,7 +61,7 @@ impl Bench {
     fn with(peers: &[Peer]) -> Self {
         let mut paths = Paths::new(node(US), disco(US), [7; 32]);
         paths.set_peers(at(0), peers);
-        Self { paths, them: disco(THEM), sent: Vec::new(), events: Vec::new(), next_tx: 0 }
+        Self { paths, them: disco(THEM), sent: Vec::new(), relayed: Vec::new(), events: Vec::new(), next_tx: 0 }
     }
 
     /// A bench with one peer that has a disco key.
@@ -78,10 +80,14 @@ impl Bench {
     }
 
     fn drain(&mut self) {
-        while let Some(Transmit { to: Path::Direct(to), contents }) = self.paths.poll_transmit() {
+        while let Some(Transmit { to, contents, .. }) = self.paths.poll_transmit() {
             let envelope = Envelope::parse(&contents).unwrap();
             assert_eq!(envelope.sender, disco(US).public());
-            self.sent.push((to, Message::decode(&self.key().open(&envelope).unwrap()).unwrap()));
+            let message = Message::decode(&self.key().open(&envelope).unwrap()).unwrap();
+            match to {
+                Path::Direct(to) => self.sent.push((to, message)),
+                Path::Relay(region) => self.relayed.push((region, message)),
+            }
         }
         self.events.extend(std::iter::from_fn(|| self.paths.poll_event()));
     }
@@ -127,7 +133,7 @@ impl Bench {
     }
 
     fn hear(&mut self, now: Time, from: &str) {
-        self.paths.heard(now, &node(THEM), address(from));
+        self.paths.heard(now, &node(THEM), direct(from));
     }
 
     fn ask(&mut self, now: Time) -> Vec<Path> {
@@ -135,11 +141,11 @@ impl Bench {
     }
 
     fn answered(&mut self, now: Time, from: &str) {
-        self.paths.answered(now, &node(THEM), address(from));
+        self.paths.answered(now, &node(THEM), direct(from));
     }
 
     fn best(&self) -> Option<Path> {
-        self.paths.route(&node(THEM)).0
+        self.paths.route(&node(THEM)).direct.map(Path::Direct)
     }
 
     /// Sends data at `now` and answers the pings to these addresses, each so many milliseconds later.
@@ -165,7 +171,8 @@ impl Bench {
 }
 
 fn peer(addresses: &[&str]) -> Peer {
-    Peer { key: node(THEM), disco: Some(disco(THEM).public()), addresses: addresses.iter().map(|a| address(a)).collect() }
+    let addresses = addresses.iter().map(|a| address(a)).collect();
+    Peer { key: node(THEM), disco: Some(disco(THEM).public()), addresses, home: None }
 }
 
 fn without_disco(addresses: &[&str]) -> Bench {

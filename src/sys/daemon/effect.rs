@@ -1,6 +1,7 @@
 //! What the map means on this machine, put into effect: packet engine and routing, by the machine's own networks.
 
 use super::DaemonError;
+use super::outside::Outside;
 use super::surroundings::{self, Surroundings};
 use crate::coord::client::NetMap;
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
@@ -9,6 +10,7 @@ use crate::node::{Assembly, Prefs, Situation, TUN_MTU, Traffic, assemble};
 use crate::sys::clock;
 use crate::sys::engine::{Engine, EngineOptions};
 use crate::sys::router::Router;
+use crate::sys::survey::Outlook;
 
 /// Engine, router, and what they were last told.
 #[derive(Debug)]
@@ -18,6 +20,7 @@ pub(super) struct Effect {
     surroundings: Surroundings,
     router: Router,
     engine: Option<Engine>,
+    outside: Option<Outside>,
     assembly: Option<Assembly>,
 }
 
@@ -29,6 +32,7 @@ impl Effect {
             surroundings: Surroundings::default(),
             router: Router::new().await?,
             engine: None,
+            outside: None,
             assembly: None,
         })
     }
@@ -61,14 +65,39 @@ impl Effect {
                 disco: disco.clone(),
                 mark: Some(BYPASS_MARK),
             };
-            self.engine = Some(Engine::start(options).map_err(DaemonError::Engine)?);
+            let engine = Engine::start(options).map_err(DaemonError::Engine)?;
+            let outside = Outside::start(&engine, key).map_err(DaemonError::Engine)?;
+            outside.set_addresses(&self.surroundings.addresses);
+            (self.engine, self.outside) = (Some(engine), Some(outside));
         }
         Ok(())
     }
 
     /// Stops the engine; routing stays for the one that follows.
     pub(super) fn drop_engine(&mut self) {
-        self.engine = None;
+        (self.outside, self.engine) = (None, None);
+    }
+
+    pub(super) fn engine(&self) -> Option<&Engine> {
+        self.engine.as_ref()
+    }
+
+    /// What the engine has around it.
+    pub(super) fn outside(&self) -> Option<&Outside> {
+        self.outside.as_ref()
+    }
+
+    /// Waits until more is known of the network; for ever, while the engine does not run.
+    pub(super) async fn outlook_changed(&mut self) {
+        match &mut self.outside {
+            Some(outside) => outside.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What is known of the network.
+    pub(super) fn outlook(&mut self) -> Outlook {
+        self.outside.as_mut().map(Outside::look).unwrap_or_default()
     }
 
     /// Gives engine and router what map, preferences and networks mean together.
@@ -76,6 +105,9 @@ impl Effect {
         let Some(engine) = &self.engine else { return };
         let situation = Situation { interface: &self.interface, local_networks: &self.surroundings.networks, now: clock::wall() };
         let mut assembly = assemble(map, prefs, situation);
+        if let Some(outside) = &self.outside {
+            outside.set_map(map, prefs.ca_file.clone()).await;
+        }
         engine.set_peers(&assembly.peers);
         if let Err(error) = self.router.apply(&assembly.router).await {
             tracing::warn!(%error, "routing is not as it should be");
@@ -97,6 +129,9 @@ impl Effect {
                 if let Some(engine) = &self.engine {
                     engine.network_changed();
                 }
+                if let Some(outside) = &self.outside {
+                    outside.network_changed(&self.surroundings.addresses).await;
+                }
                 true
             }
             Ok(_) => false,
@@ -110,9 +145,12 @@ impl Effect {
     /// What the engine knows of its peers.
     pub(super) fn traffic(&self) -> impl Fn(&NodePublic) -> Traffic + use<> {
         let peers = self.engine.as_ref().map(Engine::peers).unwrap_or_default();
+        let now = clock::wall();
         move |key| {
             peers.iter().find(|peer| peer.key == *key).map_or_else(Traffic::default, |peer| Traffic {
                 endpoint: peer.endpoint,
+                relay: peer.way.and_then(|(way, _)| way.path.region()),
+                since: peer.way.and_then(|(way, age)| Some((now.checked_sub(age).ok()?, way.why))),
                 last_handshake: peer.last_handshake,
                 rx_bytes: peer.rx_bytes,
                 tx_bytes: peer.tx_bytes,
@@ -126,12 +164,12 @@ impl Effect {
         if let Err(error) = self.router.clear().await {
             tracing::warn!(%error, "routing could not all be undone");
         }
-        self.engine = None;
+        self.drop_engine();
     }
 
     /// Forgets a membership's peers; what is routed is changed with the next map.
     pub(super) fn forget(&mut self) {
-        self.engine = None;
+        self.drop_engine();
         self.assembly = None;
     }
 }

@@ -3,24 +3,28 @@
 //! Each part owns its state: [`Membership`] what is on disk, [`Session`] the coordinator, [`Effect`] engine and routing, [`KeptMap`]
 //! the map. Here is only what follows from one for the others.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::effect::Effect;
 use super::kept_map::KeptMap;
 use super::membership::Membership;
+use super::outside::Outside;
 use super::session::Session;
 use super::state::Store;
 use super::{DaemonError, Options, guest, surroundings};
 use crate::coord::client::{NetMap, SleepWatch};
 use crate::ident::{DiscoPrivate, NodePrivate};
 use crate::node::{
-    Machine, Prefs, PrefsChange, Progress, Renewal, Sources, Status, dns_status, endpoints, hostinfo, renewal, resolve, status,
+    Endpoint, Machine, Prefs, PrefsChange, Progress, Renewal, Sources, Status, Whereabouts, dns_status, endpoints, hostinfo, renewal,
+    resolve, status, worth_telling,
 };
 use crate::settings::DEFAULT_PORT;
 use crate::sys::control::{self, Event, Report};
+use crate::sys::engine::Engine;
 use crate::sys::local_api::{Reply, Request, Up};
 use crate::sys::{clock, entropy};
+use crate::wire::control::NetInfo;
 
 /// Every so many looks around, routing is put right even if nothing has changed: other programs remove rules.
 const LOOKS_PER_REPAIR: u32 = 6;
@@ -39,6 +43,14 @@ enum Renew {
     Due,
 }
 
+/// What happens to a node by itself.
+pub(super) enum News {
+    /// The control session tells something.
+    Session(Event),
+    /// More is known of the network.
+    Outlook,
+}
+
 /// The node.
 pub(super) struct Member {
     options: Options,
@@ -49,6 +61,9 @@ pub(super) struct Member {
     effect: Effect,
     session: Session,
     progress: Progress,
+    /// The network around the node, as the coordinator is told; and where others see the node.
+    network: NetInfo,
+    seen: Vec<SocketAddr>,
     /// Our end of the connection to the coordinator.
     local: Option<IpAddr>,
     sleep: SleepWatch,
@@ -71,6 +86,8 @@ impl Member {
             effect: Effect::new(&options.interface, port).await?,
             session: Session::default(),
             progress: Progress { interface: options.interface.clone(), ..Default::default() },
+            network: NetInfo::default(),
+            seen: Vec::new(),
             local: None,
             sleep: SleepWatch::new(clock::now(), clock::wall()),
             expired: false,
@@ -85,9 +102,54 @@ impl Member {
         Ok(member)
     }
 
-    /// What the session tells next; never, while there is none.
-    pub(super) async fn next_event(&mut self) -> Event {
-        self.session.next().await
+    /// What happens next; nothing, while the node takes no part.
+    pub(super) async fn next_news(&mut self) -> News {
+        tokio::select! {
+            event = self.session.next() => News::Session(event),
+            () = self.effect.outlook_changed() => News::Outlook,
+        }
+    }
+
+    /// Reacts to what happens.
+    pub(super) async fn on_news(&mut self, news: News) {
+        match news {
+            News::Session(event) => self.on_event(event).await,
+            News::Outlook => self.on_outlook(),
+        }
+        if let Some(outside) = self.effect.outside() {
+            outside.set_told(self.progress.online).await;
+        }
+    }
+
+    /// Tells peers and coordinator where the node may be reached now, and which relay is its home.
+    fn on_outlook(&mut self) {
+        let outlook = self.effect.outlook();
+        let home = outlook.home.map_or(0, |home| home.0.into());
+        let report = outlook.report.map(|report| report.net_info()).unwrap_or_default();
+        self.network = worth_telling(std::mem::take(&mut self.network), NetInfo { preferred_derp: home, ..report });
+        self.seen = outlook.seen;
+        if let Some(engine) = self.effect.engine() {
+            engine.set_endpoints(self.endpoints().into_iter().map(|endpoint| endpoint.address).collect());
+        }
+        self.publish();
+    }
+
+    fn endpoints(&self) -> Vec<Endpoint> {
+        endpoints(Whereabouts {
+            explicit: &self.membership.prefs().endpoints,
+            seen: &self.seen,
+            hard_nat: self.network.mapping_varies_by_dest_ip == Some(true),
+            local: &self.effect.surroundings().addresses,
+            port: self.effect.port(),
+        })
+    }
+
+    pub(super) fn engine(&self) -> Option<&Engine> {
+        self.effect.engine()
+    }
+
+    pub(super) fn outside(&self) -> Option<&Outside> {
+        self.effect.outside()
     }
 
     /// Starts engine and session and puts the last map into effect.
@@ -120,10 +182,7 @@ impl Member {
 
     fn report(&self) -> Report {
         let prefs = self.membership.prefs();
-        Report {
-            hostinfo: hostinfo(prefs, &self.machine),
-            endpoints: endpoints(&prefs.endpoints, &self.effect.surroundings().addresses, self.effect.port()),
-        }
+        Report { hostinfo: hostinfo(prefs, &self.machine, self.network.clone()), endpoints: self.endpoints() }
     }
 
     fn publish(&self) {
@@ -131,7 +190,7 @@ impl Member {
     }
 
     /// Reacts to what the session tells.
-    pub(super) async fn on_event(&mut self, event: Event) {
+    async fn on_event(&mut self, event: Event) {
         match event {
             Event::ServerKey(key) => self.membership.note_server_key(key),
             Event::Connected { local, remote } => {
@@ -270,7 +329,7 @@ impl Member {
                 let map = self.map.get().ok_or(NO_MAP)?;
                 return Ok(Reply::Name(Box::new(resolve(map, &query.name, query.kind))));
             }
-            Request::Status | Request::Stop => {}
+            Request::Status | Request::Stop | Request::Netcheck | Request::Ping(_) => {}
             Request::Up(up) => self.up(*up).await?,
             Request::Down => {
                 self.membership.change(|state| state.prefs.want_running = false)?;
@@ -384,7 +443,9 @@ impl Member {
             assembly: self.effect.assembly(),
             now: clock::wall(),
         };
-        status(sources, self.effect.traffic())
+        let mut status = status(sources, self.effect.traffic());
+        status.health.extend(self.effect.outside().and_then(Outside::health));
+        status
     }
 
     /// Takes the node out of the mesh: session, routes, TUN.

@@ -3,11 +3,14 @@
 //! One process per state directory, held by a lock. Stopping it (SIGTERM, SIGINT, or by the socket) takes routes, rules, firewall and
 //! TUN away; what a killed one left is cleared at the next start. Keys and preferences are on disk before anything depends on them.
 
+mod changes;
 mod effect;
 mod guest;
 mod kept_map;
 mod member;
 mod membership;
+mod outside;
+mod questions;
 mod session;
 pub mod state;
 mod surroundings;
@@ -127,14 +130,17 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
 
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut changes = changes::Changes::listen();
     loop {
         tokio::select! {
-            event = member.next_event() => member.on_event(event).await,
+            news = member.next_news() => member.on_news(news).await,
             _ = look.tick() => member.look_around().await,
+            () = changes.next() => member.look_around().await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             question = asked.recv() => {
-                let Some((request, answer)) = question else { break };
+                let Some(asked) = question else { break };
+                let Some((request, answer)) = member.answer_later(asked).await else { continue };
                 let ends = matches!(request, Request::Stop) || (background && matches!(request, Request::Down));
                 let reply: Result<Reply, String> = member.answer(request).await;
                 let ends = ends && reply.is_ok();

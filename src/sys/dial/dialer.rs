@@ -121,7 +121,7 @@ impl Dialer {
     }
 }
 
-async fn connect_address(address: SocketAddr) -> io::Result<TcpStream> {
+pub(in crate::sys) async fn connect_address(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     mark_socket(&socket)?;
     let stream = socket.connect(address).await?;

@@ -17,8 +17,12 @@ use std::time::Duration;
 
 pub use connection::{BodyStream, ControlConnection, fetch_server_key};
 pub use dialer::Dialer;
+pub(super) use dialer::connect_address;
 pub use origin::Origin;
+pub(super) use race::first_success;
+pub(super) use socket::Stream;
 pub use socket::mark_socket;
+pub(super) use tls::roots;
 
 use crate::wire::control::noise::HandshakeError;
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// Runs attempts, given with the time after which each begins at the latest. `None` if there are none; the error is that of the last
 /// one in the list.
-pub(super) async fn first_success<T, E, F>(attempts: Vec<(Duration, F)>) -> Option<Result<T, E>>
+pub(in crate::sys) async fn first_success<T, E, F>(attempts: Vec<(Duration, F)>) -> Option<Result<T, E>>
 where
     F: Future<Output = Result<T, E>>,
 {

@@ -36,7 +36,7 @@ pub(super) fn settings(trust: Trust<'_>) -> io::Result<Arc<rustls::ClientConfig>
     Ok(Arc::new(config))
 }
 
-fn roots(file: Option<&Path>) -> io::Result<rustls::RootCertStore> {
+pub(in crate::sys) fn roots(file: Option<&Path>) -> io::Result<rustls::RootCertStore> {
     let mut roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Ok(certificates) = CertificateDer::pem_file_iter(Path::new(SYSTEM_BUNDLE)) {
         roots.add_parsable_certificates(certificates.filter_map(Result::ok));

@@ -69,6 +69,12 @@ counters! {
     junk,
     /// Dropped: STUN answers that nobody here asked for.
     unasked,
+    /// Handed to relays.
+    relay_out,
+    /// Brought by relays.
+    relay_in,
+    /// Dropped: a queue to or from a relay was full.
+    relay_full,
     /// Cookies sent because of a flood of handshakes.
     cookies,
     /// Handshake initiations sent, each way to a peer counted singly.

@@ -1,7 +1,7 @@
 //! From the socket to the TUN.
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,9 @@ use rustix::event::PollFlags;
 use super::Shared;
 use super::counters::add;
 use super::outbound::initiate;
+use super::relays::Arrived;
 use super::table::{Peer, State, Table};
+use crate::ident::NodePublic;
 use crate::path::Path;
 use crate::sys::offload::Offload;
 use crate::tunnel::demux::{Kind, classify};
@@ -23,22 +25,48 @@ use crate::wire::tsmp;
 const MESSAGES: usize = 4;
 const MESSAGE: usize = 65_536;
 
-/// Sends a message straight back to where something came from.
-fn reply(shared: &Shared, to: SocketAddr, message: &[u8]) {
-    shared.socket.send_now(shared, to, message);
+/// Where a message came from: by which way, and through a relay from whom, for which the relay vouches.
+#[derive(Debug, Clone, Copy)]
+struct Origin {
+    path: Path,
+    sender: Option<NodePublic>,
+}
+
+impl Origin {
+    /// What stands for it in cookies.
+    fn ip(&self) -> IpAddr {
+        self.path.as_address().ip()
+    }
+
+    /// Whether a message that names this peer may come from there: nobody speaks for another through a relay.
+    fn may_be(&self, peer: &NodePublic) -> bool {
+        self.sender.is_none_or(|sender| sender == *peer)
+    }
+
+    /// Sends a message straight back.
+    fn reply(&self, shared: &Shared, message: &[u8]) {
+        match (self.path, self.sender) {
+            (Path::Direct(to), _) => shared.socket.send_now(shared, to, message),
+            (path, Some(sender)) => shared.send_by(path, &sender, message),
+            (Path::Relay(_), None) => {}
+        }
+    }
 }
 
 /// Sends what waited for a session.
 fn release(shared: &Shared, peer: &Peer, state: &mut State, room: &mut [u8]) {
     while let Some(length) = state.tunnel.release(room) {
-        let Some(Path::Direct(to)) = state.route.best() else { return };
-        reply(shared, to, room.get(..length).unwrap_or_default());
+        let ways = state.route.ways(shared.now());
+        if ways.is_none() {
+            return;
+        }
+        shared.send_on(ways, &peer.key, room.get(..length).unwrap_or_default());
         peer.tx_bytes.fetch_add(length as u64, Ordering::Relaxed);
     }
 }
 
 /// A handshake message that passed the gate, or a cookie.
-fn handshake(shared: &Shared, peer: &Peer, from: SocketAddr, message: &[u8], room: &mut [u8]) {
+fn handshake(shared: &Shared, peer: &Peer, from: Origin, message: &[u8], room: &mut [u8]) {
     let mut state = peer.lock();
     match state.tunnel.open(from.ip(), message, room) {
         Opened::Reply { message, established } => {
@@ -46,14 +74,14 @@ fn handshake(shared: &Shared, peer: &Peer, from: SocketAddr, message: &[u8], roo
                 // Only the peer could answer what we sent. An initiation may be an old one, sent again by anyone: it gets
                 // its response, and the path moves when data follows.
                 let mut paths = shared.paths();
-                paths.answered(shared.now(), &peer.key, from);
+                paths.answered(shared.now(), &peer.key, from.path);
                 state.follow(&paths, &peer.key);
-                tracing::debug!(peer = peer.name, %from, "handshake answered");
+                tracing::debug!(peer = peer.name, from = ?from.path, "handshake answered");
             } else {
                 shared.paths().met(shared.now(), &peer.key);
             }
             state.sent = shared.now();
-            reply(shared, from, message);
+            from.reply(shared, message);
             release(shared, peer, &mut state, room);
         }
         Opened::Refused(refusal) => shared.counters.refuse(refusal),
@@ -150,7 +178,7 @@ fn write_singly(shared: &Shared, pieces: &[IoSlice<'_>]) {
 struct Arrival<'a> {
     shared: &'a Shared,
     table: &'a Table,
-    from: SocketAddr,
+    from: Origin,
 }
 
 impl Arrival<'_> {
@@ -163,6 +191,7 @@ impl Arrival<'_> {
                 Kind::Data { receiver } => self.table.by_receiver(receiver).map(|peer| (peer, receiver)),
                 _ => None,
             };
+            let peer = peer.filter(|(peer, _)| self.from.may_be(&peer.key));
             next = match peer {
                 Some((peer, receiver)) => self.data(peer, receiver, std::iter::once(one).chain(&mut rest), opening),
                 None => {
@@ -211,15 +240,15 @@ impl Arrival<'_> {
                 }
                 Opened::Nothing => authentic = true,
                 Opened::Refused(refusal) => shared.counters.refuse(refusal),
-                Opened::Reply { message, .. } => reply(shared, from, message),
+                Opened::Reply { message, .. } => from.reply(shared, message),
             }
         }
         if authentic {
             let now = shared.now();
-            told = state.route.tell_heard(now, from);
+            told = state.route.tell_heard(now, from.path);
             if told {
                 let mut paths = shared.paths();
-                paths.heard(now, &peer.key, from);
+                paths.heard(now, &peer.key, from.path);
                 state.follow(&paths, &peer.key);
             }
             peer.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -237,9 +266,13 @@ impl Arrival<'_> {
 
 /// Data for a session we do not have: if it comes from where a peer is known to be, we were restarted and the peer does not know.
 /// A handshake now spares it the 15 s until it would notice. The peer's tunnel starts no second one while this is under way.
-fn lost(shared: &Shared, table: &Table, from: SocketAddr, room: &mut [u8]) {
+fn lost(shared: &Shared, table: &Table, from: Origin, room: &mut [u8]) {
     add(&shared.counters.no_session, 1);
-    let Some(peer) = table.by_endpoint(from) else { return };
+    let peer = match (from.path, from.sender) {
+        (Path::Direct(address), _) => table.by_endpoint(address),
+        (Path::Relay(_), sender) => sender.and_then(|sender| table.by_key(&sender)),
+    };
+    let Some(peer) = peer else { return };
     let mut state = peer.lock();
     if !state.tunnel.has_session()
         && let Some(length) = state.tunnel.initiate(room)
@@ -249,38 +282,48 @@ fn lost(shared: &Shared, table: &Table, from: SocketAddr, room: &mut [u8]) {
 }
 
 /// A message that is not data.
-fn control(shared: &Shared, table: &Table, from: SocketAddr, message: &[u8], room: &mut [u8]) {
+fn control(shared: &Shared, table: &Table, from: Origin, message: &[u8], room: &mut [u8]) {
     let counters = &shared.counters;
     let mut cookie = [0; MIN_ROOM];
     match classify(message) {
         kind @ (Kind::Initiation | Kind::Response { .. }) => match shared.gate.admit(from.ip(), message, &mut cookie) {
             Admission::Initiation(key) => match table.by_key(&key) {
-                Some(peer) => handshake(shared, peer, from, message, room),
-                None => {
+                Some(peer) if from.may_be(&key) => handshake(shared, peer, from, message, room),
+                known => {
                     add(&counters.stranger, 1);
-                    shared.strangers().keep(shared.now(), key, from, message);
+                    if known.is_none() && from.may_be(&key) {
+                        shared.strangers().keep(shared.now(), key, from.path.as_address(), message);
+                    }
                 }
             },
             Admission::Response => {
                 let Kind::Response { receiver } = kind else { return };
-                match table.by_receiver(receiver) {
+                match table.by_receiver(receiver).filter(|peer| from.may_be(&peer.key)) {
                     Some(peer) => handshake(shared, peer, from, message, room),
                     None => add(&counters.no_session, 1),
                 }
             }
             Admission::Cookie(cookie) => {
                 add(&counters.cookies, 1);
-                reply(shared, from, cookie);
+                from.reply(shared, cookie);
             }
             Admission::Refused(refusal) => counters.refuse(refusal),
         },
-        Kind::Cookie { receiver } => match table.by_receiver(receiver) {
+        Kind::Cookie { receiver } => match table.by_receiver(receiver).filter(|peer| from.may_be(&peer.key)) {
             Some(peer) => handshake(shared, peer, from, message, room),
             None => add(&counters.no_session, 1),
         },
         Kind::Data { .. } => lost(shared, table, from, room),
-        Kind::Disco => shared.attend(|paths, now| paths.handle_datagram(now, from, message)),
-        Kind::Stun => add(&counters.unasked, 1),
+        Kind::Disco => shared.attend(|paths, now| match (from.path, from.sender) {
+            (Path::Direct(address), _) => paths.handle_datagram(now, address, message),
+            (Path::Relay(region), Some(sender)) => paths.handle_relayed(now, region, sender, message),
+            (Path::Relay(_), None) => {}
+        }),
+        Kind::Stun => {
+            if from.sender.is_some() || shared.stun.try_send((shared.now(), message.to_vec())).is_err() {
+                add(&counters.unasked, 1);
+            }
+        }
         Kind::Junk => add(&counters.junk, 1),
     }
 }
@@ -292,9 +335,28 @@ pub(super) fn meet_strangers(shared: &Shared) {
     let known = shared.strangers().take(shared.now(), |key| table.by_key(key).is_some());
     for stranger in known {
         if let Some(peer) = table.by_key(&stranger.key) {
-            handshake(shared, peer, stranger.from, &stranger.message, &mut room);
+            let path = Path::from_address(stranger.from);
+            let from = Origin { path, sender: path.region().map(|_| stranger.key) };
+            handshake(shared, peer, from, &stranger.message, &mut room);
         }
     }
+}
+
+/// What relays have brought.
+fn relayed(shared: &Shared, opening: &mut Opening) {
+    let arrived = shared.relays.take_arrived();
+    if arrived.is_empty() {
+        return;
+    }
+    let table = shared.table();
+    for Arrived { region, from, packet } in arrived {
+        let from = Origin { path: Path::Relay(region), sender: Some(from) };
+        if opening.room().len() < 2 * MESSAGE {
+            opening.write(shared);
+        }
+        Arrival { shared, table: &table, from }.message(&packet, packet.len(), opening);
+    }
+    opening.write(shared);
 }
 
 /// The inbound thread.
@@ -308,11 +370,13 @@ pub(super) fn run(shared: &Shared) {
             let mut slices: [IoSliceMut<'_>; MESSAGES] = std::array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
             shared.socket.receive(&mut slices, &mut meta)
         };
+        relayed(shared, &mut opening);
         match received {
             Ok(count) => {
                 let table = shared.table();
                 for (contents, meta) in buffer.chunks_exact(MESSAGE).zip(&meta).take(count) {
-                    let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+                    let path = Path::Direct(SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port()));
+                    let from = Origin { path, sender: None };
                     let contents = contents.get(..meta.len).unwrap_or_default();
                     add(&shared.counters.udp_receives, 1);
                     add(&shared.counters.udp_in, contents.len().div_ceil(meta.stride.max(1)) as u64);
@@ -324,7 +388,7 @@ pub(super) fn run(shared: &Shared) {
                 if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
                     tracing::debug!(%error, "the socket cannot be read");
                 }
-                shared.wait(Some((shared.socket.as_fd(), PollFlags::IN)), None);
+                shared.wait([(shared.socket.as_fd(), PollFlags::IN), (shared.relays.as_fd(), PollFlags::IN)], None);
             }
         }
     }

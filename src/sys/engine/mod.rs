@@ -8,12 +8,15 @@
 //! replaced whole, and lock a peer for a batch of its packets. No packet allocates (but those that wait for a session).
 //! The core that finds the ways has a lock of its own, which data meets about once a second for each peer: what it has decided
 //! lies with the peer. It may be taken while a peer is locked, never the other way round.
+//! Relays are reached by others, on tokio, through [`Door`]; the queues between them and the threads drop rather than wait.
 //! Nothing that arrives can stop the engine: what is bad is counted in [`Counters`] and dropped.
 
 mod counters;
+mod door;
 mod inbound;
 mod outbound;
 mod probes;
+mod relays;
 mod socket;
 mod table;
 mod timers;
@@ -21,23 +24,26 @@ mod timers;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, mpsc, oneshot};
 
 pub use counters::Counters;
+pub use door::Door;
 use probes::Probing;
+pub use relays::Outgoing;
+use relays::Relays;
 use socket::Socket;
 use table::{Registry, Table};
 
 use super::offload::Tun;
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::PeerConfig;
-use crate::path::{self, Pong, Unreached};
+use crate::path::{self, Pong, Unreached, Way};
 use crate::time::{Time, Wall};
 use crate::tunnel::{Gate, Strangers};
 
@@ -67,6 +73,8 @@ pub struct PeerStatus {
     pub endpoint: Option<SocketAddr>,
     /// How long an answer takes on the way there and back, if the address is proven by probes at this moment.
     pub latency: Option<Duration>,
+    /// How it is reached, for how long, and why so; `None` if nobody has talked to it.
+    pub way: Option<(Way, Duration)>,
     /// When the keys in use, or the last ones, were agreed on.
     pub last_handshake: Option<Wall>,
     /// Bytes of IP packets received from the peer.
@@ -74,6 +82,11 @@ pub struct PeerStatus {
     /// Bytes of IP packets sent to the peer.
     pub tx_bytes: u64,
 }
+
+/// A datagram that looks like STUN, and when it came.
+pub type StunAnswer = (Time, Vec<u8>);
+/// STUN answers that wait to be looked at; whoever floods us with more keeps us from our own, no more.
+const STUN_QUEUE: usize = 64;
 
 /// What the threads share.
 struct Shared {
@@ -84,6 +97,13 @@ struct Shared {
     counters: counters::Shared,
     strangers: Mutex<Strangers>,
     probing: Probing,
+    relays: Relays,
+    /// STUN answers, with the time they came.
+    stun: mpsc::Sender<StunAnswer>,
+    /// The own addresses are to be found out anew.
+    refresh: Arc<Notify>,
+    /// When data last went to some peer, in nanoseconds; 0 is never.
+    traffic: AtomicU64,
     started: Instant,
     stopping: AtomicBool,
     wake: OwnedFd,
@@ -102,18 +122,20 @@ impl Shared {
         self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn last_traffic(&self) -> Option<Time> {
+        let at = self.traffic.load(Ordering::Relaxed);
+        (at != 0).then(|| Time::from_start(Duration::from_nanos(at)))
+    }
+
     fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// Waits until the descriptor is ready, the time is up or the engine stops. Whoever calls tries again either way.
-    fn wait(&self, fd: Option<(BorrowedFd<'_>, PollFlags)>, limit: Option<Timespec>) {
+    /// Waits until one of the descriptors is ready, the time is up or the engine stops. Whoever calls tries again either way.
+    fn wait<const N: usize>(&self, fds: [(BorrowedFd<'_>, PollFlags); N], limit: Option<Timespec>) {
         let stop = PollFd::new(&self.wake, PollFlags::IN);
-        let result = match fd {
-            Some((fd, flags)) => rustix::event::poll(&mut [stop, PollFd::from_borrowed_fd(fd, flags)], limit.as_ref()),
-            None => rustix::event::poll(&mut [stop], limit.as_ref()),
-        };
-        if let Err(error) = result
+        let mut all: Vec<PollFd<'_>> = fds.into_iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).chain([stop]).collect();
+        if let Err(error) = rustix::event::poll(&mut all, limit.as_ref())
             && error != rustix::io::Errno::INTR
         {
             tracing::error!(%error, "cannot wait for the TUN or the socket");
@@ -127,6 +149,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     registry: Mutex<Registry>,
     threads: Vec<JoinHandle<()>>,
+    stun: Mutex<Option<mpsc::Receiver<StunAnswer>>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -157,6 +180,7 @@ impl Engine {
         })?;
         tracing::info!(interface = options.interface, port = socket.port(), offload = ?tun.offload, "packet engine started");
         let probing = Probing::new(&options)?;
+        let (stun, answers) = mpsc::channel(STUN_QUEUE);
         let shared = Arc::new(Shared {
             tun,
             socket,
@@ -165,6 +189,10 @@ impl Engine {
             counters: counters::Shared::default(),
             strangers: Mutex::default(),
             probing,
+            relays: Relays::new()?,
+            stun,
+            refresh: Arc::default(),
+            traffic: AtomicU64::new(0),
             started: Instant::now(),
             stopping: AtomicBool::new(false),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -172,7 +200,7 @@ impl Engine {
         let mut first_index = [0; 4];
         getrandom::fill(&mut first_index).map_err(|error| io::Error::other(error.to_string()))?;
         let registry = Mutex::new(Registry::new(options.key, u32::from_le_bytes(first_index)));
-        let mut engine = Self { shared, registry, threads: Vec::new() };
+        let mut engine = Self { shared, registry, threads: Vec::new(), stun: Mutex::new(Some(answers)) };
         engine.spawn("mesh-out", outbound::run)?;
         engine.spawn("mesh-in", inbound::run)?;
         engine.spawn("mesh-timers", timers::run)?;
@@ -201,8 +229,27 @@ impl Engine {
     /// How each peer is doing.
     pub fn peers(&self) -> Vec<PeerStatus> {
         let now = Wall::now();
-        let latency = |peer: &table::Peer| self.shared.paths().latency(self.shared.now(), &peer.key);
-        self.shared.table().peers().map(|peer| peer.status(now, latency(peer))).collect()
+        let at = self.shared.now();
+        let known = |peer: &table::Peer| {
+            let paths = self.shared.paths();
+            (paths.latency(at, &peer.key), paths.way(&peer.key).map(|way| (way, at.since(way.since))))
+        };
+        self.shared.table().peers().map(|peer| peer.status(now, known(peer))).collect()
+    }
+
+    /// For those who carry packets to relays and ask STUN servers on behalf of this engine.
+    pub fn door(&self) -> Door {
+        Door::new(&self.shared)
+    }
+
+    /// STUN answers as they come; for one listener.
+    pub fn take_stun_answers(&self) -> Option<mpsc::Receiver<StunAnswer>> {
+        self.stun.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Where this node may be reached, as found out just now: what peers are told directly.
+    pub fn set_endpoints(&self, addresses: Vec<SocketAddr>) {
+        self.shared.attend(|paths, now| paths.set_endpoints(now, addresses));
     }
 
     /// Pings a peer by the probes of the path (disco), not through the tunnel. The answer comes within five seconds; if none does, the
@@ -249,6 +296,11 @@ impl Drop for Engine {
             if thread.join().is_err() {
                 tracing::error!("a thread of the packet engine had panicked");
             }
+        }
+        // Somebody may be standing in the door, for some microseconds. After that TUN and port are free.
+        let patience = Instant::now() + Duration::from_millis(100);
+        while Arc::strong_count(&self.shared) > 1 && Instant::now() < patience {
+            std::thread::sleep(Duration::from_micros(100));
         }
     }
 }

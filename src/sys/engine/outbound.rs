@@ -12,7 +12,7 @@ use super::Shared;
 use super::counters::add;
 use super::socket::{MAX_SEGMENTS, MAX_SEND};
 use super::table::{Peer, State};
-use crate::path::Path;
+use crate::path::Ways;
 use crate::sys::offload::Offload;
 use crate::time::Time;
 use crate::tunnel::{MAX_PACKET, MIN_ROOM, OVERHEAD, Sealed, Segments, Tunnel, VirtioHeader};
@@ -110,25 +110,25 @@ pub(super) fn initiate(shared: &Shared, peer: &Peer, state: &mut State, message:
         add(&shared.counters.no_path, 1);
     }
     add(&shared.counters.initiations, paths.len() as u64);
-    for Path::Direct(to) in paths {
-        shared.socket.send_now(shared, to, message);
+    for path in paths {
+        shared.send_by(path, &peer.key, message);
     }
 }
 
 /// Seals one packet into the batch; `false` if there is no session, so that it waits.
-fn seal(shared: &Shared, batch: &mut Batch, peer: &Peer, state: &mut State, to: Option<Path>, packet: &[u8]) -> bool {
+fn seal(shared: &Shared, batch: &mut Batch, peer: &Peer, state: &mut State, ways: Ways, packet: &[u8]) -> bool {
     let room = batch.room(shared, packet.len());
     match state.tunnel.seal(packet, room) {
-        Sealed::Data(length) => match to {
-            Some(Path::Direct(to)) => {
+        Sealed::Data(length) => {
+            if ways.relay.is_some() {
+                shared.send_on(Ways { direct: None, ..ways }, &peer.key, room.get(..length).unwrap_or_default());
+            }
+            if let Some(to) = ways.direct {
                 batch.push(shared.socket.segmentation(), to, length);
-                true
             }
-            None => {
-                add(&shared.counters.no_path, 1);
-                true
-            }
-        },
+            add(&shared.counters.no_path, ways.is_none().into());
+            true
+        }
         Sealed::Initiation(length) => {
             let mut message = [0; MIN_ROOM];
             if let (Some(copy), Some(original)) = (message.get_mut(..length), room.get(..length)) {
@@ -164,15 +164,18 @@ fn packets(shared: &Shared, batch: &mut Batch, header: &VirtioHeader, packet: &m
         drop(state);
         // Before the packet, so that a peer that must learn our address by a ping learns it before the handshake comes.
         shared.attend(|paths, now| paths.sending(now, &peer.key));
+        shared.traffic.store(u64::try_from(now.since(Time::default()).as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         state = peer.lock();
+        // How long the address is enough alone changes with each answered ping.
+        state.follow(&shared.paths(), &peer.key);
     }
-    let to = state.route.best();
+    let ways = state.route.ways(now);
     let (mut count, mut bytes) = (0, 0);
     let mut sent = false;
     while let Some(segment) = segments.next() {
         count += 1;
         bytes += segment.len() as u64;
-        sent |= seal(shared, batch, peer, &mut state, to, segment);
+        sent |= seal(shared, batch, peer, &mut state, ways, segment);
     }
     if sent {
         state.sent = now;
@@ -207,7 +210,7 @@ pub(super) fn run(shared: &Shared) {
                 if error != rustix::io::Errno::AGAIN && error != rustix::io::Errno::INTR {
                     tracing::debug!(%error, "the TUN cannot be read");
                 }
-                shared.wait(Some((shared.tun.as_fd(), PollFlags::IN)), None);
+                shared.wait([(shared.tun.as_fd(), PollFlags::IN)], None);
             }
         }
     }

@@ -10,10 +10,11 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFlags, Timespec, eventfd};
 use tokio::sync::oneshot;
 
+use super::counters::add;
 use super::outbound::initiate;
 use super::{EngineOptions, Shared};
 use crate::ident::{NodePrivate, NodePublic};
-use crate::path::{Event, Path, Paths, Pong, Transmit, Unreached};
+use crate::path::{Event, Path, Paths, Pong, Transmit, Unreached, Ways};
 use crate::time::{Deadline, Time};
 use crate::tunnel::MIN_ROOM;
 
@@ -64,8 +65,8 @@ impl Shared {
         let events: Vec<Event> = std::iter::from_fn(|| paths.poll_event()).collect();
         let earlier = paths.poll_timeout().is_some_and(|Deadline { at, .. }| nanoseconds(at) < self.probing.wakes.load(Ordering::Relaxed));
         drop(paths);
-        for Transmit { to: Path::Direct(to), contents } in transmits {
-            self.socket.send_now(self, to, &contents);
+        for Transmit { to, peer, contents } in transmits {
+            self.send_by(to, &peer, &contents);
         }
         for event in events {
             self.happened(event);
@@ -75,14 +76,32 @@ impl Shared {
         }
     }
 
+    /// Sends one message by one way, or drops it.
+    pub(super) fn send_by(&self, path: Path, peer: &NodePublic, message: &[u8]) {
+        match path {
+            Path::Direct(to) => self.socket.send_now(self, to, message),
+            Path::Relay(region) => {
+                add(&self.counters.relay_out, 1);
+                add(&self.counters.relay_full, self.relays.send(region, *peer, message));
+            }
+        }
+    }
+
+    /// Sends one message by each of these ways.
+    pub(super) fn send_on(&self, ways: Ways, peer: &NodePublic, message: &[u8]) {
+        let all = ways.direct.map(Path::Direct).into_iter().chain(ways.relay.map(Path::Relay));
+        all.for_each(|path| self.send_by(path, peer, message));
+    }
+
     fn happened(&self, event: Event) {
         match event {
+            Event::Refresh => self.refresh.notify_one(),
             Event::Moved(key) => {
                 let table = self.table();
                 let Some(peer) = table.by_key(&key) else { return };
                 let mut state = peer.lock();
                 state.follow(&self.paths(), &key);
-                tracing::debug!(peer = peer.name, path = ?state.route.best(), "the way is another one");
+                tracing::debug!(peer = peer.name, ways = ?state.route.ways(self.now()), "the way is another one");
             }
             Event::Restarted(key) => {
                 let table = self.table();
@@ -117,7 +136,7 @@ impl Shared {
         drop(paths);
         let limit = due.since(self.now()).max(Duration::from_micros(100));
         let limit = Timespec { tv_sec: 0, tv_nsec: limit.subsec_nanos().into() };
-        self.wait(Some((self.probing.nudge.as_fd(), PollFlags::IN)), Some(limit));
+        self.wait([(self.probing.nudge.as_fd(), PollFlags::IN)], Some(limit));
         let mut count = [0; 8];
         // Nothing to read is the usual case.
         let _ = rustix::io::read(&self.probing.nudge, &mut count);

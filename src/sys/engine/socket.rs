@@ -88,6 +88,11 @@ impl Socket {
         self.port
     }
 
+    /// Whether it can send to IPv6 addresses.
+    pub(super) fn has_v6(&self) -> bool {
+        self.both_families
+    }
+
     /// Whether one send may carry several datagrams.
     pub(super) fn segmentation(&self) -> bool {
         self.segmentation.load(Ordering::Relaxed)
@@ -110,7 +115,7 @@ impl Socket {
     fn send_waiting(&self, shared: &Shared, to: SocketAddr, contents: &[u8], segment: Option<usize>) -> io::Result<()> {
         match self.try_send(to, contents, segment) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                shared.wait(Some((self.as_fd(), PollFlags::OUT)), Some(FULL));
+                shared.wait([(self.as_fd(), PollFlags::OUT)], Some(FULL));
                 self.try_send(to, contents, segment)
             }
             other => other,

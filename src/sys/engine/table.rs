@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::PeerStatus;
 use crate::ident::{NodePrivate, NodePublic};
 use crate::node::PeerConfig;
-use crate::path::{self, Path, Paths, Route};
+use crate::path::{self, Paths, Route, Way};
 use crate::time::{Time, Wall};
 use crate::tunnel::{MAX_TUNNELS, Routes, Tunnel};
 
@@ -26,8 +26,7 @@ pub(super) struct State {
 impl State {
     /// Takes over where the peer's packets go.
     pub(super) fn follow(&mut self, paths: &Paths, key: &NodePublic) {
-        let (best, probed) = paths.route(key);
-        self.route.set(best, probed);
+        self.route.set(paths.route(key));
     }
 
     /// Notes when the session in use was agreed on, before it is forgotten.
@@ -55,13 +54,15 @@ impl Peer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn status(&self, now: Wall, latency: Option<Duration>) -> PeerStatus {
+    /// `known` is the latency, and the way with its age.
+    pub(super) fn status(&self, now: Wall, known: (Option<Duration>, Option<(Way, Duration)>)) -> PeerStatus {
         let mut state = self.lock();
         state.note_handshake(now);
         PeerStatus {
             key: self.key,
-            endpoint: state.route.best().map(|Path::Direct(address)| address),
-            latency,
+            endpoint: state.route.direct(),
+            latency: known.0,
+            way: known.1,
             last_handshake: state.last_handshake,
             rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
             tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
@@ -154,7 +155,7 @@ impl Registry {
                 Some(peer) => Arc::clone(peer),
                 None => self.make(config),
             };
-            ways.push(path::Peer { key: config.key, disco: config.disco, addresses: config.endpoints.clone() });
+            ways.push(path::Peer { key: config.key, disco: config.disco, addresses: config.endpoints.clone(), home: config.home });
             for endpoint in &config.endpoints {
                 let address = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());
                 table.by_endpoint.entry(address).or_insert_with(|| Arc::clone(&peer));

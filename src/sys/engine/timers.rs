@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::Shared;
 use super::outbound::initiate;
 use super::table::Peer;
-use crate::path::Path;
 use crate::time::{Time, Wall};
 use crate::tunnel::{MIN_ROOM, Tick};
 
@@ -25,9 +24,10 @@ fn tick(shared: &Shared, peer: &Peer, room: &mut [u8]) {
         Tick::Nothing if state.route.wants_keepalive(now, state.sent) => state.tunnel.keepalive(room),
         Tick::Nothing => None,
     };
-    if let (Some(length), Some(Path::Direct(to))) = (keepalive, state.route.best()) {
+    let ways = state.route.ways(now);
+    if let Some(length) = keepalive.filter(|_| !ways.is_none()) {
         state.sent = now;
-        shared.socket.send_now(shared, to, room.get(..length).unwrap_or_default());
+        shared.send_on(ways, &peer.key, room.get(..length).unwrap_or_default());
     }
 }
 

@@ -83,7 +83,7 @@ impl Member for Own {
     }
 
     fn ping(&self, target: &str) -> Done<String> {
-        self.ask(&["ping", "-c", "1", "--timeout", "5s", target])
+        self.ask(&["ping", "-c", "5", "--timeout", "2s", target])
     }
 
     /// From the map that the node keeps on disk.
