@@ -52,6 +52,8 @@ enum Command {
     CreateCoordinator(create::CreateCoordinator),
     /// Make an exit node in a container: it takes the internet traffic of other nodes and sends it out at home.
     CreateExitNode(create::NodeArgs),
+    /// Make a relay in a container: nodes that have no direct way to each other reach each other through it.
+    CreateRelay(create::CreateRelay),
     /// Make a plain mesh node in a container.
     CreateNode(create::NodeArgs),
     /// Make a subnet router in a container: it makes networks behind it reachable.
@@ -91,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => run(init::run(args, &output)),
         Command::CreateCoordinator(args) => run(create::coordinator(args, &output)),
         Command::CreateExitNode(args) => run(create::exit_node(args, &output)),
+        Command::CreateRelay(args) => run(create::relay(args, &output)),
         Command::CreateNode(args) => run(create::member(args, &output)),
         Command::CreateSubnetRouter(args) => run(create::subnet_router(args, &output)),
         Command::Destroy(args) => run(destroy::run(args, &output)),

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Exit, Failure, Output};
 use crate::relay::region;
 use crate::relay::server::Rate;
-use crate::settings::{Acme, CertificateFiles, DEFAULT_RELAY_REGION, DEFAULT_STUN_PORT};
+use crate::settings::{self, Acme, CertificateFiles, DEFAULT_RELAY_REGION, DEFAULT_STUN_PORT};
 use crate::sys::relay::{Admission, Asked, Options, Relay as Running, STATE_DIR, StartError, Tls, listed};
 use crate::wire::control::{DerpMap, DerpRegion};
 
@@ -31,6 +31,10 @@ pub(super) struct Serve {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
+    /// Take the settings from an appliance's guest configuration (TOML).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "hostname", "listen", "stun_listen", "whom"])]
+    #[serde(skip)]
+    guest_config: Option<PathBuf>,
     /// The name or address under which clients reach it.
     #[arg(long, value_name = "HOST")]
     hostname: Option<String>,
@@ -130,12 +134,20 @@ fn usage(happened: impl std::fmt::Display, next: &str) -> Failure {
 impl Serve {
     /// The options, with those of the file where the command line has none.
     fn complete(self) -> Result<Self, Failure> {
+        if let Some(path) = &self.guest_config {
+            let relay = read(path, settings::Guest::from_toml)?
+                .relay
+                .ok_or_else(|| usage(format!("{} makes this guest no relay", path.display()), "make one with `pvemesh create-relay`"))?;
+            let (listen, stun_listen) = (Some(relay.listen), Some(relay.stun));
+            return Ok(Self { hostname: Some(relay.hostname), listen, stun_listen, verify_url: Some(relay.verify_url), ..self });
+        }
         let Some(path) = &self.config else { return Ok(self) };
-        let file: Self = read(path)?;
+        let file: Self = read(path, |text| toml::from_str(text).map_err(|e: toml::de::Error| e.message().to_owned()))?;
         let whom = self.verify_url.is_some() || self.allow_list.is_some() || self.open;
         let tls = self.tls_cert.is_some() || self.acme || self.no_tls;
         Ok(Self {
             config: None,
+            guest_config: None,
             hostname: self.hostname.or(file.hostname),
             listen: self.listen.or(file.listen),
             stun_listen: self.stun_listen.or(file.stun_listen),
@@ -234,10 +246,10 @@ impl Serve {
     }
 }
 
-fn read(path: &Path) -> Result<Serve, Failure> {
+fn read<T, E: std::fmt::Display>(path: &Path, parse: impl FnOnce(&str) -> Result<T, E>) -> Result<T, Failure> {
     let tried = format!("read {}", path.display());
     let text = std::fs::read_to_string(path).map_err(|e| Failure::new(&tried, e, "name a file that exists").exit(Exit::Usage))?;
-    toml::from_str(&text).map_err(|e: toml::de::Error| Failure::new(&tried, e.message(), "correct the file").exit(Exit::Usage))
+    parse(&text).map_err(|e| Failure::new(&tried, e, "correct the file").exit(Exit::Usage))
 }
 
 fn start_failure(error: &StartError) -> Failure {

@@ -8,7 +8,7 @@ use super::observed::{Observed, Target};
 use super::options::{GuestOptions, Join, NodeKind, ROOT_VOLUME, Role};
 use super::refusal::Refusal;
 use super::render::{self, Notes};
-use super::step::{Action, Step, Undo};
+use super::step::{Action, RELAY_PORT, Step, Undo};
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::pve::call::{self, Arch, NewContainer};
 use crate::pve::{Device, HostName, Identity, Ipv4Config, Ipv6Config, NetworkInterface, RootVolume, Tag, Version, VolumeId};
@@ -347,6 +347,17 @@ impl Maker<'_> {
                 let action = Action::MeetCoordinator { vmid, port: DEFAULT_COORDINATOR_PORT, url: url.clone(), limit: ONLINE_LIMIT };
                 steps.push(Step::undone_by("wait for the coordinator", action, Undo::ForgetCoordinator { vmid }));
             }
+            Role::Relay { address, .. } => {
+                let expected = match self.options.lan.ipv4 {
+                    Ipv4Setup::Fixed(net) => Some(net.addr().into()),
+                    Ipv4Setup::Dhcp | Ipv4Setup::None => None,
+                };
+                let action = Action::AwaitAddress { host, vmid, interface: INTERFACE.to_owned(), expected, limit: ADDRESS_LIMIT };
+                steps.push(Step::plain("wait for its address", action));
+                let undo = Undo::RemoveRelay { name: name.clone(), number: None };
+                let action = Action::MeetRelay { name, address: address.clone(), limit: ONLINE_LIMIT };
+                steps.push(Step::undone_by("wait for the relay and tell the mesh of it", action, undo));
+            }
             Role::Node { join: Join::Ours(_), .. } => {
                 steps.push(Step::plain(format!("wait for {name} to join"), Action::AwaitNode { name, limit: ONLINE_LIMIT }));
             }
@@ -398,6 +409,7 @@ impl Maker<'_> {
     fn notes(&self) -> Notes {
         let (coordinator, offers) = match self.role {
             Role::Coordinator { url, .. } => (url.clone().unwrap_or_else(|| self.own_url()), Vec::new()),
+            Role::Relay { coordinator, .. } => (coordinator.lan_url.clone(), Vec::new()),
             Role::Node { kind, join, .. } => {
                 let server = match join {
                     Join::Ours(known) => known.lan_url.clone(),
@@ -439,7 +451,7 @@ impl Maker<'_> {
             gateway6: lan.gateway6,
             nameservers: lan.nameservers.clone(),
         };
-        let mut guest = Guest { vmid: self.options.vmid, hostname: self.name.clone(), network, node: None, coordinator: None };
+        let mut guest = Guest { vmid: self.options.vmid, hostname: self.name.clone(), network, node: None, coordinator: None, relay: None };
         match self.role {
             Role::Coordinator { url, base_domain, admin_key } => {
                 guest.coordinator = Some(settings::Coordinator {
@@ -449,6 +461,16 @@ impl Maker<'_> {
                     base_domain: base_domain.clone(),
                     front: settings::Front::default(),
                     relay: settings::EmbeddedRelay::default(),
+                });
+            }
+            Role::Relay { coordinator, address } => {
+                let all = |port| std::net::SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+                guest.relay = Some(settings::Relay {
+                    // The certificate is made before the guest has an address; a name serves as well, for clients are told both.
+                    hostname: address.clone().unwrap_or_else(|| self.name.to_string()),
+                    verify_url: format!("{}/verify", coordinator.lan_url),
+                    listen: all(RELAY_PORT),
+                    stun: all(settings::DEFAULT_STUN_PORT),
                 });
             }
             Role::Node { kind, join, endpoints } => {

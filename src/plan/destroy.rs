@@ -63,6 +63,9 @@ pub fn destroy(vmid: Vmid, observed: &Observed, known_coordinator: Option<Option
         Some(guest) if is_coordinator && guest == Some(vmid) => {
             steps.push(Step::plain("forget the coordinator", Action::ForgetCoordinator(vmid)));
         }
+        Some(_) if mark.role == "relay" => {
+            steps.push(Step::plain(format!("take relay {} out of the relay map", mark.name), Action::RemoveRelay(mark.name.clone())));
+        }
         Some(_) if !is_coordinator => {
             steps.push(Step::plain(format!("remove node {} from the coordinator", mark.name), Action::RemoveNode(mark.name.clone())));
         }

@@ -21,7 +21,7 @@ mod step;
 
 pub use choose::Choice;
 pub use refusal::{Fault, Refusal};
-pub use step::{Action, Step, Undo};
+pub use step::{Action, RELAY_PORT, Step, Undo};
 
 use base64::Engine as _;
 

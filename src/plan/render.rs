@@ -17,6 +17,7 @@ use crate::settings::{self, Guest};
 const GUEST: &str = include_str!("../../templates/guest.toml");
 const NODE: &str = include_str!("../../templates/node.toml");
 const COORDINATOR: &str = include_str!("../../templates/coordinator.toml");
+const RELAY: &str = include_str!("../../templates/relay.toml");
 const NOTES: &str = include_str!("../../templates/notes.md");
 
 /// The bytes Proxmox takes as a guest's Notes (`description`, pve-container's schema).
@@ -95,6 +96,10 @@ pub fn guest(guest: &Guest) -> Result<String, RenderError> {
         text.push('\n');
         text.push_str(&render("coordinator.toml", COORDINATOR, &coordinator_values(coordinator)?)?);
     }
+    if let Some(relay) = &guest.relay {
+        text.push('\n');
+        text.push_str(&render("relay.toml", RELAY, &relay_values(relay)?)?);
+    }
     let read = Guest::from_toml(&text).map_err(|error| RenderError::ReadBack(error.to_string()))?;
     if read == *guest { Ok(text) } else { Err(RenderError::ReadBack("a value changed".to_owned())) }
 }
@@ -159,6 +164,15 @@ fn coordinator_values(coordinator: &settings::Coordinator) -> Result<Values, Ren
         literal("base_domain", &coordinator.base_domain)?,
         optional("front", (coordinator.front != settings::Front::default()).then_some(&coordinator.front))?,
         optional("relay", (coordinator.relay != settings::EmbeddedRelay::default()).then_some(&coordinator.relay))?,
+    ])
+}
+
+fn relay_values(relay: &settings::Relay) -> Result<Values, RenderError> {
+    Ok(vec![
+        literal("hostname", &relay.hostname)?,
+        literal("verify_url", &relay.verify_url)?,
+        literal("listen", &relay.listen)?,
+        literal("stun", &relay.stun)?,
     ])
 }
 

@@ -13,6 +13,9 @@ use crate::pve::{HostName, Request, VolumeId};
 use crate::settings::Guest;
 use crate::wire::admin::CreateKey;
 
+/// The TCP port of a relay in its own guest.
+pub const RELAY_PORT: u16 = 443;
+
 /// One step.
 #[derive(Debug, Clone)]
 pub struct Step {
@@ -83,6 +86,15 @@ pub enum Action {
         /// How long to wait.
         limit: Duration,
     },
+    /// Waits until the relay in the guest answers, learns its certificate, and has the coordinator tell all nodes of it.
+    MeetRelay {
+        /// Its name, also of its region.
+        name: NodeName,
+        /// The name or address clients are told, if it is not its own on the LAN.
+        address: Option<String>,
+        /// How long to wait.
+        limit: Duration,
+    },
     /// Waits until the coordinator sees the node online.
     AwaitNode {
         /// The node.
@@ -110,6 +122,8 @@ pub enum Action {
     },
     /// Removes the node of this name from the coordinator.
     RemoveNode(NodeName),
+    /// Takes the relay of this name out of the coordinator's relay map.
+    RemoveRelay(NodeName),
     /// Forgets the known coordinator.
     ForgetCoordinator(Vmid),
 }
@@ -148,6 +162,13 @@ pub enum Undo {
         /// Nodes there before.
         before: Vec<NodeId>,
     },
+    /// Take the relay out of the coordinator's relay map; without a number until the coordinator gave it one.
+    RemoveRelay {
+        /// Its name.
+        name: NodeName,
+        /// Its region's number.
+        number: Option<i32>,
+    },
     /// Forget the coordinator in this guest.
     ForgetCoordinator {
         /// The guest.
@@ -163,6 +184,7 @@ impl fmt::Display for Undo {
             Self::RevokeKey { id: Some(id) } => write!(f, "revoke join key {id}"),
             Self::RevokeKey { id: None } => f.write_str("let the join key expire"),
             Self::RemoveNode { name, .. } => write!(f, "remove node {name} from the coordinator"),
+            Self::RemoveRelay { name, .. } => write!(f, "take relay {name} out of the relay map"),
             Self::ForgetCoordinator { vmid } => write!(f, "forget the coordinator in container {vmid}"),
         }
     }
@@ -209,6 +231,13 @@ impl fmt::Display for Action {
                 write!(f, "GET /nodes/{host}/lxc/{vmid}/interfaces (until {interface} has an address, at most {} s)", limit.as_secs())
             }
             Self::MeetCoordinator { limit, .. } => write!(f, "coordinator: GET info (until it answers, at most {} s)", limit.as_secs()),
+            Self::MeetRelay { name, limit, .. } => {
+                write!(
+                    f,
+                    "relay: TLS on port {RELAY_PORT} (until it answers, at most {} s); coordinator: POST relays {name}",
+                    limit.as_secs()
+                )
+            }
             Self::AwaitNode { name, limit } => write!(f, "coordinator: GET nodes (until {name} is online, at most {} s)", limit.as_secs()),
             Self::AwaitMeshAddress { host, vmid, limit } => {
                 write!(f, "GET /nodes/{host}/lxc/{vmid}/interfaces (until it has an address of the mesh, at most {} s)", limit.as_secs())
@@ -217,6 +246,7 @@ impl fmt::Display for Action {
                 write!(f, "PUT /nodes/{host}/lxc/{}/config description=(notes with the address in the mesh)", mark.vmid)
             }
             Self::RemoveNode(name) => write!(f, "coordinator: DELETE node {name}"),
+            Self::RemoveRelay(name) => write!(f, "coordinator: DELETE relay {name}"),
             Self::ForgetCoordinator(vmid) => write!(f, "this machine: forget the coordinator in container {vmid}"),
         }
     }

@@ -13,19 +13,11 @@ const STUN_PORT: u16 = 3478;
 /// A region with one relay. `host`: the name or address clients reach it under; `pin`: the certificate's fingerprint as
 /// relay maps have it, if it is none of an authority.
 pub fn with_one_relay(number: i32, host: &str, port: u16, stun: Option<u16>, pin: Option<&str>) -> DerpRegion {
-    // Clients that are given an address ask no name server for it.
-    let (ipv4, ipv6) = match host.parse() {
-        Ok(IpAddr::V4(v4)) => (v4.to_string(), NONE.to_owned()),
-        Ok(IpAddr::V6(v6)) => (NONE.to_owned(), v6.to_string()),
-        Err(_) => (String::new(), String::new()),
-    };
-    let node = DerpNode {
+    let mut node = DerpNode {
         name: format!("{number}a"),
         region_id: number,
         host_name: host.to_owned(),
         cert_name: pin.unwrap_or_default().to_owned(),
-        ipv4,
-        ipv6,
         stun_port: match stun {
             Some(STUN_PORT) => 0,
             Some(port) => i32::from(port),
@@ -34,8 +26,19 @@ pub fn with_one_relay(number: i32, host: &str, port: u16, stun: Option<u16>, pin
         derp_port: if port == HTTPS_PORT { 0 } else { port },
         ..DerpNode::default()
     };
+    if let Ok(ip) = host.parse() {
+        place_at(&mut node, ip);
+    }
     let (region_code, region_name) = (format!("own-{number}"), format!("Own relay {number}"));
     DerpRegion { region_id: number, region_code, region_name, nodes: vec![node], ..DerpRegion::default() }
+}
+
+/// Says where a relay is: clients ask no name server then.
+pub fn place_at(node: &mut DerpNode, ip: IpAddr) {
+    (node.ipv4, node.ipv6) = match ip {
+        IpAddr::V4(v4) => (v4.to_string(), NONE.to_owned()),
+        IpAddr::V6(v6) => (NONE.to_owned(), v6.to_string()),
+    };
 }
 
 #[cfg(test)]

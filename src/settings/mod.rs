@@ -38,6 +38,23 @@ pub struct Guest {
     /// Present when the guest is a coordinator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coordinator: Option<Coordinator>,
+    /// Present when the guest is a relay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<Relay>,
+}
+
+/// A relay's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relay {
+    /// The name or address that its certificate is for; clients are told it with the address.
+    pub hostname: String,
+    /// Where the coordinator says whom to serve.
+    pub verify_url: String,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where STUN is answered.
+    pub stun: SocketAddr,
 }
 
 /// Why a guest's configuration was refused. Says where and what, but quotes nothing of it: it may hold a join key.

@@ -18,9 +18,18 @@ fn pvemesh(words: &[&str]) -> Output {
 
 #[test]
 fn every_command_of_the_provisioner_has_help() {
-    for command in
-        ["init", "create-coordinator", "create-exit-node", "create-node", "create-subnet-router", "destroy", "list", "status", "keys"]
-    {
+    for command in [
+        "init",
+        "create-coordinator",
+        "create-exit-node",
+        "create-node",
+        "create-relay",
+        "create-subnet-router",
+        "destroy",
+        "list",
+        "status",
+        "keys",
+    ] {
         let output = pvemesh(&[command, "--help"]);
         assert!(output.status.success(), "{command}");
         assert!(String::from_utf8_lossy(&output.stdout).contains("--json"), "{command}");
@@ -34,6 +43,10 @@ fn a_wrong_command_line_is_exit_code_2() {
         &["create-exit-node", "12"],
         &["create-exit-node", "101", "--login-server", "http://x"],
         &["create-subnet-router", "101"],
+        &["create-relay", "101", "--address", "a b"],
+        &["relay", "serve"],
+        &["relay", "serve", "--hostname", "192.0.2.1"],
+        &["relay", "serve", "--hostname", "192.0.2.1", "--open", "--allow-list", "x"],
         &["create-subnet-router", "101", "--route", "0.0.0.0/0"],
         &["destroy", "a;b"],
         &["status", "10\n1"],

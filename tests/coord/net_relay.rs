@@ -167,3 +167,23 @@ async fn a_relay_map_in_a_file_and_the_relay_go_together_and_the_file_wins() {
     let told = stream.until("another relay map", |map| map.derp_map.is_some()).await;
     assert_eq!(told.derp_map.unwrap().regions.unwrap()[&900].as_ref().unwrap().region_code, "mine");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_coordinators_name_has_no_domain_the_address_is_told_with_it() {
+    let Ok(socket) = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.connect("192.0.2.1:9").map(|()| socket)) else {
+        println!("skipped: this machine has no way to others");
+        return;
+    };
+    let address = socket.local_addr().unwrap().ip().to_string();
+    let server = Running::start_with(tempfile::tempdir().unwrap(), |options| {
+        options.settings.url = "http://coordinator:8080".to_owned();
+        options.settings.relay.enabled = true;
+        options.settings.relay.listen = ([0, 0, 0, 0], 0).into();
+        options.settings.relay.stun = ([0, 0, 0, 0], 0).into();
+    })
+    .await;
+    let a = server.joined(1, "a").await;
+    let relay = relay_of(&a.stream("").await.next().await.unwrap());
+    assert_eq!((relay.host_name.as_str(), &relay.ipv4, relay.ipv6.as_str()), ("coordinator", &address, "none"));
+    assert!(Relayed::join(&relay, 1).await.is_ok());
+}

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use pvemesh::ident::{MachinePublic, NodeName, Secret, Vmid};
 use pvemesh::plan::render::{self, Notes};
-use pvemesh::settings::{Acme, CertificateFiles, Coordinator, EmbeddedRelay, Front, Guest, Ipv4Setup, Ipv6Setup, Network, Node};
+use pvemesh::settings::{Acme, CertificateFiles, Coordinator, EmbeddedRelay, Front, Guest, Ipv4Setup, Ipv6Setup, Network, Node, Relay};
 
 fn network() -> Network {
     Network {
@@ -30,7 +30,14 @@ fn member() -> Node {
 }
 
 fn guest(vmid: u32, hostname: &str) -> Guest {
-    Guest { vmid: Vmid::try_from(vmid).unwrap(), hostname: hostname.parse().unwrap(), network: network(), node: None, coordinator: None }
+    Guest {
+        vmid: Vmid::try_from(vmid).unwrap(),
+        hostname: hostname.parse().unwrap(),
+        network: network(),
+        node: None,
+        coordinator: None,
+        relay: None,
+    }
 }
 
 fn exit_node() -> Guest {
@@ -68,6 +75,16 @@ fn coordinator() -> Guest {
     Guest { coordinator: Some(coordinator), ..guest(100, "coordinator") }
 }
 
+fn relay() -> Guest {
+    let relay = Relay {
+        hostname: "relay-1".to_owned(),
+        verify_url: "http://192.168.1.10:8080/verify".to_owned(),
+        listen: "[::]:443".parse().unwrap(),
+        stun: "[::]:3478".parse().unwrap(),
+    };
+    Guest { relay: Some(relay), ..guest(104, "relay-1") }
+}
+
 /// Compares with the file under `tests/guest/golden`; `UPDATE_GOLDEN=1` writes it instead.
 fn golden(name: &str, text: &str) {
     let path = format!("{}/tests/guest/golden/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -87,6 +104,7 @@ fn every_role_renders_as_its_golden_file_and_reads_back() {
         ("coordinator.toml", coordinator()),
         ("node.toml", plain),
         ("both.toml", both),
+        ("relay.toml", relay()),
     ] {
         let text = render::guest(&guest).unwrap();
         golden(name, &text);
@@ -187,6 +205,7 @@ prop_compose! {
             advertise_routes: vec!["192.168.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()],
             accept_routes: flags.1,
         };
+        let (login_text, verify_url) = (url.clone(), domain.clone());
         let coordinator = Coordinator {
             relay: EmbeddedRelay { enabled: !flags.2, region: if flags.1 { 950 } else { 900 }, ..EmbeddedRelay::default() },
             front: Front {
@@ -200,12 +219,14 @@ prop_compose! {
             admin_keys: server_key.map(MachinePublic::from_bytes).into_iter().collect(),
             base_domain: domain,
         };
+        let relay = Relay { hostname: login_text, verify_url, listen: listen.into(), stun: listen.into() };
         Guest {
             vmid: Vmid::try_from(vmid).unwrap(),
             hostname: NodeName::sanitised(&host),
             network,
             node: flags.0.then_some(node),
             coordinator: flags.1.then_some(coordinator),
+            relay: flags.2.then_some(relay),
         }
     }
 }

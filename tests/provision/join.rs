@@ -1,5 +1,6 @@
 //! Joining a coordinator of ours: keys minted, revoked and nodes removed, with a coordinator on paper.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use pvemesh::sys::pve::{
     observe,
 };
 use pvemesh::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
+use pvemesh::wire::control::DerpRegion;
 
 use crate::standin::faults::Fault;
 use crate::standin::{Standin, Version};
@@ -27,6 +29,8 @@ struct Ledger {
     keys: Vec<CreateKey>,
     revoked: Vec<i64>,
     deleted: Vec<i64>,
+    relays: Vec<DerpRegion>,
+    removed: Vec<i32>,
 }
 
 /// A coordinator that sees the node as soon as the container runs.
@@ -76,6 +80,27 @@ impl Mesh for PaperMesh {
             Ok(())
         })
     }
+
+    fn relays(&self) -> Answer<'_, Vec<DerpRegion>> {
+        Box::pin(async { Ok(self.ledger.lock().unwrap().relays.clone()) })
+    }
+
+    fn add_relay<'a>(&'a self, region: &'a DerpRegion) -> Answer<'a, DerpRegion> {
+        Box::pin(async {
+            let given = DerpRegion { region_id: 901, ..region.clone() };
+            self.ledger.lock().unwrap().relays.push(given.clone());
+            Ok(given)
+        })
+    }
+
+    fn remove_relay(&self, number: i32) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let mut ledger = self.ledger.lock().unwrap();
+            ledger.relays.retain(|region| region.region_id != number);
+            ledger.removed.push(number);
+            Ok(())
+        })
+    }
 }
 
 fn node(id: i64, name: &str) -> NodeInfo {
@@ -91,6 +116,10 @@ struct NoDoor;
 impl Door for NoDoor {
     fn open<'a>(&'a self, _: &'a str, _: Option<MachinePublic>) -> Answer<'a, Box<dyn Mesh>> {
         Box::pin(async { Err(MeshError("closed".to_owned())) })
+    }
+
+    fn meet_relay<'a>(&'a self, address: SocketAddr, host: &'a str) -> Answer<'a, String> {
+        Box::pin(async move { Ok(format!("sha256-raw:of {host} at {address}")) })
     }
 }
 
@@ -125,14 +154,32 @@ struct Run {
 
 type Injected<'a> = Option<(&'a str, &'a str, u32, Fault)>;
 
-fn run(world: World, joins: bool, fault: Injected<'_>) -> (Run, Arc<Standin>, tempfile::TempDir) {
+fn https(world: &World) -> Https {
     let credentials = Credentials::Password { user: "root@pam".to_owned(), password: Secret::new(PASSWORD), otp: None };
     let trust = Trust::Fingerprint(world.standin.fingerprint().parse().unwrap());
-    let https = Https::new(HttpsOptions { url: Https::parse_url(&world.standin.url()).unwrap(), trust, credentials }).unwrap();
-    run_through(&https, world, joins, fault)
+    Https::new(HttpsOptions { url: Https::parse_url(&world.standin.url()).unwrap(), trust, credentials }).unwrap()
+}
+
+fn run(world: World, joins: bool, fault: Injected<'_>) -> (Run, Arc<Standin>, tempfile::TempDir) {
+    run_through(&https(&world), world, joins, fault)
+}
+
+fn run_relay(world: World, address: Option<&str>, fault: Injected<'_>) -> (Run, Arc<Standin>, tempfile::TempDir) {
+    let address = address.map(str::to_owned);
+    run_role(&https(&world), world, false, fault, |coordinator| Role::Relay { coordinator, address })
 }
 
 fn run_through(executor: &dyn Executor, world: World, joins: bool, fault: Injected<'_>) -> (Run, Arc<Standin>, tempfile::TempDir) {
+    run_role(executor, world, joins, fault, |known| Role::Node { kind: NodeKind::ExitNode, join: Join::Ours(known), endpoints: Vec::new() })
+}
+
+fn run_role(
+    executor: &dyn Executor,
+    world: World,
+    joins: bool,
+    fault: Injected<'_>,
+    role: impl FnOnce(KnownCoordinator) -> Role,
+) -> (Run, Arc<Standin>, tempfile::TempDir) {
     let World { standin, dir } = world;
     let standin = Arc::new(standin);
     let mesh = PaperMesh { ledger: Mutex::default(), standin: Arc::clone(&standin), joins };
@@ -149,7 +196,7 @@ fn run_through(executor: &dyn Executor, world: World, joins: bool, fault: Inject
             url: "http://192.168.50.100:8080".to_owned(),
             server_key: MachinePublic::from_bytes([9; 32]),
         };
-        let role = Role::Node { kind: NodeKind::ExitNode, join: Join::Ours(known), endpoints: Vec::new() };
+        let role = role(known);
         let observed = observe::observe(executor, options.vmid, Vec::new()).await.unwrap();
         let planned = PlannedImage::new("0.1.0", &sha256, Arch::Amd64);
         let Outcome::Plan(plan) = create::create(&options, &role, &observed, &planned, RunId::new(5)).unwrap() else {
@@ -222,6 +269,37 @@ fn a_failure_after_it_joined_removes_the_node_the_container_and_the_key_in_this_
         ]
     );
     assert_eq!((run.ledger.revoked, run.ledger.deleted), (vec![1], vec![7]));
+    assert!(standin.guests().is_empty());
+}
+
+#[test]
+fn a_relay_is_told_to_the_mesh_with_its_certificate_and_its_address() {
+    let (run, standin, _dir) = run_relay(World::new(), None, None);
+    run.outcome.unwrap();
+    assert!(standin.is_running(101) && run.ledger.keys.is_empty());
+    let [region] = run.ledger.relays.as_slice() else { panic!("one relay: {:?}", run.ledger) };
+    let node = &region.nodes[0];
+    assert_eq!((region.region_code.as_str(), node.host_name.as_str()), ("relay-1", "relay-1"));
+    assert_eq!((node.ipv4.as_str(), node.ipv6.as_str(), node.derp_port, node.stun_port), ("192.168.50.101", "none", 0, 0));
+    assert_eq!(node.cert_name, "sha256-raw:of relay-1 at 192.168.50.101:443");
+}
+
+#[test]
+fn a_relay_reached_from_outside_is_told_under_that_name() {
+    let (run, _standin, _dir) = run_relay(World::new(), Some("relay.example.org"), None);
+    run.outcome.unwrap();
+    let node = &run.ledger.relays[0].nodes[0];
+    assert_eq!((node.host_name.as_str(), node.ipv4.as_str(), node.ipv6.as_str()), ("relay.example.org", "", ""));
+    assert_eq!(node.cert_name, "sha256-raw:of relay.example.org at 192.168.50.101:443");
+}
+
+#[test]
+fn a_failure_after_a_relay_was_told_takes_it_out_of_the_map_again() {
+    let fault = Fault::Answer(500, "no".to_owned());
+    let (run, standin, _dir) = run_relay(World::new(), None, Some(("PUT", "/lxc/101/config", 3, fault)));
+    let error = run.outcome.unwrap_err();
+    assert_eq!(error.undone[..2], ["take relay relay-1 out of the relay map".to_owned(), "remove container 101 from pve".to_owned()]);
+    assert_eq!((run.ledger.removed, run.ledger.relays), (vec![901], Vec::new()));
     assert!(standin.guests().is_empty());
 }
 

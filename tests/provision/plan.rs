@@ -105,6 +105,16 @@ fn the_steps_of_a_coordinator_are_these() {
 }
 
 #[test]
+fn the_steps_of_a_relay_are_these() {
+    let relay = Role::Relay { coordinator: known(), address: None };
+    insta::assert_snapshot!(shown(&plan(&relay, &one_host()).unwrap()));
+    let mark = Mark { role: "relay".to_owned(), name: "relay-1".parse().unwrap(), ..mark(true) };
+    let observed = Observed { target: Some(target(&mark)), ..one_host() };
+    let removal = destroy::destroy("101".parse().unwrap(), &observed, Some(Some("100".parse().unwrap()))).unwrap();
+    assert_eq!(removal.steps[2].action.to_string(), "coordinator: DELETE relay relay-1");
+}
+
+#[test]
 fn the_steps_on_an_older_host_are_these() {
     let mut observed = one_host();
     observed.hosts[0].version = Some(Version::new(8, 4, 1));

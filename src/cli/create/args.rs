@@ -91,6 +91,16 @@ pub(in crate::cli) struct CreateCoordinator {
     pub(super) base_domain: String,
 }
 
+/// A relay.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct CreateRelay {
+    #[command(flatten)]
+    pub(super) guest: GuestArgs,
+    /// The name or address clients are told, if they reach it under another one than its own on the LAN; TCP 443 and UDP 3478 of it lead here.
+    #[arg(long, value_name = "HOST")]
+    pub(super) address: Option<String>,
+}
+
 /// How a new node joins, and what it is.
 #[derive(Debug, Clone, clap::Args)]
 pub(in crate::cli) struct NodeArgs {

@@ -150,7 +150,7 @@ impl Making<'_> {
 
     fn report(&self, plan: Plan, changed: bool, findings: Findings, seconds: f64) -> Report {
         let known = findings.coordinator.or_else(|| match &self.role {
-            Role::Node { join: Join::Ours(known), .. } => Some(known.clone()),
+            Role::Node { join: Join::Ours(known), .. } | Role::Relay { coordinator: known, .. } => Some(known.clone()),
             _ => self.session.config.coordinator.clone().map(KnownCoordinator::from).filter(|c| c.vmid == Some(plan.vmid)),
         });
         Report {

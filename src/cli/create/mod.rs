@@ -9,12 +9,13 @@ use super::{Exit, Failure, Output};
 use crate::ident::Vmid;
 use crate::plan::Refusal;
 use crate::plan::options::{
-    DEFAULT_BASE_DOMAIN, GuestOptions, GuestTexts, Join, NodeKind, OptionError, Role, auth_key, base_domain, endpoints, routes, server_url,
+    DEFAULT_BASE_DOMAIN, GuestOptions, GuestTexts, Join, NodeKind, OptionError, Role, auth_key, base_domain, endpoints, relay_address,
+    routes, server_url,
 };
 use crate::pve::{call, reply};
 use crate::sys::config::read_secret;
 use crate::sys::entropy;
-pub(super) use args::{CreateCoordinator, CreateSubnetRouter, NodeArgs};
+pub(super) use args::{CreateCoordinator, CreateRelay, CreateSubnetRouter, NodeArgs};
 use making::{How, Making};
 use report::{Report, summary};
 
@@ -54,6 +55,23 @@ async fn make_coordinator(
     let role = Role::Coordinator { url, base_domain, admin_key };
     let is_known = known.is_some();
     Making { session, options, role, mesh: None, is_known, how, tried }.run().await
+}
+
+/// Runs `create-relay`.
+pub(super) async fn relay(args: CreateRelay, output: &Output) -> Result<(), Failure> {
+    let tried = format!("make relay {}", args.guest.vmid);
+    let wrong = |e: OptionError| refusal(&tried, &Refusal::Option(e));
+    let options = args.guest.check().map_err(wrong)?;
+    let address = args.address.as_deref().map(|text| relay_address("--address", text)).transpose().map_err(wrong)?;
+    let session = Session::open(&args.guest.connect).await?;
+    let Some((coordinator, mesh)) = session.mesh().await? else { return Err(no_coordinator(&session, &tried, options.vmid).await) };
+    let role = Role::Relay { coordinator, address };
+    let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
+    let making = Making { session: &session, options: &options, role, mesh: Some(&*mesh), is_known: true, how, tried };
+    if let Some(report) = making.run().await? {
+        output.result(&report, summary(&report));
+    }
+    Ok(())
 }
 
 /// Runs `create-exit-node`.

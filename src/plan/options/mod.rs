@@ -13,7 +13,7 @@ use crate::pve::{BridgeName, HostName, StorageId};
 use crate::settings::{Ipv4Setup, Ipv6Setup};
 pub use role::{Join, KnownCoordinator, NodeKind, Role};
 use value::{address, host_address, one, parsed};
-pub use value::{auth_key, base_domain, endpoints, routes, server_url};
+pub use value::{auth_key, base_domain, endpoints, relay_address, routes, server_url};
 
 /// Memory of a new guest in MiB unless asked otherwise.
 pub const DEFAULT_MEMORY: u32 = 64;

@@ -45,6 +45,13 @@ pub enum Role {
         /// Who may administer it.
         admin_key: MachinePublic,
     },
+    /// Packets of nodes that have no direct way to each other.
+    Relay {
+        /// Whose nodes it serves, and who tells them of it.
+        coordinator: KnownCoordinator,
+        /// The address clients are told; absent if it is the guest's own address.
+        address: Option<String>,
+    },
     /// A mesh node.
     Node {
         /// What it offers.
@@ -72,6 +79,7 @@ impl Role {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Coordinator { .. } => "coordinator",
+            Self::Relay { .. } => "relay",
             Self::Node { kind: NodeKind::Member, .. } => "node",
             Self::Node { kind: NodeKind::ExitNode, .. } => "exit-node",
             Self::Node { kind: NodeKind::SubnetRouter(_), .. } => "subnet-router",
@@ -87,6 +95,7 @@ impl Role {
     pub const fn words(&self) -> &'static str {
         match self {
             Self::Coordinator { .. } => "coordinator",
+            Self::Relay { .. } => "relay",
             Self::Node { kind: NodeKind::Member, .. } => "mesh node",
             Self::Node { kind: NodeKind::ExitNode, .. } => "exit node",
             Self::Node { kind: NodeKind::SubnetRouter(_), .. } => "subnet router",
@@ -97,6 +106,7 @@ impl Role {
     pub(in crate::plan) const fn name_stem(&self) -> &'static str {
         match self {
             Self::Coordinator { .. } => "coordinator",
+            Self::Relay { .. } => "relay",
             Self::Node { kind: NodeKind::Member, .. } => "node",
             Self::Node { kind: NodeKind::ExitNode, .. } => "exit",
             Self::Node { kind: NodeKind::SubnetRouter(_), .. } => "router",
@@ -107,6 +117,7 @@ impl Role {
     pub const fn command(&self) -> &'static str {
         match self {
             Self::Coordinator { .. } => "create-coordinator",
+            Self::Relay { .. } => "create-relay",
             Self::Node { kind: NodeKind::Member, .. } => "create-node",
             Self::Node { kind: NodeKind::ExitNode, .. } => "create-exit-node",
             Self::Node { kind: NodeKind::SubnetRouter(_), .. } => "create-subnet-router",

@@ -1,6 +1,6 @@
 //! Single values: addresses, networks, URLs, names, keys, each refused under its option's name.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -111,6 +111,16 @@ pub fn server_url(option: &'static str, text: &str) -> Result<String, OptionErro
     };
     let port_fits = port.and_then(|port| port.parse::<u16>().ok()).is_some_and(|port| port != 0);
     if port_fits && is_dns_name(host) { Ok(trimmed.to_owned()) } else { Err(wrong()) }
+}
+
+/// The name or address under which clients reach a relay.
+///
+/// # Errors
+/// If it is neither.
+pub fn relay_address(option: &'static str, text: &str) -> Result<String, OptionError> {
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    let fits = bare.parse::<IpAddr>().is_ok() || is_dns_name(bare);
+    if fits { Ok(bare.to_owned()) } else { Err(OptionError::new(option, format!("it is a name or an IP address, not `{}`", shown(text)))) }
 }
 
 /// The DNS suffix of node names.

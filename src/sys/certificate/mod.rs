@@ -12,6 +12,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
@@ -76,6 +77,12 @@ pub(in crate::sys) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 /// A chain and its key, which has to fit.
 pub(in crate::sys) fn certified(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> io::Result<CertifiedKey> {
     CertifiedKey::from_der(chain, key, &provider()).map_err(io::Error::other)
+}
+
+/// A certificate as a relay map names it: `sha256-raw:` and hex.
+pub(in crate::sys) fn pin(certificate: &CertificateDer<'_>) -> String {
+    let digest: String = Sha256::digest(certificate).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256-raw:{digest}")
 }
 
 /// Where the listener's certificate comes from.

@@ -10,7 +10,6 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use sha2::{Digest as _, Sha256};
 
 use super::{Served, certified};
 use crate::ident::RelayPublic;
@@ -50,10 +49,10 @@ pub(in crate::sys) fn open(path: &Path, host: &str) -> io::Result<SelfSigned> {
     };
     let key = PrivateKeyDer::from_pem_slice(&pem).map_err(io::Error::other)?;
     let certificate = CertificateDer::from_pem_slice(&pem).map_err(io::Error::other)?;
-    let digest: String = Sha256::digest(&certificate).iter().map(|byte| format!("{byte:02x}")).collect();
+    let pin = super::pin(&certificate);
     let served = Arc::new(Served::default());
     served.replace(certified(vec![certificate], key)?);
-    Ok(SelfSigned { served, pin: format!("sha256-raw:{digest}") })
+    Ok(SelfSigned { served, pin })
 }
 
 /// A day of a year in the calendar that certificates have.

@@ -233,8 +233,12 @@ impl Coordinator {
     /// It does not read; clients keep the one they have.
     pub fn reread_derp_map(&self) -> Result<(), StartError> {
         let Some(path) = &self.derp_map else { return Ok(()) };
-        let map = relay::complete(Some(setup::read_derp_map(path)?), self.relay.as_ref());
-        let _ = self.hub.call(|server, _| server.set_derp_map(map));
+        let map = setup::read_derp_map(path)?;
+        let map = match &self.relay {
+            Some(relay) => relay.complete(map),
+            None => map,
+        };
+        let _ = self.hub.call(|server, _| server.set_derp_map(Some(map)));
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! The relay in the coordinator: it serves the coordinator's own nodes, and the relay map names it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -26,7 +27,21 @@ const HTTPS_PORT: u16 = 443;
 #[derive(Debug)]
 pub(super) struct Embedded {
     relay: Arc<Relay>,
-    region: DerpRegion,
+    told: Arc<Told>,
+}
+
+/// What the relay map is made of.
+#[derive(Debug)]
+struct Told {
+    /// The map of the file, if there is one.
+    given: Mutex<Option<DerpMap>>,
+    region: Mutex<DerpRegion>,
+    /// The coordinator's name has no domain, so that nodes may not be able to resolve it: the address is told with it.
+    needs_address: bool,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Starts the relay if the settings want one, and puts it into the relay map. `tls`: the coordinator's own listener has a certificate, which
@@ -53,20 +68,43 @@ pub(super) async fn start(options: &Options, tls: bool, hub: &Arc<Hub>) -> Resul
     .await?;
     // On the coordinator's own listener it is where clients are told that the coordinator is.
     let port = relay.address().map_or_else(|| uri.port_u16().unwrap_or(HTTPS_PORT), |address| address.port());
-    let region = region::with_one_relay(wanted.region, &host, port, relay.stun_address().map(|address| address.port()), relay.pin());
-    let embedded = Embedded { relay: Arc::new(relay), region };
-    let map = options.derp_map.as_deref().map(super::setup::read_derp_map).transpose()?;
-    let map = complete(map, Some(&embedded));
-    let _ = hub.call(|server, _| server.set_derp_map(map));
+    let mut region = region::with_one_relay(wanted.region, &host, port, relay.stun_address().map(|address| address.port()), relay.pin());
+    let needs_address = !host.contains(['.', ':']);
+    if needs_address && let Some(address) = lan_address() {
+        region.nodes.iter_mut().for_each(|node| region::place_at(node, address));
+    }
+    let given = options.derp_map.as_deref().map(super::setup::read_derp_map).transpose()?;
+    let told = Told { given: Mutex::new(given), region: Mutex::new(region), needs_address };
+    let embedded = Embedded { relay: Arc::new(relay), told: Arc::new(told) };
+    let _ = hub.call(|server, _| server.set_derp_map(Some(embedded.told.map())));
     Ok(Some(embedded))
 }
 
-/// The relay map with the relay in it; a map that has a region of that number keeps its own.
-pub(super) fn complete(map: Option<DerpMap>, relay: Option<&Embedded>) -> Option<DerpMap> {
-    let Some(relay) = relay else { return map };
-    let mut map = map.unwrap_or_default();
-    map.regions.get_or_insert_with(BTreeMap::new).entry(relay.region.region_id).or_insert_with(|| Some(relay.region.clone()));
-    Some(map)
+/// The address with which this machine reaches others. Nothing is sent: the system is asked which way it would go.
+fn lan_address() -> Option<IpAddr> {
+    const ANYWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect(ANYWHERE).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
+}
+
+impl Told {
+    /// The relay map with the relay in it; a map that has a region of that number keeps its own.
+    fn map(&self) -> DerpMap {
+        let region = locked(&self.region).clone();
+        let mut map = locked(&self.given).clone().unwrap_or_default();
+        map.regions.get_or_insert_with(BTreeMap::new).entry(region.region_id).or_insert_with(|| Some(region));
+        map
+    }
+
+    /// Tells the address that this machine has now, if nodes need it; whether it is another one.
+    fn has_moved(&self) -> bool {
+        let Some(address) = lan_address().filter(|_| self.needs_address) else { return false };
+        let mut region = locked(&self.region);
+        let before = region.clone();
+        region.nodes.iter_mut().for_each(|node| region::place_at(node, address));
+        *region != before
+    }
 }
 
 impl Embedded {
@@ -74,18 +112,27 @@ impl Embedded {
         &self.relay
     }
 
+    /// The relay map with the relay in it, the file's being this one now.
+    pub(super) fn complete(&self, given: DerpMap) -> DerpMap {
+        *locked(&self.told.given) = Some(given);
+        self.told.map()
+    }
+
     pub(super) fn service(&self) -> Arc<Service> {
         self.relay.service()
     }
 
-    /// Ends connections of nodes that are no longer members, for ever.
+    /// Ends connections of nodes that are no longer members, and tells when this machine's address is another one, for ever.
     pub(super) fn keep_members(&self, hub: Arc<Hub>) -> impl Future<Output = ()> + Send + 'static {
-        let relay = Arc::downgrade(&self.relay);
+        let (relay, told) = (Arc::downgrade(&self.relay), self.told.clone());
         async move {
             loop {
                 tokio::time::sleep(LOOK).await;
                 let Some(relay) = relay.upgrade() else { return };
                 let _ = hub.call(|server, at| relay.keep_only(|node| server.admits(node, at.wall)));
+                if told.has_moved() {
+                    let _ = hub.call(|server, _| server.set_derp_map(Some(told.map())));
+                }
             }
         }
     }

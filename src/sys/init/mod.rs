@@ -200,6 +200,9 @@ fn add_services(services: &mut Services, guest: Option<&Guest>, now: Time) {
     if guest.coordinator.is_some() {
         services.add(now, "coordinator", arguments(["coordinator", "serve"]));
     }
+    if guest.relay.is_some() {
+        services.add(now, "relay", arguments(["relay", "serve"]));
+    }
     if guest.node.is_some() {
         services.add(now, "node", arguments(["node", "run"]));
     }

@@ -1,11 +1,15 @@
 //! The way to real coordinators: `sys::admin` with this machine's admin key.
 
+use std::net::SocketAddr;
+
 use futures_util::future::BoxFuture;
 
 use super::mesh::{Door, Mesh, MeshError};
 use crate::ident::{MachinePrivate, MachinePublic, NodeId};
 use crate::sys::admin::{AdminClient, AdminError};
+use crate::sys::relay::dial;
 use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
+use crate::wire::control::DerpRegion;
 
 /// Opens coordinators with this machine's admin key.
 #[derive(Debug)]
@@ -32,6 +36,10 @@ impl Door for AdminDoor {
     fn open<'a>(&'a self, url: &'a str, pinned: Option<MachinePublic>) -> Answer<'a, Box<dyn Mesh>> {
         Box::pin(async move { Ok(Box::new(AdminClient::connect(url, pinned, &self.key).await?) as Box<dyn Mesh>) })
     }
+
+    fn meet_relay<'a>(&'a self, address: SocketAddr, host: &'a str) -> Answer<'a, String> {
+        Box::pin(async move { dial::certificate(address, host).await.map_err(|e| MeshError(e.to_string())) })
+    }
 }
 
 impl Mesh for AdminClient {
@@ -57,5 +65,17 @@ impl Mesh for AdminClient {
 
     fn delete_node(&self, id: NodeId) -> Answer<'_, ()> {
         Box::pin(async move { Ok(Self::delete_node(self, id).await?) })
+    }
+
+    fn relays(&self) -> Answer<'_, Vec<DerpRegion>> {
+        Box::pin(async { Ok(Self::relays(self).await?) })
+    }
+
+    fn add_relay<'a>(&'a self, region: &'a DerpRegion) -> Answer<'a, DerpRegion> {
+        Box::pin(async move { Ok(Self::add_relay(self, region).await?) })
+    }
+
+    fn remove_relay(&self, number: i32) -> Answer<'_, ()> {
+        Box::pin(async move { Ok(Self::remove_relay(self, number).await?) })
     }
 }

@@ -1,9 +1,12 @@
 //! What provisioning needs of a coordinator, as a trait, so that the order of steps and undoing can be tested without one.
 
+use std::net::SocketAddr;
+
 use futures_util::future::BoxFuture;
 
 use crate::ident::{MachinePublic, NodeId};
 use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
+use crate::wire::control::DerpRegion;
 
 /// Why a coordinator did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -31,10 +34,22 @@ pub trait Mesh: Send + Sync {
 
     /// Removes a node.
     fn delete_node(&self, id: NodeId) -> Answer<'_, ()>;
+
+    /// The relays added to its relay map.
+    fn relays(&self) -> Answer<'_, Vec<DerpRegion>>;
+
+    /// Adds a relay's region; without a number it gets one.
+    fn add_relay<'a>(&'a self, region: &'a DerpRegion) -> Answer<'a, DerpRegion>;
+
+    /// Takes a region out again.
+    fn remove_relay(&self, number: i32) -> Answer<'_, ()>;
 }
 
-/// A way to coordinators.
+/// A way to coordinators, and to relays that are being made.
 pub trait Door: Send + Sync {
     /// Connects to the coordinator at `url`; without `pinned`, whatever key it shows is believed.
     fn open<'a>(&'a self, url: &'a str, pinned: Option<MachinePublic>) -> Answer<'a, Box<dyn Mesh>>;
+
+    /// Connects to a new relay; gives its certificate as a relay map names it.
+    fn meet_relay<'a>(&'a self, address: SocketAddr, host: &'a str) -> Answer<'a, String>;
 }

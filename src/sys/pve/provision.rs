@@ -11,17 +11,19 @@ use std::time::{Duration, Instant};
 use super::mesh::{Door, Mesh, MeshError};
 use super::undo::Undoer;
 use super::{CallError, Executor, TaskError, Upload, observe, wait_task};
-use crate::ident::{Secret, Vmid, is_mesh_address};
+use crate::ident::{NodeName, Secret, Vmid, is_mesh_address};
 use crate::plan::create::{CONFIG_VARIABLE, Plan};
 use crate::plan::journal::Journal;
 use crate::plan::mark::Mark;
 use crate::plan::options::KnownCoordinator;
 use crate::plan::render::{self, Notes, RenderError};
-use crate::plan::{Action, Step, Undo, environment};
+use crate::plan::{Action, RELAY_PORT, Step, Undo, environment};
 use crate::pve::{HostName, Request, VolumeId, call, reply};
-use crate::settings::Guest;
+use crate::relay::region;
+use crate::settings::{DEFAULT_STUN_PORT, Guest};
 use crate::sys::config::{ConfigError, Store};
 use crate::sys::image::{Image, ImageError};
+use crate::wire::control::DerpRegion;
 
 /// Pause between two looks at something that is about to happen.
 const LOOK_PAUSE: Duration = Duration::from_millis(150);
@@ -153,6 +155,8 @@ struct Carried {
     join_key: Option<Secret>,
     /// The number of a join key just made, until the journal has it.
     minted: Option<i64>,
+    /// The number of a relay's region just added, until the journal has it.
+    relayed: Option<i32>,
     findings: Findings,
 }
 
@@ -227,6 +231,14 @@ impl<'a> Provisioner<'a> {
             }
             self.store.save_journal(journal)?;
         }
+        if let Some(given) = carried.relayed.take() {
+            for undo in &mut journal.undo {
+                if let Undo::RemoveRelay { number, .. } = undo {
+                    *number = Some(given);
+                }
+            }
+            self.store.save_journal(journal)?;
+        }
         Ok(())
     }
 
@@ -281,6 +293,12 @@ impl Actor<'_> {
                 carried.findings.coordinator = Some(known);
                 Ok(())
             }
+            Action::MeetRelay { name, address, limit } => {
+                let own = carried.findings.lan_address.ok_or(StepError::Missing("the relay's address is not known"))?;
+                let region = self.meet_relay(name, own, address.as_deref(), *limit).await?;
+                carried.relayed = Some(self.mesh()?.add_relay(&region).await?.region_id);
+                Ok(())
+            }
             Action::AwaitNode { name, limit } => {
                 let mesh = self.mesh()?;
                 carried.findings.mesh_addresses = until(*limit, || async {
@@ -313,6 +331,13 @@ impl Actor<'_> {
                 let mesh = self.mesh()?;
                 for node in mesh.nodes().await?.into_iter().filter(|node| node.name == *name) {
                     mesh.delete_node(node.id).await?;
+                }
+                Ok(())
+            }
+            Action::RemoveRelay(name) => {
+                let mesh = self.mesh()?;
+                for region in mesh.relays().await?.into_iter().filter(|region| region.region_code == name.as_str()) {
+                    mesh.remove_relay(region.region_id).await?;
                 }
                 Ok(())
             }
@@ -381,6 +406,21 @@ impl Actor<'_> {
         .await?;
         let url = url.cloned().unwrap_or_else(|| lan_url.clone());
         Ok(KnownCoordinator { vmid: Some(vmid), lan_url, url, server_key })
+    }
+
+    /// The region of a new relay, with the certificate it shows. Clients that are not on the LAN reach it under `address`, if there is one.
+    async fn meet_relay(&self, name: &NodeName, own: IpAddr, address: Option<&str>, limit: Duration) -> Result<DerpRegion, StepError> {
+        let host = address.unwrap_or(name.as_str());
+        let socket = std::net::SocketAddr::new(own, RELAY_PORT);
+        let pin = until(limit, || async { Ok(self.door.meet_relay(socket, host).await.map_err(|e| e.to_string())) }).await?;
+        let mut region = region::with_one_relay(0, host, RELAY_PORT, Some(DEFAULT_STUN_PORT), Some(&pin));
+        (region.region_code, region.region_name) = (name.to_string(), name.to_string());
+        if address.is_none() {
+            for node in &mut region.nodes {
+                region::place_at(node, own);
+            }
+        }
+        Ok(region)
     }
 
     async fn finish(&self, host: &HostName, notes: &Notes, mark: &Mark, carried: &Carried, watch: &mut dyn Watch) -> Result<(), StepError> {

@@ -93,6 +93,15 @@ impl Undoer<'_> {
                 Ok(true)
             }
             Undo::RemoveNode { name, before } => self.remove_node(name, before).await,
+            Undo::RemoveRelay { number: None, .. } => Ok(false),
+            Undo::RemoveRelay { number: Some(number), .. } => {
+                let mesh = self.mesh()?;
+                let there = mesh.relays().await?.iter().any(|region| region.region_id == *number);
+                if there {
+                    mesh.remove_relay(*number).await?;
+                }
+                Ok(there)
+            }
             Undo::ForgetCoordinator { vmid } => {
                 let config = self.store.load()?;
                 let known = config.coordinator.is_some_and(|c| c.vmid == Some(*vmid));

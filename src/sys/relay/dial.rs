@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use super::ahead::Ahead;
 use super::trust;
 use crate::ident::RelayPublic;
+use crate::sys::certificate;
 use crate::sys::dial::mark_socket;
 use crate::wire::control::DerpNode;
 use crate::wire::derp::http::{MAX_HEAD, Reply, Request, metacert_key};
@@ -111,6 +112,23 @@ pub async fn dial(node: &DerpNode, ideal: Option<&str>, plain: bool) -> Result<D
         upgrade(stream, node, ideal, key, remote).await
     };
     tokio::time::timeout(DIAL_LIMIT, work).await.unwrap_or_else(|_| Err(DialError::Timeout { host: host.clone() }))
+}
+
+/// The certificate of a relay at an address as a relay map names it (`CertName`), whatever it is: for one that was just made.
+///
+/// # Errors
+/// It cannot be reached, or does not speak TLS.
+pub async fn certificate(address: SocketAddr, host: &str) -> Result<String, DialError> {
+    let node = DerpNode { host_name: host.to_owned(), insecure_for_tests: true, ..DerpNode::default() };
+    let work = async {
+        let stream = to(address).await.map_err(|source| DialError::Connect { host: host.to_owned(), source })?;
+        let failed = |source| DialError::Tls { host: host.to_owned(), source };
+        let name = ServerName::try_from(host.to_owned()).map_err(|e| failed(io::Error::other(e)))?;
+        let stream = TlsConnector::from(trust::config(&node).map_err(failed)?).connect(name, stream).await.map_err(failed)?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        shown.map(|certificate| certificate::pin(certificate)).ok_or_else(|| failed(io::Error::other("it shows no certificate")))
+    };
+    tokio::time::timeout(DIAL_LIMIT, work).await.unwrap_or_else(|_| Err(DialError::Timeout { host: host.to_owned() }))
 }
 
 /// Asks for the upgrade; with a known key nobody answers.
