@@ -51,6 +51,12 @@ impl Machine {
         self.jobs.as_ref().unwrap().send(Box::new(job)).unwrap();
     }
 
+    /// What `ip link ... netns` and `nsenter` know it by.
+    #[allow(dead_code, reason = "not every test program needs it")]
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
     pub fn ip(&self, arguments: &str) {
         let arguments = arguments.to_owned();
         self.run(move || ip(&arguments));
@@ -69,6 +75,7 @@ fn enter_namespace() {
     rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).expect("root may make a network namespace");
 }
 
+#[allow(dead_code, reason = "not every test program needs it")]
 /// Two machines with 192.0.2.1 and 192.0.2.2 (and fd00::1, fd00::2) on a cable between them.
 pub fn pair() -> (Machine, Machine) {
     let (a, b) = (Machine::new(), Machine::new());
