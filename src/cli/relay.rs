@@ -10,8 +10,9 @@ use super::{Exit, Failure, Output};
 use crate::relay::region;
 use crate::relay::server::Rate;
 use crate::settings::{self, Acme, CertificateFiles, DEFAULT_RELAY_REGION, DEFAULT_STUN_PORT};
-use crate::sys::relay::{Admission, Asked, Options, Relay as Running, STATE_DIR, StartError, Tls, listed};
-use crate::wire::control::{DerpMap, DerpRegion};
+use crate::sys::config::read_secret;
+use crate::sys::relay::{Admission, Asked, Mesh, Options, Relay as Running, STATE_DIR, StartError, Tls, listed};
+use crate::wire::control::{DerpMap, DerpRegion, json};
 
 const TRIED: &str = "start the relay";
 const HTTPS_PORT: u16 = 443;
@@ -81,6 +82,13 @@ pub(super) struct Serve {
     /// Serve whoever comes: anybody on the internet can then use it.
     #[arg(long, group = "whom")]
     open: bool,
+    /// Mesh with the other relays of the region: a relay map (JSON) with all of them, this one included or not. Clients of one reach those
+    /// of another then.
+    #[arg(long, value_name = "FILE", requires = "mesh_psk_file")]
+    mesh_with: Option<PathBuf>,
+    /// The key that the relays of the region share: 64 hex digits in a file that only its owner may read.
+    #[arg(long, value_name = "FILE", requires = "mesh_with")]
+    mesh_psk_file: Option<PathBuf>,
     /// Bytes each client may send a second; it is slowed down, nothing is dropped.
     #[arg(long, value_name = "BYTES")]
     rate: Option<u64>,
@@ -163,6 +171,8 @@ impl Serve {
             verify_url: if whom { self.verify_url } else { file.verify_url },
             allow_list: if whom { self.allow_list } else { file.allow_list },
             open: if whom { self.open } else { file.open },
+            mesh_with: self.mesh_with.or(file.mesh_with),
+            mesh_psk_file: self.mesh_psk_file.or(file.mesh_psk_file),
             rate: self.rate.or(file.rate),
             rate_burst: self.rate_burst.or(file.rate_burst),
             region: self.region.or(file.region),
@@ -185,7 +195,7 @@ impl Serve {
             stun: (!self.no_stun).then(|| self.stun_listen.unwrap_or_else(|| all(DEFAULT_STUN_PORT))),
             state_dir: self.state_dir.clone().unwrap_or_else(|| STATE_DIR.into()),
             admission: self.admission()?,
-            mesh_key: None,
+            mesh: self.mesh()?,
             rate: self.rate.map(|rate| Rate { bytes_per_second: rate, burst: self.rate_burst.unwrap_or(rate) }),
         })
     }
@@ -231,6 +241,22 @@ impl Serve {
                 "give one of --verify-url http://COORDINATOR/verify, --allow-list FILE, --open",
             )),
         }
+    }
+
+    fn mesh(&self) -> Result<Option<Mesh>, Failure> {
+        let (map, key) = match (&self.mesh_with, &self.mesh_psk_file) {
+            (Some(map), Some(key)) => (map, key),
+            (None, None) => return Ok(None),
+            _ => return Err(usage("a mesh needs its relays and its key", "give --mesh-with and --mesh-psk-file")),
+        };
+        let text = read_secret(key).map_err(|e| usage(e, "make one: openssl rand -hex 32 > FILE; chmod 600 FILE"))?;
+        let key = text.expose().trim().parse().map_err(|_| usage("the mesh key is not 64 hex digits", "make one: openssl rand -hex 32"))?;
+        let number = self.region.unwrap_or(DEFAULT_RELAY_REGION);
+        let map: DerpMap = read(map, |text| json::from_slice(text.as_bytes()))?;
+        let region = map.regions.unwrap_or_default().remove(&number).flatten();
+        let region =
+            region.ok_or_else(|| usage(format!("the map of --mesh-with has no region {number}"), "name the region with --region"))?;
+        Ok(Some(Mesh { key, relays: region.nodes.into_iter().filter(|node| !node.stun_only).collect() }))
     }
 
     /// Prints the relay map with this relay in it.

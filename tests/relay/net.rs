@@ -8,7 +8,7 @@ use pvemesh::ident::{NodePrivate, NodePublic};
 use pvemesh::relay::client::{Client, Event};
 use pvemesh::sys::clock;
 use pvemesh::sys::relay::dial::{Dialed, dial};
-use pvemesh::sys::relay::{Admission, Asked, Options, Relay, Tls};
+use pvemesh::sys::relay::{Admission, Asked, Mesh, Options, Relay, Tls};
 use pvemesh::wire::control::DerpNode;
 use pvemesh::wire::derp::ClientInfo;
 use pvemesh::wire::stun;
@@ -28,7 +28,7 @@ fn options(directory: &Path, tls: Tls) -> Options {
         stun: local,
         state_dir: directory.join("relay"),
         admission: Admission::Anyone,
-        mesh_key: None,
+        mesh: None,
         rate: None,
     }
 }
@@ -300,4 +300,40 @@ async fn one_client_that_never_reads_is_cut_off_and_others_do_not_notice() {
     }
     drop(stuck);
     relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_two_relays_of_a_region_reach_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let tls = || Tls::SelfSigned("127.0.0.1".into());
+    // The first start is for the ports and certificates, which both have to know of each other.
+    let (mut places, mut listening) = (Vec::new(), Vec::new());
+    for name in ["1", "2"] {
+        let relay = Relay::start(options(&directory.path().join(name), tls())).await.unwrap();
+        places.push(entry(&relay));
+        listening.push(relay.address());
+        relay.stop().await;
+    }
+    let mut relays = Vec::new();
+    for (name, listen) in ["1", "2"].into_iter().zip(listening) {
+        let mesh = Mesh { key: super::world::mesh_key(), relays: places.clone() };
+        relays.push(Relay::start(Options { mesh: Some(mesh), listen, ..options(&directory.path().join(name), tls()) }).await.unwrap());
+    }
+    let (mut a, mut b) = (Member::join(&places[0], 1).await, Member::join(&places[1], 2).await);
+    // Each relay learns of the other's clients a moment later; until then packets are lost.
+    let both = async {
+        loop {
+            a.send(b.key, b"there").await;
+            match tokio::time::timeout(Duration::from_millis(100), b.next()).await {
+                Ok(event) => return event,
+                Err(_) => continue,
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(LIMIT, both).await.unwrap(), Ok(Event::Packet { from: a.key, bytes: b"there".to_vec() }));
+    b.send(a.key, b"and back").await;
+    assert_eq!(a.next().await, Ok(Event::Packet { from: b.key, bytes: b"and back".to_vec() }));
+    for relay in relays {
+        relay.stop().await;
+    }
 }

@@ -62,7 +62,7 @@ pub(super) async fn start(options: &Options, tls: bool, hub: &Arc<Hub>) -> Resul
         stun: Some(wanted.stun),
         state_dir: options.state_dir.join("relay"),
         admission: Admission::Local(Arc::new(move |node| known.call(|server, at| server.admits(node, at.wall)).0)),
-        mesh_key: None,
+        mesh: None,
         rate: None,
     })
     .await?;

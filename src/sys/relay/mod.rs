@@ -6,6 +6,7 @@ pub mod dial;
 pub(in crate::sys) mod front;
 mod http;
 mod listener;
+mod mesh;
 mod session;
 mod stun;
 mod trust;
@@ -21,8 +22,9 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Notify, mpsc, watch};
 
 pub use admission::{Admission, Asked, Known, listed};
+pub use mesh::Mesh;
 
-use crate::ident::{MeshKey, RelayPrivate, RelayPublic};
+use crate::ident::{RelayPrivate, RelayPublic};
 use crate::relay::server::{Arrival, Config, Rate, Relay as Core, Snapshot};
 use crate::settings::{Acme, CertificateFiles};
 use crate::sys::certificate::{self, Source, self_signed};
@@ -66,8 +68,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Who is served.
     pub admission: Admission,
-    /// What the relays of the region know.
-    pub mesh_key: Option<MeshKey>,
+    /// The other relays of the region.
+    pub mesh: Option<Mesh>,
     /// What each client may send.
     pub rate: Option<Rate>,
 }
@@ -191,7 +193,7 @@ impl Relay {
         let descriptors = crate::sys::gate::descriptors();
         let config = Config {
             key,
-            mesh_key: options.mesh_key.clone(),
+            mesh_key: options.mesh.as_ref().map(|mesh| mesh.key.clone()),
             max_connections: usize::try_from(descriptors).unwrap_or(usize::MAX),
             rate: options.rate,
         };
@@ -231,6 +233,11 @@ impl Relay {
         }
         if let Some((listener, _)) = http {
             service.spawn(listener::serve(service.clone(), listener, Door::BesideTls));
+        }
+        if let Some(mesh) = options.mesh {
+            for relay in mesh.relays {
+                service.spawn(mesh::keep(service.core.clone(), relay, mesh.key.clone()));
+            }
         }
         if let Some((socket, _)) = stun {
             service.spawn(stun::serve(socket));
