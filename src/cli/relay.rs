@@ -16,6 +16,7 @@ use crate::wire::control::{DerpMap, DerpRegion, json};
 
 const TRIED: &str = "start the relay";
 const HTTPS_PORT: u16 = 443;
+const HTTP_PORT: u16 = 80;
 
 /// The relay (DERP): nodes that have no direct way to each other reach each other through it.
 #[derive(Debug, clap::Subcommand)]
@@ -265,7 +266,10 @@ impl Serve {
         let number = self.region.unwrap_or(DEFAULT_RELAY_REGION);
         let stun = relay.stun_address().map(|address| address.port());
         let host = self.host().unwrap_or_default();
-        let region: DerpRegion = region::with_one_relay(number, host, port, stun, relay.pin());
+        let mut region: DerpRegion = region::with_one_relay(number, host, port, stun, relay.pin());
+        // Clients look for portals there, and only there.
+        let can_port80 = relay.http_address().is_some_and(|address| address.port() == HTTP_PORT);
+        region.nodes.iter_mut().for_each(|node| node.can_port80 = can_port80);
         let map = DerpMap { regions: Some([(number, Some(region))].into()), ..DerpMap::default() };
         let text = serde_json::to_string_pretty(&map).unwrap_or_default();
         output.result(&map, text);
