@@ -210,7 +210,7 @@ impl Paths {
         };
         let mut draw = Draw { tx: &mut tx, effects: Effects::default() };
         let result = change(&mut entry.paths, &mut draw);
-        entry.paths.look_at_relays(&self.relays, &mut draw);
+        entry.paths.look_at_relays(now, &self.relays, &mut draw);
         let effects = draw.effects;
         let due = entry.paths.deadline(now);
         if entry.due != due {

@@ -5,13 +5,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout, reason = "test code")]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, missing_docs, unreachable_pub, reason = "test code")]
 
+mod moving;
 #[path = "../engine/netns.rs"]
 mod netns;
 mod node;
 mod place;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use netns::{Machine, eventually, lacking};
@@ -24,6 +25,13 @@ const LIMIT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(25);
 /// Pairs that are tried at a time.
 const AT_ONCE: usize = 3;
+
+/// One test at a time: they look at the clock.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What came of a pair.
 struct Outcome {
@@ -114,6 +122,7 @@ fn wherever_a_direct_way_is_possible_it_is_found_and_packets_flow_before() {
         println!("skipped: {reason}");
         return;
     }
+    let _turn = turn();
     let started = Instant::now();
     let world = world();
     println!("{} nodes after {:.1} s", world.pairs.len() * 2, started.elapsed().as_secs_f64());

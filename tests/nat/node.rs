@@ -51,7 +51,9 @@ fn words(line: &str) -> Vec<String> {
 
 /// The coordinator in the middle, at port 443 with a certificate of an authority of its own.
 pub struct Coordinator {
-    _process: Process,
+    process: Option<Process>,
+    arguments: String,
+    log: PathBuf,
     pub key: PathBuf,
     authority: PathBuf,
 }
@@ -85,7 +87,18 @@ impl Coordinator {
         eventually("the coordinator's socket", Duration::from_secs(20), || home.join("c.sock").exists());
         let key = call(machine, words(&format!("coordinator keys create --reusable --socket {}", at("c.sock"))));
         std::fs::write(home.join("join.key"), key).unwrap();
-        Self { _process: process, key: home.join("join.key"), authority: home.join("ca.pem") }
+        let log = home.join("coordinator.log");
+        Self { process: Some(process), arguments, log, key: home.join("join.key"), authority: home.join("ca.pem") }
+    }
+
+    /// Kills it, and the relay in it.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts it with what it has on disk.
+    pub fn start_again(&mut self, machine: &Machine) {
+        self.process = Some(spawn(machine, words(&self.arguments), self.log.clone()));
     }
 }
 
@@ -102,10 +115,7 @@ pub struct Node {
 impl Node {
     pub fn start(machine: &Machine, name: &str, home: &Path, coordinator: &Coordinator) -> Self {
         let socket = home.join(format!("{name}.sock"));
-        let state = home.join(name);
-        let arguments = format!("-v node --socket {} run --tun pvm0 --state-dir {}", socket.display(), state.display());
-        let process = spawn(machine, words(&arguments), home.join(format!("{name}.log")));
-        eventually("the node's socket", Duration::from_secs(20), || socket.exists());
+        let process = Self::run(machine, name, home);
         let up = format!(
             "node --socket {} up --login-server https://{CENTRE} --ca-file {} --auth-key-file {} --hostname {name} --timeout 30s",
             socket.display(),
@@ -130,6 +140,15 @@ impl Node {
             }
         });
         Self { name: name.to_owned(), address, socket, udp, came, _process: process }
+    }
+
+    fn run(machine: &Machine, name: &str, home: &Path) -> Process {
+        let (socket, state) = (home.join(format!("{name}.sock")), home.join(name));
+        let _ = std::fs::remove_file(&socket);
+        let arguments = format!("-v node --socket {} run --tun pvm0 --state-dir {}", socket.display(), state.display());
+        let process = spawn(machine, words(&arguments), home.join(format!("{name}.log")));
+        eventually("the node's socket", Duration::from_secs(20), || socket.exists());
+        process
     }
 
     /// Sends a question.

@@ -1,5 +1,7 @@
 //! Places a node may be in: networks behind routers of every kind, each made of network namespaces and nftables rules.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::netns::Machine;
 
 /// What is between a node and the internet.
@@ -70,14 +72,14 @@ fn run(line: &str) {
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn sh(machine: &Machine, line: String) {
+pub fn sh(machine: &Machine, line: String) {
     machine.run(move || run(&line));
 }
 
 /// A network with a bridge in the middle.
 pub struct Internet {
     pub centre: Machine,
-    ports: std::cell::Cell<usize>,
+    ports: AtomicUsize,
 }
 
 /// Coordinator and relay.
@@ -91,12 +93,12 @@ impl Internet {
             &centre,
             format!("ip link add br0 type bridge; {addresses}; ip link set br0 up; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"),
         );
-        Self { centre, ports: std::cell::Cell::new(10) }
+        Self { centre, ports: AtomicUsize::new(10) }
     }
 
     /// Plugs a machine in: its interface `wan` gets the next addresses.
     fn plug(&self, machine: &Machine) -> usize {
-        let n = self.ports.replace(self.ports.get() + 1);
+        let n = self.ports.fetch_add(1, Ordering::Relaxed);
         sh(&self.centre, format!("ip link add p{n} type veth peer name wan netns {}; ip link set p{n} master br0 up", machine.tid()));
         let addresses = format!("ip addr add 203.0.113.{n}/24 dev wan; ip addr add 2001:db8::{n}/64 dev wan nodad");
         sh(machine, format!("{addresses}; ip link set wan up; ip route add default via {CENTRE}; ip -6 route add default via 2001:db8::1"));

@@ -177,12 +177,19 @@ impl PeerPaths {
         }
     }
 
-    /// Takes how our connections to relays are doing.
-    pub(super) fn look_at_relays(&mut self, relays: &Relays, draw: &mut Draw<'_>) {
+    /// Takes how our connections to relays are doing. Without any, the address that authentic packets last came from is as good as proven:
+    /// there is nothing better, and a peer that does not know our disco key yet will never answer a ping.
+    pub(super) fn look_at_relays(&mut self, now: Time, relays: &Relays, draw: &mut Draw<'_>) {
         let relay = relay_for(relays, self.home, self.heard_through);
-        if self.relay != relay {
-            self.relay = relay;
-            draw.effects.moved = true;
+        if self.relay == relay {
+            return;
+        }
+        self.relay = relay;
+        draw.effects.moved = true;
+        if let (None, None, Some(from)) = (self.relay, self.best, self.from)
+            && self.candidates.find(from).is_some()
+        {
+            self.take(now, from, "packets come from there", draw);
         }
     }
 

@@ -337,6 +337,15 @@ fn a_relay_that_is_down_is_no_way_and_handshakes_find_one_again() {
 }
 
 #[test]
+fn when_the_relay_goes_down_the_address_that_packets_came_from_is_taken() {
+    let mut bench = bench(&[WAN]);
+    bench.answered(at(1), CAFE);
+    assert_eq!(bench.ways(at(1)), RELAY);
+    bench.paths.set_relay(at(2), HOME, RelayState::Down);
+    assert_eq!(bench.ways(at(2)), alone(CAFE));
+}
+
+#[test]
 fn after_a_change_of_networks_packets_go_both_ways_and_own_addresses_are_found_out() {
     let mut bench = bench(&[WAN]);
     bench.prove(at(0), &[(WAN, 20)]);
