@@ -5,8 +5,8 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use pvemesh::ident::NodePrivate;
-use pvemesh::tunnel::{Coalescer, Joining, OVERHEAD, Opened, Routes, Sealed, Segmentation, Segments, Tunnel, VirtioHeader};
+use pvemesh::ident::{NodePrivate, PrefixMap};
+use pvemesh::tunnel::{Coalescer, Joining, OVERHEAD, Opened, Sealed, Segmentation, Segments, Tunnel, VirtioHeader};
 
 const FROM: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Payload of a TCP segment with timestamps in the mesh's MTU of 1280.
@@ -109,7 +109,7 @@ fn shaping(c: &mut Criterion) {
 }
 
 fn routing(c: &mut Criterion) {
-    let mut routes = Routes::default();
+    let mut routes = PrefixMap::default();
     for n in 0..1000_u32 {
         routes.insert(ipnet::IpNet::new(Ipv4Addr::from(0x6440_0000 + n).into(), 32).unwrap(), n);
     }

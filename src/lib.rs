@@ -13,6 +13,7 @@ pub mod wire;
 // rank 2
 pub mod coord;
 pub mod dhcp;
+pub mod filter;
 pub mod netcheck;
 pub mod path;
 pub mod pve;

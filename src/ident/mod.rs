@@ -6,6 +6,7 @@ mod address;
 mod id;
 mod key;
 mod name;
+mod prefix_map;
 
 pub use address::{AddressPlan, CGNAT_V4, CHROMEOS_V4, QUAD100_V4, QUAD100_V6, ULA_V6, is_mesh_address};
 pub use id::{NodeId, RegionId, StableId, UserId, Vmid};
@@ -13,3 +14,4 @@ pub use key::{
     DiscoPrivate, DiscoPublic, KeyError, MachinePrivate, MachinePublic, MeshKey, NodePrivate, NodePublic, RelayPrivate, RelayPublic, Secret,
 };
 pub use name::{NameError, NodeName};
+pub use prefix_map::PrefixMap;

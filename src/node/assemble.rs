@@ -11,9 +11,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::report::is_reachable;
 use super::{ExitNode, PeerConfig, Prefs, RouterConfig, TUN_MTU, find_exit_node};
 use crate::coord::client::NetMap;
+use crate::filter::FilterConfig;
 use crate::ident::{NodeId, QUAD100_V4, QUAD100_V6, RegionId, is_mesh_address};
 use crate::time::Wall;
-use crate::wire::control::Node;
+use crate::wire::control::{FilterRule, Node};
 
 /// Link-local networks: they belong to the wire, whatever the exit node.
 const LINK_LOCAL: [IpNet; 2] = [
@@ -33,12 +34,14 @@ pub struct Situation<'a> {
 }
 
 /// What the map means here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Assembly {
     /// For the packet engine.
     pub peers: Vec<PeerConfig>,
     /// For the router.
     pub router: RouterConfig,
+    /// For the packet filter.
+    pub filter: FilterConfig,
     /// What became of the wish for an exit node.
     pub exit_node: ExitNode,
     /// What the user should know, one sentence each: routes not taken, an exit node that is not there.
@@ -80,7 +83,8 @@ pub fn assemble(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> Assemb
 
     let router = router(&claims, map, prefs, exit_node, situation);
     let peers = candidates.iter().map(|peer| peer_config(peer, map, &claims)).collect();
-    Assembly { peers, router, exit_node, notes }
+    let filter = filter(map, prefs, situation.local_networks);
+    Assembly { peers, router, filter, exit_node, notes }
 }
 
 /// Who gets the packets to a prefix. The first to claim it keeps it: one prefix has one owner.
@@ -142,6 +146,25 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
         masquerade: carries,
         shields_up: prefs.shields_up,
         mtu: TUN_MTU,
+    }
+}
+
+fn filter(map: &NetMap, prefs: &Prefs, local: &[IpNet]) -> FilterConfig {
+    let rules: Vec<FilterRule> = map.filters.values().flatten().filter(|rule| !rule.dst_ports.is_empty()).cloned().collect();
+    let named: BTreeSet<&str> = rules.iter().flat_map(|rule| &rule.src_ips).filter_map(|source| source.strip_prefix("cap:")).collect();
+    let with = |capability: &str| {
+        let having = map.peers.values().filter(|peer| peer.cap_map.contains_key(capability));
+        having.flat_map(|peer| peer.addresses.iter().map(IpNet::addr)).collect()
+    };
+    let capable = named.into_iter().map(|capability| (capability.to_owned(), with(capability))).collect();
+    FilterConfig {
+        capable,
+        rules,
+        addresses: map.node.addresses.clone(),
+        subnets: prefs.advertise_routes.clone(),
+        exit: prefs.advertise_exit_node,
+        machine: local.iter().map(IpNet::trunc).collect(),
+        shields_up: prefs.shields_up,
     }
 }
 

@@ -202,3 +202,27 @@ fn trap_23_a_key_under_two_numbers_belongs_to_the_later_one() {
     assert_eq!(assembly.peers.iter().map(|p| p.id.0).collect::<Vec<_>>(), [3, 4]);
     assert!(!texts(&assembly.router.routes).contains(&"100.64.0.2/32".to_owned()));
 }
+
+#[test]
+fn the_filter_is_all_parts_of_the_rules_with_the_sources_that_have_a_capability() {
+    let mut map = map();
+    let rules = |text: &str| from_slice::<Vec<FilterRule>>(text.as_bytes()).unwrap();
+    map.filters.insert("base".to_owned(), rules(r#"[{"SrcIPs":["cap:x/admin"],"DstPorts":[{"IP":"*","Ports":{"First":22,"Last":22}}]}]"#));
+    map.filters.insert(
+        "more".to_owned(),
+        rules(r#"[{"SrcIPs":["*"],"DstPorts":[{"IP":"*","Ports":{"First":80,"Last":80}}]}, {"SrcIPs":["*"],"CapGrant":[{"Dsts":["*"]}]}]"#),
+    );
+    map.peers.get_mut(&NodeId(3)).unwrap().cap_map.insert("x/admin".to_owned(), Vec::new());
+    let prefs = Prefs { advertise_routes: nets(&["192.168.1.0/24"]), advertise_exit_node: true, ..Prefs::default() };
+    let filter = assembled(&map, &prefs, &["192.168.1.5/24"]).filter;
+    assert_eq!(
+        filter.rules.iter().map(|rule| rule.dst_ports[0].ports.first).collect::<Vec<_>>(),
+        [22, 80],
+        "a grant of capabilities lets nothing in"
+    );
+    let having: Vec<IpAddr> = vec!["100.64.0.3".parse().unwrap(), "fd7a:115c:a1e0::3".parse().unwrap()];
+    assert_eq!(filter.capable.into_iter().collect::<Vec<_>>(), [("x/admin".to_owned(), having)]);
+    assert_eq!(texts(&filter.addresses), ["100.64.0.1/32", "fd7a:115c:a1e0::1/128"]);
+    assert_eq!((texts(&filter.subnets), texts(&filter.machine)), (vec!["192.168.1.0/24".to_owned()], vec!["192.168.1.0/24".to_owned()]));
+    assert!(filter.exit && !filter.shields_up);
+}

@@ -15,7 +15,6 @@ mod coalesce;
 pub mod demux;
 mod gate;
 mod packet;
-mod routes;
 mod segment;
 #[cfg(test)]
 mod shaping_tests;
@@ -27,7 +26,6 @@ mod wireguard_tests;
 pub use coalesce::{Coalescer, Joining};
 pub use gate::{Admission, Gate};
 pub use packet::{MAX_PACKET, Segmentation, VirtioHeader};
-pub use routes::Routes;
 pub use segment::{BadPacket, Segments};
 pub use strangers::{Stranger, Strangers};
 pub use wireguard::{MAX_TUNNELS, Opened, Refusal, Sealed, Tick, Tunnel};

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use netns::{Machine, eventually, ip, lacking, pair};
+use pvemesh::filter::Filter;
 use pvemesh::ident::{DiscoPrivate, NodeId, NodePrivate};
 use pvemesh::node::PeerConfig;
 use pvemesh::sys::engine::{Counters, Engine, EngineOptions};
@@ -31,6 +32,7 @@ macro_rules! need_root {
 }
 
 mod disco;
+mod filter;
 
 fn key(n: u8) -> NodePrivate {
     NodePrivate::from_seed([n; 32])
@@ -78,6 +80,7 @@ impl Node {
             // A process that another test has just forked may hold the last engine's TUN for a moment.
             eventually("the TUN to be free", LIMIT, || match Engine::start_with(options.clone(), offload) {
                 Ok(started) => {
+                    started.set_filter(Filter::open());
                     *engine.lock().unwrap() = Some(started);
                     true
                 }

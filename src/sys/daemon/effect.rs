@@ -4,6 +4,7 @@ use super::DaemonError;
 use super::outside::Outside;
 use super::surroundings::{self, Surroundings};
 use crate::coord::client::NetMap;
+use crate::filter::{Filter, FilterConfig};
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::policy_routing::BYPASS_MARK;
 use crate::node::{Assembly, Prefs, Situation, TUN_MTU, Traffic, assemble};
@@ -22,6 +23,8 @@ pub(super) struct Effect {
     engine: Option<Engine>,
     outside: Option<Outside>,
     assembly: Option<Assembly>,
+    /// What the engine's filter was made of.
+    filter: Option<FilterConfig>,
 }
 
 impl Effect {
@@ -34,6 +37,7 @@ impl Effect {
             engine: None,
             outside: None,
             assembly: None,
+            filter: None,
         })
     }
 
@@ -69,6 +73,7 @@ impl Effect {
             let outside = Outside::start(&engine, key).map_err(DaemonError::Engine)?;
             outside.set_addresses(&self.surroundings.addresses);
             (self.engine, self.outside) = (Some(engine), Some(outside));
+            self.filter = None;
         }
         Ok(())
     }
@@ -107,6 +112,15 @@ impl Effect {
         let mut assembly = assemble(map, prefs, situation);
         if let Some(outside) = &self.outside {
             outside.set_map(map, prefs.ca_file.clone()).await;
+        }
+        // Before the peers, so that none is let in by the rules of before.
+        if self.filter.as_ref() != Some(&assembly.filter) {
+            let filter = Filter::new(&assembly.filter);
+            if filter.unread() > 0 {
+                tracing::debug!(entries = filter.unread(), "entries of the packet filter do not read and are left out");
+            }
+            engine.set_filter(filter);
+            self.filter = Some(assembly.filter.clone());
         }
         engine.set_peers(&assembly.peers);
         if let Err(error) = self.router.apply(&assembly.router).await {

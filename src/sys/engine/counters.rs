@@ -63,6 +63,8 @@ counters! {
     replayed,
     /// Dropped: from a source address that is not the peer's to use.
     not_allowed,
+    /// Dropped: not let in by the packet filter.
+    filtered,
     /// Dropped: from a key that is no peer's.
     stranger,
     /// Dropped: neither WireGuard nor anything else the mesh knows.

@@ -14,6 +14,7 @@ use super::counters::add;
 use super::outbound::initiate;
 use super::relays::Arrived;
 use super::table::{Peer, State, Table};
+use crate::filter::{Filter, Last};
 use crate::ident::NodePublic;
 use crate::path::Path;
 use crate::sys::offload::Offload;
@@ -178,6 +179,7 @@ fn write_singly(shared: &Shared, pieces: &[IoSlice<'_>]) {
 struct Arrival<'a> {
     shared: &'a Shared,
     table: &'a Table,
+    filter: &'a Filter,
     from: Origin,
 }
 
@@ -210,10 +212,11 @@ impl Arrival<'_> {
         datagrams: impl Iterator<Item = &'d [u8]>,
         opening: &mut Opening,
     ) -> Option<&'d [u8]> {
-        let Self { shared, table, from } = self;
+        let Self { shared, table, filter, from } = self;
         let mut state = peer.lock();
         let mut authentic = false;
         let mut allowed = None;
+        let mut last = Last::default();
         let mut bytes = 0;
         let mut after = None;
         let mut told = false;
@@ -231,11 +234,13 @@ impl Arrival<'_> {
                     }
                     if let Some(disco) = tsmp::disco_key(packet) {
                         shared.paths().told_disco(shared.now(), &peer.key, disco);
-                    } else if allowed == Some(source) {
+                    } else if allowed != Some(source) {
+                        add(&shared.counters.not_allowed, 1);
+                    } else if filter.admit(packet, &mut last, |flow| shared.flows().answers(flow)).is_err() {
+                        add(&shared.counters.filtered, 1);
+                    } else {
                         bytes += length as u64;
                         opening.keep(length);
-                    } else {
-                        add(&shared.counters.not_allowed, 1);
                     }
                 }
                 Opened::Nothing => authentic = true,
@@ -348,13 +353,13 @@ fn relayed(shared: &Shared, opening: &mut Opening) {
     if arrived.is_empty() {
         return;
     }
-    let table = shared.table();
+    let (table, filter) = (shared.table(), shared.filter());
     for Arrived { region, from, packet } in arrived {
         let from = Origin { path: Path::Relay(region), sender: Some(from) };
         if opening.room().len() < 2 * MESSAGE {
             opening.write(shared);
         }
-        Arrival { shared, table: &table, from }.message(&packet, packet.len(), opening);
+        Arrival { shared, table: &table, filter: &filter, from }.message(&packet, packet.len(), opening);
     }
     opening.write(shared);
 }
@@ -373,14 +378,14 @@ pub(super) fn run(shared: &Shared) {
         relayed(shared, &mut opening);
         match received {
             Ok(count) => {
-                let table = shared.table();
+                let (table, filter) = (shared.table(), shared.filter());
                 for (contents, meta) in buffer.chunks_exact(MESSAGE).zip(&meta).take(count) {
                     let path = Path::Direct(SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port()));
                     let from = Origin { path, sender: None };
                     let contents = contents.get(..meta.len).unwrap_or_default();
                     add(&shared.counters.udp_receives, 1);
                     add(&shared.counters.udp_in, contents.len().div_ceil(meta.stride.max(1)) as u64);
-                    Arrival { shared, table: &table, from }.message(contents, meta.stride, &mut opening);
+                    Arrival { shared, table: &table, filter: &filter, from }.message(contents, meta.stride, &mut opening);
                 }
                 opening.write(shared);
             }

@@ -41,6 +41,7 @@ use socket::Socket;
 use table::{Registry, Table};
 
 use super::offload::Tun;
+use crate::filter::{Filter, Flows};
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::PeerConfig;
 use crate::path::{self, Pong, Unreached, Way};
@@ -94,6 +95,8 @@ struct Shared {
     socket: Socket,
     gate: Gate,
     table: RwLock<Arc<Table>>,
+    filter: RwLock<Arc<Filter>>,
+    flows: Mutex<Flows>,
     counters: counters::Shared,
     strangers: Mutex<Strangers>,
     probing: Probing,
@@ -116,6 +119,15 @@ impl Shared {
 
     fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn filter(&self) -> Arc<Filter> {
+        Arc::clone(&self.filter.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What was sent lately. May be locked while a peer is.
+    fn flows(&self) -> MutexGuard<'_, Flows> {
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn strangers(&self) -> MutexGuard<'_, Strangers> {
@@ -186,6 +198,8 @@ impl Engine {
             socket,
             gate: Gate::new(&options.key),
             table: RwLock::default(),
+            filter: RwLock::default(),
+            flows: Mutex::default(),
             counters: counters::Shared::default(),
             strangers: Mutex::default(),
             probing,
@@ -224,6 +238,11 @@ impl Engine {
             state.follow(&self.shared.paths(), &peer.key);
         }
         inbound::meet_strangers(&self.shared);
+    }
+
+    /// Replaces the packet filter. Before the first one nothing is let in but answers.
+    pub fn set_filter(&self, filter: Filter) {
+        *self.shared.filter.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(filter);
     }
 
     /// How each peer is doing.

@@ -12,6 +12,7 @@ use super::Shared;
 use super::counters::add;
 use super::socket::{MAX_SEGMENTS, MAX_SEND};
 use super::table::{Peer, State};
+use crate::filter::Flow;
 use crate::path::Ways;
 use crate::sys::offload::Offload;
 use crate::time::Time;
@@ -32,6 +33,8 @@ struct Batch {
     runs: Vec<Run>,
     /// The last address the system knows no way to, and when it said so.
     unreachable: Option<(SocketAddr, Time)>,
+    /// The last flow that was remembered.
+    remembered: Option<Flow>,
 }
 
 /// How often the core hears that an address is unreachable.
@@ -42,7 +45,16 @@ const BATCH: usize = 4 * MAX_SEND;
 
 impl Batch {
     fn new() -> Self {
-        Self { buffer: vec![0; BATCH].into_boxed_slice(), end: 0, runs: Vec::with_capacity(16), unreachable: None }
+        Self { buffer: vec![0; BATCH].into_boxed_slice(), end: 0, runs: Vec::with_capacity(16), unreachable: None, remembered: None }
+    }
+
+    /// Remembers what is being sent, where its answers would not be let in otherwise.
+    fn remember(&mut self, shared: &Shared, packet: &[u8]) {
+        let flow = shared.filter().flow_of(packet).filter(|flow| self.remembered != Some(*flow));
+        if let Some(flow) = flow {
+            shared.flows().sent(flow);
+            self.remembered = Some(flow);
+        }
     }
 
     /// Room for a packet of so many bytes, sealed. Sends what has gathered if there is none left, which only a super-packet of
@@ -153,6 +165,7 @@ fn packets(shared: &Shared, batch: &mut Batch, header: &VirtioHeader, packet: &m
         add(&counters.no_peer, 1);
         return;
     };
+    batch.remember(shared, packet);
     let Ok(mut segments) = Segments::new(header, packet) else {
         add(&counters.bad_tun, 1);
         return;

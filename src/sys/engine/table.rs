@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::PeerStatus;
-use crate::ident::{NodePrivate, NodePublic};
+use crate::ident::{NodePrivate, NodePublic, PrefixMap};
 use crate::node::PeerConfig;
 use crate::path::{self, Paths, Route, Way};
 use crate::time::{Time, Wall};
-use crate::tunnel::{MAX_TUNNELS, Routes, Tunnel};
+use crate::tunnel::{MAX_TUNNELS, Tunnel};
 
 /// What changes with every batch of a peer's packets.
 pub(super) struct State {
@@ -76,7 +76,7 @@ pub(super) struct Table {
     by_key: HashMap<NodePublic, Arc<Peer>>,
     by_index: HashMap<u32, Arc<Peer>>,
     by_endpoint: HashMap<SocketAddr, Arc<Peer>>,
-    routes: Routes<Arc<Peer>>,
+    routes: PrefixMap<Arc<Peer>>,
 }
 
 impl Table {

@@ -81,6 +81,7 @@ pub fn engine(options: &EngineOptions) -> Done {
     let engine = engine.map_err(|e| e.to_string())?;
     ip(&format!("addr add 100.64.0.{own}/32 dev pvlbench0"));
     ip("route add 100.64.0.0/10 dev pvlbench0");
+    engine.set_filter(pvemesh::filter::Filter::open());
     engine.set_peers(&[PeerConfig {
         id: NodeId(peer.into()),
         key: key(peer).public(),

@@ -1,0 +1,125 @@
+//! The packet filter: what this node lets in from the mesh, by the rules the coordinator sends.
+//!
+//! [`Filter`] is made of a [`FilterConfig`] whenever that changes and never changed itself. Packets from a peer go through
+//! [`Filter::admit`] after the tunnel has shown that their source is the peer's own. What this node sends is never held back; of its UDP and
+//! SCTP packets the [`Flow`] is remembered in [`Flows`], so that answers come in whatever the rules say.
+//!
+//! It judges as stock clients do, so that a policy means the same on all nodes:
+//! * a destination that is not this node's (an own address, a network it carries, the internet if it is an exit node) is refused;
+//! * a TCP packet that opens no connection passes, one that opens one needs a rule, as do UDP and SCTP without a flow;
+//! * ICMP answers and errors pass; an echo request and other questions need any rule from that source to that destination;
+//! * another protocol needs a rule that names it, for all ports;
+//! * a fragment after the first passes: without the first it is worth nothing. Too small a first fragment is refused.
+//!
+//! One thing is stricter or laxer than there: IPv6 extension headers are walked, so that fragments of IPv6 packets are judged as those
+//! of IPv4 are, where stock clients refuse all packets that have any.
+
+mod config;
+mod flows;
+mod networks;
+mod packet;
+mod rules;
+mod scope;
+#[cfg(test)]
+mod tests;
+
+pub use config::FilterConfig;
+pub use flows::{Flow, Flows};
+
+use packet::{Kind, Packet, SCTP};
+use rules::Rules;
+use scope::Scope;
+
+/// Why a packet is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is no IP packet that can be judged: cut short, or fragmented so that its ports cannot be seen.
+    Malformed,
+    /// Its destination is nothing of this node's.
+    NotHere,
+    /// No rule allows it, and nothing that was sent asks for it.
+    NotAllowed,
+}
+
+/// The last packet that was let in: its like follow, and need no second look.
+#[derive(Debug, Default)]
+pub struct Last(Option<Packet>);
+
+/// The rules in force.
+#[derive(Debug)]
+pub struct Filter {
+    rules: Rules,
+    /// `None` judges nothing: for measurements, and where there is no mesh.
+    scope: Option<Scope>,
+}
+
+impl Default for Filter {
+    /// Nothing is let in but answers; so it is before there is a network map.
+    fn default() -> Self {
+        Self::new(&FilterConfig::default())
+    }
+}
+
+impl Filter {
+    /// The filter for these rules and circumstances.
+    pub fn new(config: &FilterConfig) -> Self {
+        let rules = if config.shields_up { Rules::default() } else { Rules::new(config) };
+        Self { rules, scope: Some(Scope::new(config)) }
+    }
+
+    /// A filter that lets in whatever the tunnel opens.
+    pub fn open() -> Self {
+        Self { rules: Rules::default(), scope: None }
+    }
+
+    /// Entries of the rules that were left out, because they do not read.
+    pub fn unread(&self) -> usize {
+        self.rules.unread()
+    }
+
+    /// Judges a packet from a peer. `answers` says whether this is the flow of something that was sent (see [`Flows::answers`]); it is asked
+    /// only if that matters.
+    ///
+    /// # Errors
+    /// The packet is to be dropped, for this reason.
+    pub fn admit(&self, bytes: &[u8], last: &mut Last, answers: impl FnOnce(&Flow) -> bool) -> Result<(), Refusal> {
+        let Some(scope) = &self.scope else { return Ok(()) };
+        let packet = Packet::parse(bytes).ok_or(Refusal::Malformed)?;
+        if last.0 == Some(packet) {
+            return Ok(());
+        }
+        if !scope.contains(packet.destination) {
+            return Err(Refusal::NotHere);
+        }
+        let allowed = match packet.kind {
+            Kind::LaterFragment | Kind::Tcp { opens: false, .. } | Kind::Icmp { asks: false } => true,
+            // Between mesh programs; whoever reads them has done so before, and they never reach the system.
+            Kind::Tsmp => false,
+            Kind::Tcp { port, opens: true } => self.rules.allow(&packet, packet::TCP, port),
+            Kind::Datagram { protocol, source_port, port } => {
+                self.rules.allow(&packet, protocol, port)
+                    || answers(&Flow { protocol, own: (packet.destination, port), other: (packet.source, source_port) })
+            }
+            Kind::Icmp { asks: true } => self.rules.allow_any(&packet),
+            Kind::Other(protocol) => self.rules.allow_all_ports(&packet, protocol),
+        };
+        if !allowed {
+            return Err(Refusal::NotAllowed);
+        }
+        last.0 = Some(packet);
+        Ok(())
+    }
+
+    /// The flow of a packet that this node sends, if its answers would not come in without it.
+    pub fn flow_of(&self, bytes: &[u8]) -> Option<Flow> {
+        self.scope.as_ref()?;
+        let packet = Packet::parse(bytes)?;
+        match packet.kind {
+            // A rule that allows everything does not name SCTP.
+            Kind::Datagram { protocol, source_port, port } if protocol == SCTP || !self.rules.allow_everything() => {
+                Some(Flow { protocol, own: (packet.source, source_port), other: (packet.destination, port) })
+            }
+            _ => None,
+        }
+    }
+}
