@@ -5,8 +5,10 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use pvemesh::filter::{Filter, FilterConfig, Last};
 use pvemesh::ident::{NodePrivate, PrefixMap};
 use pvemesh::tunnel::{Coalescer, Joining, OVERHEAD, Opened, Sealed, Segmentation, Segments, Tunnel, VirtioHeader};
+use pvemesh::wire::control::{FilterRule, NetPortRange, PortRange};
 
 const FROM: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Payload of a TCP segment with timestamps in the mesh's MTU of 1280.
@@ -120,5 +122,38 @@ fn routing(c: &mut Criterion) {
     c.bench_function("routes/exit", |bench| bench.iter(|| black_box(routes.find(black_box(internet)))));
 }
 
-criterion_group!(packets, sealing, shaping, routing);
+/// A connection attempt by UDP, judged by so many rules: half of them about one source each, half about everyone and a port each.
+fn filtering(c: &mut Criterion) {
+    let mut group = c.benchmark_group("filter");
+    for count in [10_u32, 1_000, 100_000] {
+        let rules = (0..count).map(|n| {
+            let source = if n % 2 == 0 { Ipv4Addr::from(0x6440_0000 + n / 2).to_string() } else { "*".to_owned() };
+            let port = u16::try_from(n % 50_000).unwrap();
+            FilterRule {
+                src_ips: vec![source],
+                dst_ports: vec![NetPortRange { ip: "*".to_owned(), ports: PortRange { first: port, last: port } }],
+                ..FilterRule::default()
+            }
+        });
+        let own: IpAddr = Ipv4Addr::new(100, 127, 0, 1).into();
+        let filter = Filter::new(&FilterConfig { rules: rules.collect(), addresses: vec![own.into()], ..FilterConfig::default() });
+        let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 100, 64, 0, 2, 100, 127, 0, 1, 0x9c, 0x40, 0, 5, 0, 8, 0, 0];
+        for (what, port) in [("let in", 5_u16), ("refused", 60_000)] {
+            packet[22..24].copy_from_slice(&port.to_be_bytes());
+            let judged = filter.admit(&packet, &mut Last::default(), |_| false).is_ok();
+            assert_eq!(judged, what == "let in");
+            group.bench_function(format!("{what} by {count} rules"), |bench| {
+                bench.iter(|| black_box(filter.admit(black_box(&packet), &mut Last::default(), |_| false)));
+            });
+        }
+        let mut last = Last::default();
+        packet[22..24].copy_from_slice(&5_u16.to_be_bytes());
+        group.bench_function(format!("the next of a flow, {count} rules"), |bench| {
+            bench.iter(|| black_box(filter.admit(black_box(&packet), &mut last, |_| false)));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(packets, sealing, shaping, routing, filtering);
 criterion_main!(packets);

@@ -11,8 +11,8 @@
 //! * another protocol needs a rule that names it, for all ports;
 //! * a fragment after the first passes: without the first it is worth nothing. Too small a first fragment is refused.
 //!
-//! One thing is stricter or laxer than there: IPv6 extension headers are walked, so that fragments of IPv6 packets are judged as those
-//! of IPv4 are, where stock clients refuse all packets that have any.
+//! Two things differ from stock clients. They let in later fragments whatever their destination; here it must be this node's. They take an IPv6
+//! extension header for the protocol; here it is passed over, so that fragments of IPv6 packets are judged as those of IPv4 are.
 
 mod config;
 mod flows;

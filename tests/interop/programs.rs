@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::{Arguments, Done};
 
-const GO_TOOLS: [&str; 5] = ["tailscale", "tailscaled", "derper", "headscale", "skew"];
+const GO_TOOLS: [&str; 6] = ["tailscale", "tailscaled", "derper", "headscale", "skew", "judge"];
 
 /// Which releases are played against.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +52,7 @@ pub struct Programs {
     pub derper: PathBuf,
     pub headscale: PathBuf,
     pub skew: PathBuf,
+    pub judge: PathBuf,
     pub rust_client: PathBuf,
     pub versions: Versions,
 }
@@ -73,6 +74,7 @@ impl Programs {
             derper: bin.join("derper"),
             headscale: bin.join("headscale"),
             skew: bin.join("skew"),
+            judge: bin.join("judge"),
             rust_client: bin.join("interop-rust-client"),
             pvemesh,
         })
@@ -113,10 +115,14 @@ fn go(bin: &Path) -> Done {
     let version = versions.lines().find_map(|l| l.trim().strip_prefix("tailscale.com v")).and_then(|l| l.split(' ').next()).unwrap_or("0");
     // What the release scripts set; without it the programs complain about their build.
     let flags = format!("-s -w -X tailscale.com/version.longStamp={version} -X tailscale.com/version.shortStamp={version}");
-    let made_of = [&compiler, &versions, &read("go.sum")?, &read("skew/main.go")?, &flags].map(String::as_str).join("\n");
+    let made_of =
+        [&compiler, &versions, &read("go.sum")?, &read("skew/main.go")?, &read("judge/main.go")?, &flags].map(String::as_str).join("\n");
     once(bin, "go", &made_of, &GO_TOOLS, || {
         let mut build = Command::new("go");
-        build.args(["build", "-p", "2", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"]).arg(bin).args(["tool", "./skew"]);
+        build
+            .args(["build", "-p", "2", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"])
+            .arg(bin)
+            .args(["tool", "./skew", "./judge"]);
         said(build.current_dir(&source).env("CGO_ENABLED", "0").env("GOFLAGS", "-mod=readonly"), "go build")
     })
 }

@@ -11,7 +11,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_pvemesh");
-pub(crate) const WEB: &str = "203.0.113.1:80";
+pub(crate) const WEB: &str = "192.0.2.80:80";
 
 /// Whether the tests here can run; says why not otherwise.
 pub(crate) fn possible() -> bool {
@@ -156,6 +156,9 @@ impl World {
         exit.cable("eth1", "203.0.113.2/24", &web, "eth0", "203.0.113.1/24");
         coordinator.sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
         exit.sh("ip route add 10.9.2.0/24 via 10.9.1.1");
+        // The web server is the internet, not a neighbour: an exit node does not lead to its own networks.
+        web.sh("ip link set lo up && ip addr add 192.0.2.80/32 dev lo");
+        exit.sh("ip route add 192.0.2.80 via 203.0.113.1");
         laptop.sh("ip route add default via 10.9.2.1");
 
         let mut serve = coordinator.command(PROGRAM);

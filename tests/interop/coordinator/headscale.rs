@@ -94,7 +94,10 @@ impl Coordinator for Headscale {
         let known = self.ask(&["users", "list"])?;
         if known.as_array().is_none_or(Vec::is_empty) {
             self.ask(&["users", "create", USER])?;
-            self.tell(&["policy", "set", "--file", &self.policy()?])?;
+            self.put_in_force(&json!({
+                "tagOwners": { "tag:server": [format!("{USER}@")] },
+                "grants": [{ "src": ["*"], "dst": ["*"], "ip": ["*"] }],
+            }))?;
         }
         Ok(())
     }
@@ -177,19 +180,19 @@ impl Coordinator for Headscale {
     }
 
     /// Its own grace is ten seconds, and it looks every second.
+    fn set_policy(&self, rules: &Value) -> Done {
+        self.put_in_force(&json!({ "acls": rules }))
+    }
+
     fn offline_limit(&self) -> Duration {
         secs(15)
     }
 }
 
 impl Headscale {
-    fn policy(&self) -> Done<String> {
+    fn put_in_force(&self, policy: &Value) -> Done {
         let path = self.home.join("policy.json");
-        let policy = json!({
-            "tagOwners": { "tag:server": [format!("{USER}@")] },
-            "grants": [{ "src": ["*"], "dst": ["*"], "ip": ["*"] }],
-        });
         std::fs::write(&path, policy.to_string()).map_err(|e| e.to_string())?;
-        Ok(path.display().to_string())
+        self.tell(&["policy", "set", "--file", &path.display().to_string()]).map(drop)
     }
 }

@@ -6,6 +6,8 @@ mod ours;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::Done;
 use crate::authority::Authority;
 use crate::internet::Internet;
@@ -71,6 +73,8 @@ pub trait Coordinator: Send + Sync {
     fn delete(&self, id: i64) -> Done;
     fn expire(&self, id: i64) -> Done;
     fn approve(&self, id: i64, routes: &[&str]) -> Done;
+    /// Puts these access rules (`acls`) in force.
+    fn set_policy(&self, rules: &Value) -> Done;
 
     /// How long it may take until peers know that a node whose stream ended is offline.
     fn offline_limit(&self) -> Duration;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Coordinator, DOMAIN, JoinKey, Listed, PORT, USER, Which, Wish};
 use crate::Done;
@@ -146,6 +146,12 @@ impl Coordinator for Ours {
         let mut words = vec!["routes", "approve", &id];
         words.extend(routes);
         self.ask(&words).map(drop)
+    }
+
+    fn set_policy(&self, rules: &Value) -> Done {
+        let path = self.home.join("policy.json");
+        std::fs::write(&path, json!({ "acls": rules }).to_string()).map_err(|e| e.to_string())?;
+        self.ask(&["policy", "set", &path.display().to_string()]).map(drop)
     }
 
     fn offline_limit(&self) -> Duration {

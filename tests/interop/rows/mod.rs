@@ -8,6 +8,7 @@ mod https;
 mod keys;
 mod login;
 mod names;
+mod policy;
 mod routes;
 mod rust_client;
 mod together;
@@ -30,8 +31,20 @@ pub struct Act {
     pub rows: &'static [Row],
 }
 
-pub const ACTS: &[Act] =
-    &[keys::ACT, login::ACT, together::ACT, names::ACT, changes::ACT, routes::ACT, faults::ACT, clocks::ACT, https::ACT, rust_client::ACT];
+pub const ACTS: &[Act] = &[
+    keys::ACT,
+    login::ACT,
+    together::ACT,
+    names::ACT,
+    changes::ACT,
+    routes::ACT,
+    policy::ACT,
+    policy::FILTER,
+    faults::ACT,
+    clocks::ACT,
+    https::ACT,
+    rust_client::ACT,
+];
 
 /// Rows about one client at a time.
 fn alone(cast: &Cast) -> bool {
