@@ -10,7 +10,7 @@ PACKAGES      := build-essential busybox-static dnsmasq-base iperf3 iproute2 ipu
 TEST_PACKAGES := nginx
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := noise map_stream requests policy derp
+FUZZ_TARGETS := noise map_stream requests policy derp disco stun
 
 .PHONY: help deps test-deps build demo demo-down check test interop bench bench-coord bench-relay fuzz clean
 
