@@ -2,7 +2,7 @@
 //!
 //! * [`Tunnel`] is one peer's WireGuard state (boringtun), [`Gate`] what is shared by all peers in front of it: cookies against
 //!   floods, and finding the peer a handshake initiation belongs to; [`Strangers`] keeps those that came too early.
-//! * [`demux`] tells apart what arrives on the one UDP socket; [`Routes`] finds the peer of an address.
+//! * [`demux`] tells apart what arrives on the one UDP socket.
 //! * [`Segments`] splits a super-packet read from the TUN, [`Coalescer`] joins packets into one to be written to it.
 //!
 //! It does no I/O. It is the one core that may read a clock and draw the system's randomness, through boringtun, which

@@ -22,6 +22,11 @@ use crate::wait::secs;
 pub const CENTRE: &str = "10.7.0.1";
 /// The first relay's region; clients prefer either.
 pub const REGIONS: [u16; 2] = [901, 902];
+
+/// Where the relay of a region is, in both families.
+pub fn relay_addresses(region: i64) -> (String, String) {
+    (format!("10.7.0.{}", region - 899), format!("fd99::{}", region - 899))
+}
 /// Out on the internet.
 pub const WEB: &str = "203.0.113.80";
 const FIRST_CLIENT: usize = 11;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{Act, Row, in_company};
 use crate::member::{Join, Kind, Member};
-use crate::scene::{NAMES, Outcome, Scene, skip, with};
+use crate::scene::{NAMES, Outcome, Scene, with};
 use crate::wait::{get, seconds, secs, until};
 use crate::{Done, see};
 
@@ -102,7 +102,7 @@ fn delta(scene: &mut Scene, what: &str, change: impl Fn(&mut Scene) -> Done, arr
     scene.acquainted(0, 1)?;
     let before = scene.at(0)?.messages()?;
     change(scene)?;
-    let time = until(&format!("{} has the {what}", NAMES[0]), secs(15), || arrived(scene.at(0)?))?;
+    let time = until(&format!("{} has the {what}", NAMES[0]), secs(30), || arrived(scene.at(0)?))?;
     match (before, scene.at(0)?.messages()?) {
         (Some(before), Some(after)) => {
             see!(after.streams == before.streams, "the stream was opened anew: {before:?} {after:?}");
@@ -127,19 +127,35 @@ fn endpoint(scene: &mut Scene) -> Outcome {
 }
 
 fn home_relay(scene: &mut Scene) -> Outcome {
-    if scene.cast.kind(1) == Kind::Ours {
-        return skip("our node has no home relay yet");
-    }
     scene.acquainted(0, 1)?;
     let regions = crate::internet::REGIONS.map(i64::from);
-    let home = scene.at(0)?.detail(NAMES[1])?.home;
+    let home = get("a home relay is known", secs(10), || Ok(Some(scene.at(0)?.detail(NAMES[1])?.home).filter(|home| *home != 0)))?;
     let other = regions.into_iter().find(|region| *region != home).ok_or("there is one region only")?;
-    delta(
+    let found = delta(
         scene,
         "home relay",
-        |scene| scene.at(1)?.tell(&["debug", "force-prefer-derp", &other.to_string()]).map(drop),
+        |scene| match scene.cast.kind(1) {
+            Kind::Stock => scene.at(1)?.tell(&["debug", "force-prefer-derp", &other.to_string()]).map(drop),
+            Kind::Ours => cut_off(scene, &crate::internet::relay_addresses(home)),
+        },
         |member| Ok(member.detail(NAMES[1])?.home == other),
-    )
+    );
+    if scene.cast.kind(1) == Kind::Ours {
+        scene.machine(1)?.run(&["nft", "delete table inet away"])?;
+    }
+    found
+}
+
+/// Keeps beta from a relay, which refuses it from now on.
+fn cut_off(scene: &Scene, (v4, v6): &(String, String)) -> Done {
+    let refused = |to: &str| format!("{to} tcp dport 443 reject with tcp reset; {to} drop;");
+    let (v4, v6) = (refused(&format!("ip daddr {v4}")), refused(&format!("ip6 daddr {v6}")));
+    let rules = format!("table inet away {{ chain output {{ type filter hook output priority 0; {v4} {v6} }}; }}");
+    let machine = scene.machine(1)?;
+    machine.run(&["nft", &rules])?;
+    // An idle connection is not missed until something is to go over it: a ping wants to.
+    let _ = scene.at(1)?.ping(NAMES[0]);
+    Ok(())
 }
 
 fn disco_key(scene: &mut Scene) -> Outcome {

@@ -60,7 +60,7 @@ fn stock_dns_status(said: &str, name: &str) -> Done {
 
 fn own_dns_status(said: &str, name: &str) -> Done {
     let status: Value = serde_json::from_str(said).map_err(|e| format!("{e}: {said}"))?;
-    let shown = (&status["enabled"], &status["suffix"], &status["self_name"], &status["search_domains"]);
+    let shown = (&status["MagicDNSEnabled"], &status["MagicDNSSuffix"], &status["SelfName"], &status["SearchDomains"]);
     let (name, search) = (json!(format!("{name}.{DOMAIN}.")), json!([DOMAIN]));
     see!(shown == (&json!(true), &json!(DOMAIN), &name, &search), "`dns status` shows {said}");
     Ok(())

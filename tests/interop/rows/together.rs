@@ -2,7 +2,7 @@
 
 use super::{Act, Row, in_company};
 use crate::member::Kind;
-use crate::scene::{NAMES, Outcome, Scene, holds, skip, with};
+use crate::scene::{NAMES, Outcome, Scene, holds, with};
 use crate::traffic;
 use crate::wait::{secs, until};
 use crate::{Done, see};
@@ -71,11 +71,21 @@ fn ping(scene: &mut Scene) -> Outcome {
 }
 
 fn netcheck(scene: &mut Scene) -> Outcome {
-    let stock = (0..2).find(|n| scene.cast.kind(*n) == Kind::Stock);
-    let Some(n) = stock else { return skip("our node has no netcheck yet") };
-    scene.joined(n)?;
-    let said = scene.at(n)?.tell(&["netcheck"])?;
-    see!(said.contains("UDP: true") && said.contains("Nearest DERP: Lab"), "netcheck says {said:?}");
+    for n in [0, 1] {
+        scene.joined(n)?;
+        match scene.cast.kind(n) {
+            Kind::Stock => {
+                let said = scene.at(n)?.tell(&["netcheck"])?;
+                see!(said.contains("UDP: true") && said.contains("Nearest DERP: Lab"), "netcheck says {said:?}");
+            }
+            Kind::Ours => until("netcheck knows the relays", secs(10), || {
+                let said = scene.at(n)?.tell(&["netcheck"])?;
+                let well = said.contains("UDP          yes") && said.contains("home relay   lab9") && !said.contains("no answer");
+                if well { Ok(true) } else { Err(said) }
+            })
+            .map(drop)?,
+        }
+    }
     holds()
 }
 
