@@ -70,7 +70,7 @@ async fn with_relay() -> Running {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fresh_mesh_has_a_relay_that_its_nodes_find_in_the_map_and_nobody_else_may_use() {
+async fn trap_14_a_fresh_mesh_has_a_relay_that_its_nodes_find_in_the_map_and_nobody_else_may_use() {
     let server = with_relay().await;
     let (a, b) = (server.joined(1, "a").await, server.joined(2, "b").await);
     let map = a.stream("").await.next().await.unwrap();
