@@ -24,7 +24,7 @@ pub use network::{NetworkReport, PingReply, worth_telling};
 pub use prefs::{Prefs, PrefsChange, Tag, TagError};
 pub use renewal::{Renewal, renewal};
 pub use report::{Endpoint, EndpointKind, Machine, Whereabouts, endpoints, hostinfo};
-pub use status::{BackendState, ExitNodeStatus, Network, PeerStatus, Progress, Sources, Status, Traffic, status};
+pub use status::{BackendState, ExitNodeStatus, Network, PeerStatus, Progress, Repairs, Sources, Status, Traffic, status};
 
 /// The TUN's MTU, bytes: the IPv6 minimum, so that sealed packets fit any link.
 pub const TUN_MTU: u16 = 1280;

@@ -86,6 +86,9 @@ pub struct Status {
     pub node: Option<PeerStatus>,
     /// What the user should know, one sentence each.
     pub health: Vec<String>,
+    /// What had to be put right because another program had changed it. Ours.
+    #[serde(skip_serializing_if = "Repairs::is_none")]
+    pub repairs: Repairs,
     /// The suffix of the nodes' names.
     #[serde(rename = "MagicDNSSuffix")]
     pub suffix: String,
@@ -104,6 +107,26 @@ pub struct Status {
     pub peer: BTreeMap<String, PeerStatus>,
     /// Whose nodes there are.
     pub user: BTreeMap<UserId, UserProfile>,
+}
+
+/// Routes, rules, addresses, firewall and kernel settings that another program took away, and the node put back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Repairs {
+    /// How often, since the node's process started.
+    pub count: u64,
+    /// When the last time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<Wall>,
+    /// What, the last time.
+    pub what: String,
+}
+
+impl Repairs {
+    /// Whether there were none.
+    pub fn is_none(&self) -> bool {
+        self.count == 0
+    }
 }
 
 /// The network a node is in.

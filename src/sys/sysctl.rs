@@ -97,12 +97,12 @@ impl Sysctls {
     }
 
     /// Sets what a node needs that forwards (`forward`), or that sends or receives addresses outside the mesh (`outside`), through
-    /// `interface`. Called again with less, it gives back what is not needed any more.
+    /// `interface`. Called again with less, it gives back what is not needed any more. Says how many it had to set.
     ///
     /// # Errors
     ///
     /// When a setting cannot be written, or its previous value not be recorded.
-    pub fn apply(&self, forward: bool, outside: bool, interface: &str) -> Result<(), SysctlError> {
+    pub fn apply(&self, forward: bool, outside: bool, interface: &str) -> Result<usize, SysctlError> {
         let mut changes = self.recall();
         if changes.keys().any(|path| path.ends_with("forwarding") || path.ends_with("ip_forward")) && !forward {
             self.restore()?;
@@ -122,7 +122,7 @@ impl Sysctls {
         let along = if forward { self.dependents() } else { Vec::new() };
         wanted.retain(|(path, after)| self.read(path).is_some_and(|value| value != *after));
         if wanted.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         for path in along.into_iter().chain(wanted.iter().map(|(path, _)| path.clone())) {
             if let Some(before) = self.read(&path) {
@@ -130,13 +130,14 @@ impl Sysctls {
             }
         }
         self.remember(&changes)?;
-        for (path, after) in wanted {
-            self.write(&path, after)?;
+        for (path, after) in &wanted {
+            self.write(path, after)?;
         }
         for (path, change) in &mut changes {
             change.after = self.read(path).unwrap_or_default();
         }
-        self.remember(&changes)
+        self.remember(&changes)?;
+        Ok(wanted.len())
     }
 
     /// Gives every setting its previous value, unless it was changed by somebody else since.

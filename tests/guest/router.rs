@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
 use pvemesh::node::RouterConfig;
-use pvemesh::sys::router::{Router, RouterError, clean_leftovers, is_interface_name};
+use pvemesh::sys::router::{Changed, Router, RouterError, clean_leftovers, is_interface_name};
 
 use crate::netns::{Netns, assert_same, has, root};
 
@@ -100,10 +100,11 @@ fn apply_sets_up_a_node_and_clear_leaves_the_machine_as_it_was() {
 
         // Again: nothing changes. With less: the rest goes.
         let full = netns.dump();
-        router
+        let changed = router
             .apply(&config(&["100.64.0.2/32", "fd7a:115c:a1e0::2/128", "0.0.0.0/0", "::/0", "10.0.0.0/8"], &["10.1.0.0/16"], true))
             .await
             .unwrap();
+        assert!(changed.is_nothing(), "{changed}");
         assert_same(&full, &netns.dump());
         router.apply(&config(&["100.64.0.3/32"], &[], false)).await.unwrap();
         let routes = netns.run("ip route show table 52; ip -6 route show table 52");
@@ -239,6 +240,31 @@ fn a_plain_table_left_by_an_older_kernel_is_replaced_and_removed() {
         clean_leftovers(TUN).await.unwrap();
     });
     assert_eq!(netns.run("nft list tables").trim(), "table inet other");
+}
+
+#[test]
+fn a_table_without_an_owner_that_another_program_takes_away_is_noticed_and_put_back() {
+    if !root() || !has("nft") {
+        return;
+    }
+    let netns = machine();
+    netns.enter(async || {
+        for harm in ["nft flush ruleset", "nft flush table inet pvemesh", "nft delete table inet pvemesh"] {
+            // A table that is there already cannot get an owner, as none can on old kernels.
+            netns.run("nft add table inet pvemesh");
+            let mut router = Router::new().await.unwrap();
+            router.apply(&config(&[], &[], true)).await.unwrap();
+            assert!(router.apply(&config(&[], &[], true)).await.unwrap().is_nothing());
+            assert!(!netns.run("nft list ruleset").contains("flags owner"));
+            netns.run(harm);
+            let changed = router.apply(&config(&[], &[], true)).await.unwrap();
+            assert_eq!(changed, Changed { firewall: true, ..Changed::default() }, "{harm}");
+            let ruleset = netns.run("nft list ruleset");
+            assert!(ruleset.contains("iifname \"pvemesh0\" meta mark set") && ruleset.contains("masquerade"), "{harm}: {ruleset}");
+            assert!(router.apply(&config(&[], &[], true)).await.unwrap().is_nothing());
+            router.clear().await.unwrap();
+        }
+    });
 }
 
 #[test]

@@ -14,6 +14,7 @@
 mod client;
 mod dial;
 mod hostile;
+mod kept;
 mod life;
 mod machine;
 mod manners;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::{Exit, Failure, Output, unreached};
-use crate::node::{BackendState, PeerStatus, Status};
+use crate::node::{BackendState, PeerStatus, Repairs, Status};
 use crate::sys::local_api::{Client, LocalError};
 
 pub(super) async fn status(client: &Client, output: &Output) -> Result<(), Failure> {
@@ -87,6 +87,10 @@ fn table(status: &Status) -> String {
         for line in &status.health {
             let _ = writeln!(text, "#   - {line}");
         }
+    }
+    if let Repairs { count, last: Some(last), what } = &status.repairs {
+        let times = if *count == 1 { "once".to_owned() } else { format!("{count} times, last") };
+        let _ = writeln!(text, "\n# Another program changed what the mesh needs; put right {times} at {last:.0}: {what}");
     }
     text
 }

@@ -1,5 +1,7 @@
 //! What the map means on this machine, put into effect: packet engine and routing, by the machine's own networks.
 
+use std::time::Duration;
+
 use super::DaemonError;
 use super::outside::Outside;
 use super::surroundings::{self, Surroundings};
@@ -7,11 +9,15 @@ use crate::coord::client::NetMap;
 use crate::filter::{Filter, FilterConfig};
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::policy_routing::BYPASS_MARK;
-use crate::node::{Assembly, Prefs, Situation, TUN_MTU, Traffic, assemble};
+use crate::node::{Assembly, Prefs, Repairs, Situation, TUN_MTU, Traffic, assemble};
 use crate::sys::clock;
 use crate::sys::engine::{Engine, EngineOptions};
-use crate::sys::router::Router;
+use crate::sys::router::{Router, RouterError};
 use crate::sys::survey::Outlook;
+use crate::time::Time;
+
+/// How often at most the log says that another program is at work.
+const WARN_EVERY: Duration = Duration::from_mins(1);
 
 /// Engine, router, and what they were last told.
 #[derive(Debug)]
@@ -25,6 +31,20 @@ pub(super) struct Effect {
     assembly: Option<Assembly>,
     /// What the engine's filter was made of.
     filter: Option<FilterConfig>,
+    /// Why routing is not as the assembly wants it.
+    trouble: Option<String>,
+    repairs: Repairs,
+    /// When the user was last told of a repair.
+    warned: Option<Time>,
+}
+
+/// Whether the machine's routing could be kept as it was set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// It could.
+    Yes,
+    /// The TUN is gone, and the engine of no use.
+    InterfaceGone,
 }
 
 impl Effect {
@@ -38,6 +58,9 @@ impl Effect {
             outside: None,
             assembly: None,
             filter: None,
+            trouble: None,
+            repairs: Repairs::default(),
+            warned: None,
         })
     }
 
@@ -109,7 +132,7 @@ impl Effect {
     pub(super) async fn apply(&mut self, map: &NetMap, prefs: &Prefs) {
         let Some(engine) = &self.engine else { return };
         let situation = Situation { interface: &self.interface, local_networks: &self.surroundings.networks, now: clock::wall() };
-        let mut assembly = assemble(map, prefs, situation);
+        let assembly = assemble(map, prefs, situation);
         if let Some(outside) = &self.outside {
             outside.set_map(map, prefs.ca_file.clone()).await;
         }
@@ -123,15 +146,67 @@ impl Effect {
             self.filter = Some(assembly.filter.clone());
         }
         engine.set_peers(&assembly.peers);
-        if let Err(error) = self.router.apply(&assembly.router).await {
-            tracing::warn!(%error, "routing is not as it should be");
-            assembly.notes.push(format!("routing is not as it should be: {error}"));
-        }
+        let applied = self.router.apply(&assembly.router).await;
+        self.note_trouble(applied.err().map(|error| error.to_string()));
         let before = self.assembly.as_ref().map(|a| &a.notes);
         for note in assembly.notes.iter().filter(|note| before.is_none_or(|notes| !notes.contains(note))) {
             tracing::warn!("{note}");
         }
         self.assembly = Some(assembly);
+    }
+
+    /// Puts right what another program has changed of the machine's routing.
+    pub(super) async fn keep(&mut self) -> Kept {
+        let Some(assembly) = &self.assembly else { return Kept::Yes };
+        if self.engine.is_none() {
+            return Kept::InterfaceGone;
+        }
+        let was_right = self.trouble.is_none();
+        match self.router.apply(&assembly.router).await {
+            Ok(changed) => {
+                // What could not be set before was nobody's doing.
+                if was_right && !changed.is_nothing() {
+                    self.note_repair(changed.to_string());
+                }
+                self.note_trouble(None);
+            }
+            Err(RouterError::NoInterface(interface)) => {
+                self.note_repair(format!("the interface {interface}"));
+                return Kept::InterfaceGone;
+            }
+            Err(error) => self.note_trouble(Some(error.to_string())),
+        }
+        Kept::Yes
+    }
+
+    /// What keeps the machine's routing from being right, if anything does. The log says it once.
+    pub(super) fn note_trouble(&mut self, trouble: Option<String>) {
+        if let Some(text) = trouble.as_ref().filter(|_| self.trouble != trouble) {
+            tracing::warn!("routing is not as it should be: {text}");
+        }
+        self.trouble = trouble;
+    }
+
+    fn note_repair(&mut self, what: String) {
+        let now = clock::now();
+        // Two programs may be at it for ever: once a minute is enough to know.
+        if self.warned.is_none_or(|at| now.since(at) >= WARN_EVERY) {
+            tracing::warn!("another program has changed what the mesh needs; put right: {what}");
+            self.warned = Some(now);
+        } else {
+            tracing::debug!("put right: {what}");
+        }
+        self.repairs = Repairs { count: self.repairs.count.saturating_add(1), last: Some(clock::wall()), what };
+    }
+
+    /// What had to be put right so far.
+    pub(super) fn repairs(&self) -> &Repairs {
+        &self.repairs
+    }
+
+    /// What the user should know of routing.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.as_ref().map(|text| format!("routing is not as it should be: {text}"))
     }
 
     /// Looks at the machine's own networks; says whether they have changed.
@@ -174,7 +249,7 @@ impl Effect {
 
     /// Takes the machine out of the mesh: routes, then the TUN.
     pub(super) async fn undo(&mut self) {
-        self.assembly = None;
+        (self.assembly, self.trouble) = (None, None);
         if let Err(error) = self.router.clear().await {
             tracing::warn!(%error, "routing could not all be undone");
         }
@@ -184,6 +259,6 @@ impl Effect {
     /// Forgets a membership's peers; what is routed is changed with the next map.
     pub(super) fn forget(&mut self) {
         self.drop_engine();
-        self.assembly = None;
+        (self.assembly, self.trouble) = (None, None);
     }
 }

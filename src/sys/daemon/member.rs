@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::effect::Effect;
+use super::effect::{Effect, Kept};
 use super::kept_map::KeptMap;
 use super::membership::Membership;
 use super::outside::Outside;
@@ -26,8 +26,6 @@ use crate::sys::local_api::{Reply, Request, Up};
 use crate::sys::{clock, entropy};
 use crate::wire::control::NetInfo;
 
-/// Every so many looks around, routing is put right even if nothing has changed: other programs remove rules.
-const LOOKS_PER_REPAIR: u32 = 6;
 /// How long logging out may take.
 const LOGOUT_LIMIT: Duration = Duration::from_secs(15);
 
@@ -71,7 +69,6 @@ pub(super) struct Member {
     expired: bool,
     /// Another node key is being asked for.
     renewing: bool,
-    looks: u32,
 }
 
 impl Member {
@@ -92,7 +89,6 @@ impl Member {
             sleep: SleepWatch::new(clock::now(), clock::wall()),
             expired: false,
             renewing: false,
-            looks: 0,
             membership,
             options,
         };
@@ -285,9 +281,23 @@ impl Member {
         }
     }
 
-    /// Looks whether the machine has slept or its networks have changed, repairs routing now and then, and stores what is not stored yet.
+    /// Puts right what another program has changed of the machine's routing.
+    pub(super) async fn keep(&mut self) {
+        if self.effect.keep().await == Kept::InterfaceGone {
+            self.effect.drop_engine();
+            match self.start_engine() {
+                Ok(()) => {
+                    self.publish();
+                    self.put_into_effect().await;
+                }
+                // The next time it is tried again.
+                Err(error) => self.effect.note_trouble(Some(error.to_string())),
+            }
+        }
+    }
+
+    /// Looks whether the machine has slept or its networks have changed, and stores what is not stored yet.
     pub(super) async fn look_around(&mut self) {
-        self.looks = self.looks.wrapping_add(1);
         let slept = self.sleep.look(clock::now(), clock::wall());
         if self.effect.runs() {
             let changed = self.effect.look().await;
@@ -299,7 +309,7 @@ impl Member {
                 self.session.wake();
             }
             let expired = self.map.get().is_some_and(|map| map.has_expired(clock::wall()));
-            if changed || slept || expired != self.expired || self.looks.is_multiple_of(LOOKS_PER_REPAIR) {
+            if changed || slept || expired != self.expired {
                 self.put_into_effect().await;
             }
             self.renew_in_time();
@@ -444,7 +454,9 @@ impl Member {
             now: clock::wall(),
         };
         let mut status = status(sources, self.effect.traffic());
+        status.health.extend(self.effect.trouble());
         status.health.extend(self.effect.outside().and_then(Outside::health));
+        status.repairs = self.effect.repairs().clone();
         status
     }
 

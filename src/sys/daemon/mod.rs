@@ -26,6 +26,7 @@ use tokio::time::MissedTickBehavior;
 use crate::settings::GuestError;
 use crate::sys::local_api::{Reply, Request, Server};
 use crate::sys::router::{self, RouterError};
+use changes::{Change, Changes};
 use member::Member;
 use state::Store;
 pub use state::private_directory;
@@ -35,6 +36,10 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/pvemesh/node";
 
 /// How often the machine's own networks are looked at: a laptop that changes networks is reachable again within this time.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether routing, firewall and kernel settings still are as they were set. The kernel tells at once of rules and
+/// routes that another program removes, of the others it does not.
+const KEEP: Duration = Duration::from_millis(1500);
 
 /// What a node is started with.
 #[derive(Debug, Clone)]
@@ -130,12 +135,21 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
 
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut changes = changes::Changes::listen();
+    let mut keep = tokio::time::interval(KEEP);
+    keep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut changes = Changes::listen();
     loop {
         tokio::select! {
             news = member.next_news() => member.on_news(news).await,
             _ = look.tick() => member.look_around().await,
-            () = changes.next() => member.look_around().await,
+            _ = keep.tick() => member.keep().await,
+            change = changes.next() => match change {
+                Change::Networks => {
+                    member.look_around().await;
+                    member.keep().await;
+                }
+                Change::Routing => member.keep().await,
+            },
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             question = asked.recv() => {

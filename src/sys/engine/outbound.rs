@@ -222,6 +222,8 @@ pub(super) fn run(shared: &Shared) {
                 batch.flush(shared);
                 if error != rustix::io::Errno::AGAIN && error != rustix::io::Errno::INTR {
                     tracing::debug!(%error, "the TUN cannot be read");
+                    // Somebody has deleted it; the wait below returns at once then. Whoever keeps the routing notices and starts anew.
+                    std::thread::sleep(Duration::from_millis(50));
                 }
                 shared.wait([(shared.tun.as_fd(), PollFlags::IN)], None);
             }

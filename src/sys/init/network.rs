@@ -87,7 +87,9 @@ async fn configure(guest: &Guest, handle: &Handle, ready: &Notify) -> Result<std
             link::set_default_route(handle, found.index, Family::V4, network.gateway4.map(IpAddr::V4)).await?;
             tracing::info!("{name} has {net}");
         }
-        Ipv4Setup::None => link::set_addresses(handle, name, found.index, &[Family::V4], &[]).await?,
+        Ipv4Setup::None => {
+            link::set_addresses(handle, name, found.index, &[Family::V4], &[]).await?;
+        }
         Ipv4Setup::Dhcp => return keep_lease(guest, handle, found, ready).await,
     }
     ready.notify_one();

@@ -1,6 +1,6 @@
 //! The table as netlink messages (`linux/netfilter/nf_tables.h`): what `nft` would compile the rules in the module's page to.
 
-use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage};
 use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook, Immediate, InetHookNumber, Meta, MetaKey,
     NfTablesMessage, Operator, Register, RuleAttribute, RuleMessage, TableAttribute, TableFlags, TableMessage, Verdict, VerdictAttribute,
@@ -57,23 +57,39 @@ pub(super) fn batch(messages: &[Message]) -> Vec<u8> {
 }
 
 /// The table in place of what is there: made if it is missing, so that the removal that follows cannot fail.
-pub(super) fn replace(rules: Rules<'_>, flags: TableFlags) -> Vec<Message> {
+pub(super) fn replace(rules: &Rules, flags: TableFlags) -> Vec<Message> {
     let mut messages = vec![table(flags), delete(), table(flags), chain("forward", "filter", InetHookNumber::Forward, PRIORITY_FILTER)];
     if rules.masquerade {
         messages.extend([
             chain("postrouting", "nat", InetHookNumber::PostRouting, PRIORITY_SRCNAT),
-            rule("forward", mark_from(rules.interface)),
-            rule("postrouting", masquerade_marked(rules.interface)),
+            rule("forward", mark_from(&rules.interface)),
+            rule("postrouting", masquerade_marked(&rules.interface)),
         ]);
     }
     if rules.shields_up {
         messages.extend([
             chain("input", "filter", InetHookNumber::LocalIn, PRIORITY_FILTER),
-            rule("input", drop_new(rules.interface)),
-            rule("forward", drop_new(rules.interface)),
+            rule("input", drop_new(&rules.interface)),
+            rule("forward", drop_new(&rules.interface)),
         ]);
     }
     messages
+}
+
+/// How many rules [`replace`] makes.
+pub(super) fn count(rules: &Rules) -> usize {
+    2 * (usize::from(rules.masquerade) + usize::from(rules.shields_up))
+}
+
+/// The question for all rules of the table.
+pub(super) fn list() -> Vec<u8> {
+    let attributes = vec![RuleAttribute::Table(TABLE.to_owned())];
+    let mut message = message(NfTablesMessage::GetRule(RuleMessage { attributes }), NLM_F_DUMP);
+    message.header.sequence_number = 1;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
 }
 
 /// The removal of the table.

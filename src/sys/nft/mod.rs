@@ -35,7 +35,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 /// The table's name; its family is `inet`.
 pub const TABLE: &str = "pvemesh";
 
-/// Replies to one batch are an acknowledgement each; far below this.
+/// Replies to one batch are an acknowledgement each, and our own rules few; far below this.
 const MAX_REPLY: usize = 64 * 1024;
 
 /// Why the firewall was not changed.
@@ -58,10 +58,10 @@ pub enum NftError {
 }
 
 /// What the table does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rules<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
     /// The interface that the mesh's packets come in by.
-    pub interface: &'a str,
+    pub interface: String,
     /// What is forwarded leaves with this machine's own address.
     pub masquerade: bool,
     /// Nothing that comes in by the interface opens a connection, to this machine or past it.
@@ -71,6 +71,8 @@ pub struct Rules<'a> {
 /// The table, there as long as this value is.
 pub struct Firewall {
     socket: Socket,
+    /// What it was last given.
+    set: Option<Rules>,
 }
 
 impl std::fmt::Debug for Firewall {
@@ -85,12 +87,12 @@ impl Firewall {
     /// # Errors
     ///
     /// When the kernel has no nf_tables, refuses, or the table belongs to another process.
-    pub fn install(rules: Rules<'_>) -> Result<Self, NftError> {
+    pub fn install(rules: &Rules) -> Result<Self, NftError> {
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(NftError::Open)?;
         socket.bind_auto().map_err(NftError::Open)?;
         // The kernel handles a batch within the send, so the replies are there when it returns.
         socket.set_non_blocking(true).map_err(NftError::Open)?;
-        let firewall = Self { socket };
+        let mut firewall = Self { socket, set: None };
         firewall.apply(rules)?;
         Ok(firewall)
     }
@@ -100,7 +102,8 @@ impl Firewall {
     /// # Errors
     ///
     /// When the kernel refuses; the old content then stays.
-    pub fn apply(&self, rules: Rules<'_>) -> Result<(), NftError> {
+    pub fn apply(&mut self, rules: &Rules) -> Result<(), NftError> {
+        self.set = None;
         let refused = |error: io::Error| match error.raw_os_error() {
             Some(libc::EPERM) if rustix::process::geteuid().is_root() => NftError::Owned,
             _ => NftError::Refused { tried: "set", error },
@@ -108,9 +111,41 @@ impl Firewall {
         match self.send(&message::replace(rules, TableFlags::Owner)) {
             // A kernel before 5.12, or a table there that has no owner: the latter cannot get one.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-                self.send(&message::replace(rules, TableFlags::empty())).map_err(refused)
+                self.send(&message::replace(rules, TableFlags::empty())).map_err(refused)?;
             }
-            result => result.map_err(refused),
+            result => result.map_err(refused)?,
+        }
+        self.set = Some(rules.clone());
+        Ok(())
+    }
+
+    /// Whether the table has just these rules still. An owned one can be changed by nobody else; others may flush or remove the plain one
+    /// that kernels before 5.12 have.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not say.
+    pub fn holds(&self, rules: &Rules) -> Result<bool, NftError> {
+        let refused = |error| NftError::Refused { tried: "list", error };
+        Ok(self.set.as_ref() == Some(rules) && self.count_rules().map_err(refused)? == message::count(rules))
+    }
+
+    /// The number of rules in the table; none, if it is not there.
+    fn count_rules(&self) -> io::Result<usize> {
+        self.socket.send_to(&message::list(), &SocketAddr::new(0, 0), 0)?;
+        let (mut count, mut reply) = (0, Vec::with_capacity(MAX_REPLY));
+        loop {
+            reply.clear();
+            self.socket.recv(&mut reply, 0)?;
+            for part in parts(&reply) {
+                match part {
+                    NetlinkPayload::InnerMessage(_) => count += 1,
+                    NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => return Ok(0),
+                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                    NetlinkPayload::Done(_) => return Ok(count),
+                    _ => {}
+                }
+            }
         }
     }
 
@@ -158,13 +193,13 @@ impl Firewall {
     }
 }
 
-/// The answers in one datagram from the kernel.
-fn answers(mut bytes: &[u8]) -> Vec<io::Result<()>> {
+/// The messages in one datagram from the kernel.
+fn parts(mut bytes: &[u8]) -> Vec<NetlinkPayload<NetfilterMessage>> {
     let mut found = Vec::new();
     while let Ok(buffer) = NetlinkBuffer::new_checked(&bytes) {
         let length = (buffer.length() as usize).next_multiple_of(4);
-        if let Ok(NetlinkMessage { payload: NetlinkPayload::Error(error), .. }) = NetlinkMessage::<NetfilterMessage>::parse(&buffer) {
-            found.push(error.code.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(code.get().saturating_neg()))));
+        if let Ok(message) = NetlinkMessage::<NetfilterMessage>::parse(&buffer) {
+            found.push(message.payload);
         }
         match bytes.get(length..) {
             Some(rest) if length > 0 => bytes = rest,
@@ -172,6 +207,16 @@ fn answers(mut bytes: &[u8]) -> Vec<io::Result<()>> {
         }
     }
     found
+}
+
+/// What the kernel says to each message, in one datagram.
+fn answers(bytes: &[u8]) -> impl Iterator<Item = io::Result<()>> {
+    parts(bytes).into_iter().filter_map(|part| match part {
+        NetlinkPayload::Error(error) => {
+            Some(error.code.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(code.get().saturating_neg()))))
+        }
+        _ => None,
+    })
 }
 
 /// Removes a table that nobody owns, as an older kernel keeps after a crash. That there is none, or no nf_tables at all, is no error.
@@ -182,7 +227,7 @@ fn answers(mut bytes: &[u8]) -> Vec<io::Result<()>> {
 pub fn remove_leftover() -> Result<(), NftError> {
     let Ok(mut socket) = Socket::new(NETLINK_NETFILTER) else { return Ok(()) };
     socket.bind_auto().and_then(|_| socket.set_non_blocking(true)).map_err(NftError::Open)?;
-    match (Firewall { socket }).remove() {
+    match (Firewall { socket, set: None }).remove() {
         // The kernel refuses so when the table has a living owner, when we are not root, or when it has no nf_tables.
         Err(NftError::Refused { error, .. }) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::EINVAL)) => {
             Ok(())

@@ -1,14 +1,19 @@
 //! The machine's routing while it is a mesh member: the TUN's addresses, table 52, the policy rules, forwarding and masquerade.
 //!
-//! [`Router::apply`] compares what is wanted with what the kernel has and changes the difference, so it may be called at any time, also to
-//! repair what another program removed. What is ours is told by its origin ([`policy_routing::ORIGIN`]), not by memory, so [`Router::clear`] and
+//! [`Router::apply`] compares what is wanted with what the kernel has, changes the difference and says what that was, so it may be called at
+//! any time, also to repair what another program removed. What is ours is told by its origin ([`policy_routing::ORIGIN`]), not by memory, so [`Router::clear`] and
 //! [`clean_leftovers`] find it after a crash too.
 //!
 //! It does not make the TUN interface, and does not watch for changes. It works on the network namespace of the thread that made it.
 
+mod changed;
 pub(in crate::sys) mod link;
+mod routes;
+mod rules;
 
 use std::path::PathBuf;
+
+pub use changed::Changed;
 
 use crate::node::RouterConfig;
 use crate::node::policy_routing::{self, Family};
@@ -80,41 +85,57 @@ impl Router {
     /// When the kernel gives no routing socket.
     #[expect(clippy::unused_async, reason = "it needs a running tokio, which an async signature says best")]
     pub async fn with_memory(memory: PathBuf) -> Result<Self, RouterError> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(RouterError::Open)?;
+        // A kernel that knows strict checks lists one table alone; an older one lists everything, which is sorted out here.
+        let opened = rtnetlink::new_connection_with_strict_check().or_else(|_| rtnetlink::new_connection());
+        let (connection, handle, _) = opened.map_err(RouterError::Open)?;
         Ok(Self { handle, connection: tokio::spawn(connection), firewall: None, sysctls: Sysctls::new(memory) })
     }
 
-    /// Makes the machine's routing what `config` says.
+    /// Makes the machine's routing what `config` says, and says what had to be changed for that.
     ///
     /// # Errors
     ///
     /// When the interface is missing or the kernel refuses a change; what was changed before that stays, and the next call goes on from there.
-    pub async fn apply(&mut self, config: &RouterConfig) -> Result<(), RouterError> {
+    pub async fn apply(&mut self, config: &RouterConfig) -> Result<Changed, RouterError> {
         let name = config.interface.as_str();
         if !is_interface_name(name) {
             return Err(RouterError::Name(name.escape_default().to_string()));
         }
+        let mut changed = Changed::default();
         let link = link::find(&self.handle, name).await?.ok_or_else(|| RouterError::NoInterface(name.to_owned()))?;
         let usable6 = sysctl::enable_ipv6(name);
-        link::bring_up(&self.handle, name, link, Some(u32::from(config.mtu))).await?;
+        changed.link = link::bring_up(&self.handle, name, link, Some(u32::from(config.mtu))).await?;
         let addresses: Vec<_> = config.addresses.iter().copied().filter(|net| net.addr().is_ipv4() || usable6).collect();
-        link::set_addresses(&self.handle, name, link.index, &[Family::V4, Family::V6], &addresses).await?;
+        changed.addresses = link::set_addresses(&self.handle, name, link.index, &[Family::V4, Family::V6], &addresses).await?;
         for family in families() {
             let usable = family == Family::V4 || usable6;
-            link::set_routes(&self.handle, family, link.index, &policy_routing::routes(config, family, usable)).await?;
-            link::set_rules(&self.handle, family, &policy_routing::rules(family)).await?;
+            changed.routes += routes::set(&self.handle, family, link.index, &policy_routing::routes(config, family, usable)).await?;
+            changed.rules += rules::set(&self.handle, family, &policy_routing::rules(family)).await?;
         }
-        self.sysctls.apply(config.forward, policy_routing::carries_outside_traffic(config), name)?;
-        let rules = Rules { interface: name, masquerade: config.forward && config.masquerade, shields_up: config.shields_up };
+        changed.settings = self.sysctls.apply(config.forward, policy_routing::carries_outside_traffic(config), name)?;
+        changed.firewall = self.set_firewall(&Rules {
+            interface: name.to_owned(),
+            masquerade: config.forward && config.masquerade,
+            shields_up: config.shields_up,
+        })?;
+        Ok(changed)
+    }
+
+    fn set_firewall(&mut self, rules: &Rules) -> Result<bool, NftError> {
         if rules.masquerade || rules.shields_up {
             match &mut self.firewall {
-                Some(firewall) => firewall.apply(rules)?,
-                none => *none = Some(Firewall::install(rules)?),
+                Some(firewall) if firewall.holds(rules)? => Ok(false),
+                Some(firewall) => firewall.apply(rules).map(|()| true),
+                none => {
+                    *none = Some(Firewall::install(rules)?);
+                    Ok(true)
+                }
             }
         } else if let Some(firewall) = self.firewall.take() {
-            firewall.remove()?;
+            firewall.remove().map(|()| true)
+        } else {
+            Ok(false)
         }
-        Ok(())
     }
 
     /// Removes everything [`Router::apply`] set up and gives kernel settings their previous values. The interface may be gone already.
@@ -130,8 +151,8 @@ impl Router {
             }
         };
         for family in families() {
-            note(link::set_rules(&self.handle, family, &[]).await);
-            note(link::set_routes(&self.handle, family, 0, &[]).await);
+            note(rules::set(&self.handle, family, &[]).await.map(drop));
+            note(routes::set(&self.handle, family, 0, &[]).await.map(drop));
         }
         let removed = match self.firewall.take() {
             Some(firewall) => firewall.remove(),
@@ -144,7 +165,7 @@ impl Router {
 
     async fn clear_addresses(&self, interface: &str) -> Result<(), RouterError> {
         match link::find(&self.handle, interface).await? {
-            Some(link) => link::set_addresses(&self.handle, interface, link.index, &[Family::V4, Family::V6], &[]).await,
+            Some(link) => link::set_addresses(&self.handle, interface, link.index, &[Family::V4, Family::V6], &[]).await.map(drop),
             None => Ok(()),
         }
     }
