@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use pvemesh::coord::server::{OFFLINE_GRACE, ROUTE_GRACE, SessionId};
+use pvemesh::coord::server::{Event, HANDOVER_GRACE, MapAnswer, OFFLINE_GRACE, ROUTE_GRACE, SessionId};
 use pvemesh::wire::admin::Expire;
-use pvemesh::wire::control::MapResponse;
+use pvemesh::wire::control::{MapRequest, MapResponse};
 
 use crate::world::*;
 
@@ -98,6 +98,45 @@ fn trap_23_a_prefix_has_one_carrier_and_a_handover_is_one_message() {
     assert_eq!(told_meanwhile.peers_changed_patch[0].online, Some(false));
     world.pass(Duration::from_secs(1));
     assert_eq!(told(&mut world, again), [(ids[0], vec![])], "nobody is there");
+}
+
+#[test]
+fn another_router_takes_over_before_peers_hear_of_the_absence_and_keeps_what_it_has() {
+    let mut world = World::new();
+    let mut ids = Vec::new();
+    for n in [1, 2] {
+        let node = world.join_with(n, &format!("r{n}"), |k| k.approve_routes = vec![net(LAN)]);
+        offer(&mut world, n, &format!("r{n}"), &[LAN]);
+        ids.push(node.id.0);
+    }
+    world.join(3, "viewer");
+    let viewer = world.settled(3);
+    let first = world.settled(1);
+    assert!(!world.server.is_watched(first), "there is no other yet");
+    let request = MapRequest { version: 130, node_key: node_key(2), stream: true, disco_key: disco(2), ..MapRequest::default() };
+    let Ok(MapAnswer::Stream(opened)) = world.server.map(world.at, &machine(2), &request) else { panic!("no stream") };
+    let woken: Vec<Event> = std::iter::from_fn(|| world.server.poll_event()).collect();
+    assert!(woken.contains(&Event::Wake(first)), "its stream has to know that it is watched now: {woken:?}");
+    world.drain();
+    assert!(world.server.is_watched(first) && !world.server.is_watched(opened), "only who carries something is watched");
+    world.take(opened);
+    world.take(viewer);
+
+    world.hang_up(first);
+    world.pass(HANDOVER_GRACE / 2);
+    let back = world.settled(1);
+    world.pass(HANDOVER_GRACE);
+    assert_eq!(told(&mut world, viewer), [], "a stream that is opened again at once changes nothing");
+
+    world.hang_up(back);
+    world.pass(HANDOVER_GRACE);
+    let change = world.take(viewer).unwrap();
+    assert_eq!(routed(&change), [(ids[0], vec![]), (ids[1], vec![LAN.to_owned()])], "both sides in one message");
+    assert_eq!(change.peers_changed[0].online, Some(true), "of the absence itself nobody hears yet");
+    let back = world.settled(1);
+    world.pass(ROUTE_GRACE + OFFLINE_GRACE);
+    assert_eq!(told(&mut world, viewer), [], "it does not get back what another carries");
+    assert!(world.server.is_watched(opened) && !world.server.is_watched(back));
 }
 
 #[test]

@@ -13,6 +13,7 @@
 
 mod client;
 mod dial;
+mod failover;
 mod hostile;
 mod kept;
 mod life;

@@ -188,7 +188,7 @@ fn list(place: &Place, output: &Output) -> Result<(), Failure> {
             joined(&node.addresses),
             if node.tags.is_empty() { node.user.clone() } else { joined(&node.tags) },
             state(node),
-            joined(node.advertised_routes.iter().filter(|route| node.approved_routes.contains(route))),
+            joined(&node.carried_routes),
             node.os.clone(),
         ]);
     }
@@ -229,7 +229,6 @@ fn tagged(node: &NodeInfo, output: &Output) {
 fn described(node: &NodeInfo) -> String {
     let expiry = node.key_expiry.map_or_else(|| "never".to_owned(), moment);
     let relay = if node.home_relay == 0 { "-".to_owned() } else { node.home_relay.to_string() };
-    let carried = node.advertised_routes.iter().filter(|route| node.approved_routes.contains(route));
     [
         ("id", node.id.to_string()),
         ("name", node.fqdn.clone()),
@@ -241,7 +240,7 @@ fn described(node: &NodeInfo) -> String {
         ("ephemeral", if node.ephemeral { "yes" } else { "no" }.to_owned()),
         ("routes offered", joined(&node.advertised_routes)),
         ("routes approved", joined(&node.approved_routes)),
-        ("routes carried", joined(carried)),
+        ("routes carried", joined(&node.carried_routes)),
         ("endpoints", joined(&node.endpoints)),
         ("home relay", relay),
         ("system", format!("{} {}", node.os, node.client).trim().to_owned()),

@@ -38,10 +38,17 @@ pub(super) fn run(command: Routes, output: &Output) -> Result<(), Failure> {
         Routes::List(place) => {
             let nodes = place.ask("list the routes", async |admin| admin.nodes().await)?;
             let rows: Vec<Route> = nodes.iter().flat_map(routes_of).collect();
-            let mut table = Table::new(&["NODE", "NAME", "ROUTE", "OFFERED", "APPROVED"], "no node offers routes");
+            let mut table = Table::new(&["NODE", "NAME", "ROUTE", "OFFERED", "APPROVED", "CARRIED"], "no node offers routes");
             for row in &rows {
                 let word = |yes| if yes { "yes" } else { "no" }.to_owned();
-                table.row([row.node.to_string(), row.name.clone(), row.route.to_string(), word(row.offered), word(row.approved)]);
+                table.row([
+                    row.node.to_string(),
+                    row.name.clone(),
+                    row.route.to_string(),
+                    word(row.offered),
+                    word(row.approved),
+                    word(row.carried),
+                ]);
             }
             output.result(&rows, table);
             Ok(())
@@ -72,6 +79,7 @@ struct Route {
     route: IpNet,
     offered: bool,
     approved: bool,
+    carried: bool,
 }
 
 fn routes_of(node: &NodeInfo) -> Vec<Route> {
@@ -83,6 +91,7 @@ fn routes_of(node: &NodeInfo) -> Vec<Route> {
             route,
             offered: node.advertised_routes.contains(&route),
             approved: node.approved_routes.contains(&route),
+            carried: node.carried_routes.contains(&route),
         })
         .collect()
 }

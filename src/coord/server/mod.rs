@@ -45,7 +45,7 @@ pub use journal::MAX_REMOVED;
 pub use last_use::REPEAT_WITHIN;
 pub use message::Next;
 pub use piece::{Message, Own, Piece, Shared};
-pub use presence::{EPHEMERAL_AFTER, OFFLINE_GRACE, RESTART_GRACE, ROUTE_GRACE, STREAM_TURN};
+pub use presence::{EPHEMERAL_AFTER, HANDOVER_GRACE, OFFLINE_GRACE, RESTART_GRACE, ROUTE_GRACE, STREAM_TURN};
 pub use record::{Counters, JoinKeyRecord, NodeRecord, PolicyRecord, Snapshot, UserRecord, Write};
 pub use register::{KEY_LIFE, Registered};
 pub use registry::LoadError;
@@ -345,7 +345,13 @@ impl Server {
         let routers = self.registry.nodes().filter(|node| !node.advertised.is_empty() && !node.expired(wall));
         let here = routers.filter_map(|node| self.presences.carrying(node.id).map(|online| (node, online)));
         let candidates = here.flat_map(|(node, online)| node.effective_routes().map(move |net| (node.id, net, online)));
-        for id in self.primaries.elect(candidates) {
+        let watched = self.primaries.replaceable().clone();
+        let changed = self.primaries.elect(candidates);
+        let streams: Vec<SessionId> =
+            watched.symmetric_difference(self.primaries.replaceable()).filter_map(|id| self.presences.session(*id)).collect();
+        // They have nothing to take: they look whether they are watched.
+        streams.into_iter().for_each(|session| self.wake(session));
+        for id in changed {
             // Of a node that is being removed the others hear that it is gone, and nothing after that.
             if self.registry.node(id).is_some() {
                 self.tell_all(id);

@@ -2,7 +2,8 @@
 //!
 //! A stream's end says little: clients drop theirs with every change of network and are back within a second. So peers hear of an absence
 //! after [`OFFLINE_GRACE`], which is short enough for a person who looks and long enough for a reconnect to be nobody's business. Routes
-//! go over to another router at that moment; with none to take over they stay until [`ROUTE_GRACE`], since the router may well be
+//! that another router can take over go to it after [`HANDOVER_GRACE`] already, because packets are being lost, and stay there when the
+//! first one comes back; with none to take over they stay until [`ROUTE_GRACE`], since the router may well be
 //! reachable without its control stream. Ephemeral nodes are removed much later.
 
 use std::collections::BTreeMap;
@@ -17,6 +18,9 @@ use crate::time::{Deadline, Time};
 
 /// How long a node whose stream ended still counts as online: reconnects within it are told to nobody.
 pub const OFFLINE_GRACE: Duration = Duration::from_millis(1500);
+/// How long after its stream's end a router keeps the routes that another one can take over: as long as a stream needs that ends in order
+/// and is opened again at once.
+pub const HANDOVER_GRACE: Duration = Duration::from_millis(300);
 /// How long after its stream's end a router keeps the routes that no other router can take over.
 pub const ROUTE_GRACE: Duration = Duration::from_secs(10);
 /// How long after a restart of the coordinator a node that was online still counts as online. Clients back off up to 30 s, so twice that
@@ -32,6 +36,8 @@ pub const EPHEMERAL_AFTER: Duration = Duration::from_secs(30 * 60);
 pub(super) struct Presence {
     /// As its peers are told.
     pub(super) online: bool,
+    /// Its stream has been gone for [`HANDOVER_GRACE`], whatever its peers are told: it may keep routes, but not win any.
+    absent: bool,
     pub(super) session: Option<SessionId>,
     /// The stream that the one of now has taken the place of, while it is left open.
     pub(super) older: Option<SessionId>,
@@ -45,6 +51,7 @@ pub(super) struct Presence {
 #[derive(Debug, Default)]
 pub(super) struct Presences {
     known: BTreeMap<NodeId, Presence>,
+    handover: Due,
     offline: Due,
     withdrawal: Due,
     removal: Due,
@@ -69,9 +76,12 @@ impl Presences {
         self.known.values().filter(|presence| presence.session.is_some()).count()
     }
 
-    /// Whether a router may carry routes: `Some(true)` if it is online, `Some(false)` if it may only keep what it has.
+    /// Whether a router may carry routes: `Some(true)` if it is here, `Some(false)` if it may only keep what it has.
     pub(super) fn carrying(&self, id: NodeId) -> Option<bool> {
-        if self.is_online(id) { Some(true) } else { self.withdrawal.awaits(id).then_some(false) }
+        match self.known.get(&id) {
+            Some(Presence { online: true, absent, .. }) => Some(!absent),
+            _ => self.withdrawal.awaits(id).then_some(false),
+        }
     }
 
     pub(super) fn forget(&mut self, id: NodeId) -> Presence {
@@ -82,15 +92,17 @@ impl Presences {
 
     /// The earliest of what is due.
     pub(super) fn next(&self) -> Option<Deadline> {
+        let handover = self.handover.next("an absent router gives way to another");
         let offline = self.offline.next("a node is offline");
         let withdrawal = self.withdrawal.next("an absent router loses its routes");
         let removal = self.removal.next("an ephemeral node is removed");
         let superseded = self.superseded.next("a superseded stream ends");
-        [offline, withdrawal, removal, superseded].into_iter().flatten().min()
+        [handover, offline, withdrawal, removal, superseded].into_iter().flatten().min()
     }
 
     /// The node is here: nothing is due for its absence any more.
     fn cancel(&mut self, id: NodeId) {
+        self.handover.clear(id);
         self.offline.clear(id);
         self.withdrawal.clear(id);
         self.removal.clear(id);
@@ -113,6 +125,10 @@ impl Server {
 
     /// Does what absences have made due.
     pub(super) fn handle_absences(&mut self, at: Moment) {
+        while let Some(id) = self.presences.handover.pop(at.now) {
+            self.presences.of(id).absent = true;
+            self.elect_if_router(id, at);
+        }
         while let Some(id) = self.presences.offline.pop(at.now) {
             self.go_offline(id, at);
         }
@@ -144,12 +160,13 @@ impl Server {
     /// Opens a stream for a node; the newest wins. The older one ends, but not before it is [`STREAM_TURN`] old: two machines with the
     /// same keys (a cloned disk) take each other's place for ever, and come back at once each time.
     pub(super) fn open_session(&mut self, id: NodeId, at: Moment) -> SessionId {
-        let was_carrying = self.presences.carrying(id).is_some();
+        let was_carrying = self.presences.carrying(id) == Some(true);
         self.presences.cancel(id);
         self.last_session += 1;
         let session = SessionId(self.last_session);
         let presence = self.presences.of(id);
         let was_online = std::mem::replace(&mut presence.online, true);
+        presence.absent = false;
         let older = presence.session.replace(session);
         let turn_ends = std::mem::replace(&mut presence.opened, at.now) + STREAM_TURN;
         let view = self.view_of(id);
@@ -209,6 +226,9 @@ impl Server {
             return;
         }
         self.registry.change_node(closed.node, |node| node.last_seen = Some(at.wall));
+        if self.primaries.replaceable().contains(&closed.node) {
+            self.presences.handover.set(closed.node, at.now + HANDOVER_GRACE);
+        }
         self.presences.offline.set(closed.node, at.now + OFFLINE_GRACE);
         self.presences.withdrawal.set(closed.node, at.now + ROUTE_GRACE);
     }
@@ -224,6 +244,11 @@ impl Server {
         }
         self.tell_peers(id, Change::Fields(Fields { online: true, ..Fields::default() }));
         self.elect_if_router(id, at);
+    }
+
+    /// Whether a stream's end has to be noticed soon: its node carries what another router would take over.
+    pub fn is_watched(&self, session: SessionId) -> bool {
+        self.sessions.get(&session).is_some_and(|open| self.primaries.replaceable().contains(&open.node))
     }
 
     fn elect_if_router(&mut self, id: NodeId, at: Moment) {

@@ -35,6 +35,8 @@ pub fn approval(routes: impl IntoIterator<Item = IpNet>) -> BTreeSet<IpNet> {
 #[derive(Debug, Default)]
 pub(super) struct Primaries {
     carriers: BTreeMap<IpNet, NodeId>,
+    /// Carriers of a prefix that another router would take over at once.
+    replaceable: BTreeSet<NodeId>,
 }
 
 impl Primaries {
@@ -45,21 +47,33 @@ impl Primaries {
     pub(super) fn elect(&mut self, candidates: impl IntoIterator<Item = (NodeId, IpNet, bool)>) -> BTreeSet<NodeId> {
         // The best so far of each prefix, with its claim: the greatest wins, and of equal ones the first.
         let mut elected: BTreeMap<IpNet, (NodeId, (bool, bool))> = BTreeMap::new();
+        let mut online_routers: BTreeMap<IpNet, BTreeSet<NodeId>> = BTreeMap::new();
         for (node, net, online) in candidates {
             let current = self.carriers.get(&net) == Some(&node);
             if is_exit(&net) || !(online || current) {
                 continue;
+            }
+            if online {
+                online_routers.entry(net).or_default().insert(node);
             }
             let best = elected.entry(net).or_insert((node, (online, current)));
             if (online, current) > best.1 {
                 *best = (node, (online, current));
             }
         }
-        let elected = elected.into_iter().map(|(net, (node, _))| (net, node)).collect();
+        let elected: BTreeMap<IpNet, NodeId> = elected.into_iter().map(|(net, (node, _))| (net, node)).collect();
+        let has_another =
+            |net: &IpNet, node: NodeId| online_routers.get(net).is_some_and(|routers| routers.iter().any(|router| *router != node));
+        self.replaceable = elected.iter().filter(|(net, node)| has_another(net, **node)).map(|(_, node)| *node).collect();
         let before = std::mem::replace(&mut self.carriers, elected);
         let lost = before.iter().filter(|(net, node)| self.carriers.get(*net) != Some(node)).map(|(_, node)| *node);
         let won = self.carriers.iter().filter(|(net, node)| before.get(*net) != Some(node)).map(|(_, node)| *node);
         lost.chain(won).collect()
+    }
+
+    /// The carriers of a prefix that another router would take over at once.
+    pub(super) fn replaceable(&self) -> &BTreeSet<NodeId> {
+        &self.replaceable
     }
 
     /// Who carries a prefix.
@@ -102,6 +116,16 @@ mod tests {
         assert!(primaries.elect([(NodeId(1), lan, false), (NodeId(2), lan, false)]).is_empty());
         assert_eq!(primaries.elect([(NodeId(2), lan, false), (NodeId(3), lan, true)]), [NodeId(2), NodeId(3)].into());
         assert!(primaries.elect([(NodeId(2), lan, false), (NodeId(3), lan, false)]).is_empty());
+    }
+
+    #[test]
+    fn a_carrier_is_replaceable_while_another_router_of_its_prefix_is_online() {
+        let (lan, other) = (net("192.168.1.0/24"), net("10.0.0.0/8"));
+        let mut primaries = Primaries::default();
+        primaries.elect([(NodeId(1), lan, true), (NodeId(2), lan, true), (NodeId(3), other, true)]);
+        assert_eq!(*primaries.replaceable(), [NodeId(1)].into());
+        primaries.elect([(NodeId(1), lan, true), (NodeId(2), lan, false), (NodeId(3), other, true)]);
+        assert!(primaries.replaceable().is_empty());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::body::{self, Allowance, Body, json, text};
+use super::patience::Patience;
 use super::{Shared, forwarded, page, relay, upgrade};
 use crate::ident::{MachinePublic, NodePublic};
 use crate::sys::gate::{Arrived, Place};
@@ -25,9 +26,16 @@ const LOGIN_PATH: &str = "/register/";
 /// Where clients find out whether a portal stands in the way.
 const PORTAL_CHECK: &str = "/generate_204";
 
+/// Who makes requests on a connection.
+#[derive(Debug, Clone)]
+pub(super) struct Visitor {
+    pub(super) whose: Whose,
+    pub(super) patience: Patience,
+}
+
 /// Whose connection it is.
 #[derive(Debug, Clone)]
-pub(super) enum Visitor {
+pub(super) enum Whose {
     /// The client's own.
     Direct(Arc<Place>),
     /// A trusted proxy's, for whoever its requests say.
@@ -39,7 +47,7 @@ pub(super) enum Visitor {
     },
 }
 
-impl Visitor {
+impl Whose {
     /// The place of whoever made this request.
     async fn place(self, shared: &Shared, headers: &header::HeaderMap) -> Option<Arc<Place>> {
         match self {
@@ -54,7 +62,7 @@ impl Visitor {
 
 /// Answers a request.
 pub(super) async fn respond(shared: Arc<Shared>, visitor: Visitor, mut request: Request<Incoming>) -> Response<Body> {
-    let Some(place) = visitor.place(&shared, request.headers()).await else { return busy() };
+    let Some(place) = visitor.whose.place(&shared, request.headers()).await else { return busy() };
     if let Some(response) = relay::respond(&shared, &place, &mut request) {
         return response;
     }
@@ -63,7 +71,7 @@ pub(super) async fn respond(shared: Arc<Shared>, visitor: Visitor, mut request: 
     let method = request.method();
     let read = method == Method::GET || method == Method::HEAD;
     match path.as_str() {
-        UPGRADE_PATH => upgrade::respond(shared, place, request),
+        UPGRADE_PATH => upgrade::respond(shared, upgrade::Caller { place, patience: visitor.patience }, request),
         "/verify" if method == Method::POST => verify(&shared, request).await,
         "/key" if read => key(&shared, request.uri().query()),
         "/health" if read => json(StatusCode::OK, &serde_json::json!({ "status": "pass" })),

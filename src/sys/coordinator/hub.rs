@@ -110,6 +110,11 @@ impl Hub {
         self.call(|server, at| server.next_message(session, at)).0
     }
 
+    /// Whether a stream's end has to be noticed soon.
+    pub(super) fn is_watched(&self, session: SessionId) -> bool {
+        self.lock().server.is_watched(session)
+    }
+
     pub(super) fn close_session(&self, session: SessionId) {
         let _ = self.call(|server, at| server.close_session(session, at));
         self.lock().wakers.remove(&session);

@@ -13,7 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::body::Body;
-use super::front::{self, Visitor};
+use super::front::{self, Visitor, Whose};
+use super::patience::Patient;
 use super::{OUTER_TIME, Shared, forwarded};
 use crate::sys::certificate::CHALLENGE_PROTOCOL;
 use crate::sys::gate::Arrived;
@@ -56,20 +57,23 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, door: Door
 
 async fn connection(shared: Arc<Shared>, stream: TcpStream, from: IpAddr, arrived: Arrived, door: Door) {
     let _ = stream.set_nodelay(true);
+    let (stream, patience) = Patient::new(stream);
     if forwarded::is_trusted(&shared.trusted_proxies, from) {
         // Its requests come from many: each gets its own place when its head has said from whom it is.
-        return outer(&shared, stream, &door, Visitor::Proxied { proxy: from, arrived }).await;
+        let visitor = Visitor { whose: Whose::Proxied { proxy: from, arrived }, patience };
+        return outer(&shared, stream, &door, visitor).await;
     }
     let Some(place) = shared.gate.admit(arrived, from).await else { return };
     let place = Arc::new(place);
+    let visitor = Visitor { whose: Whose::Direct(place.clone()), patience };
     tokio::select! {
-        () = outer(&shared, stream, &door, Visitor::Direct(place.clone())) => {}
+        () = outer(&shared, stream, &door, visitor) => {}
         () = place.evicted() => tracing::debug!(%from, "a half-open connection gives way to another"),
     }
 }
 
 /// Everything before an upgrade. What takes longer than this is no client of ours.
-async fn outer(shared: &Arc<Shared>, stream: TcpStream, door: &Door, visitor: Visitor) {
+async fn outer(shared: &Arc<Shared>, stream: Patient, door: &Door, visitor: Visitor) {
     let beside_tls = matches!(door, Door::BesideTls);
     let service = service_fn(|request| {
         let (shared, visitor) = (shared.clone(), visitor.clone());

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::body::Body;
 use super::encoding::{Encoding, Frame};
 use super::hub::Hub;
+use super::patience::Patience;
 use crate::coord::server::{Message, Next, SessionId};
 use crate::sys::entropy;
 
@@ -18,13 +19,20 @@ const KEEPALIVE: Duration = Duration::from_secs(50);
 const KEEPALIVE_JITTER: Duration = Duration::from_secs(10);
 /// How long a message may wait for the client to read. Then the stream ends; a client that comes back gets a full map.
 const STALL: Duration = Duration::from_secs(60);
+/// A router that another one can replace hears something this often, so that its silent death shows ...
+const WATCH: Duration = Duration::from_millis(300);
+/// ... when the system has had no acknowledgement for this long. With the wait before a handover that is less than two seconds.
+const WATCH_PATIENCE: Duration = Duration::from_millis(800);
+
 /// Starts the stream of a session; its body ends when the session does, and the session when the body is dropped.
-pub(super) fn start(hub: Arc<Hub>, session: SessionId, encoding: Encoding) -> Body {
+pub(super) fn start(hub: Arc<Hub>, session: SessionId, encoding: Encoding, patience: Patience) -> Body {
     // One message under way, one in hand: what else changes meanwhile stays in the core, where it coalesces.
     let (sender, receiver) = mpsc::channel(1);
     let open = Open { hub, session };
     tokio::spawn(async move {
-        let ended = drive(&open, encoding, &sender).await;
+        let ended = drive(&open, encoding, &sender, &patience).await;
+        // The connection may go on to carry another stream, of which the same need not be wished.
+        patience.set(None);
         tracing::debug!(?session, why = ended, "map stream ended");
     });
     Body::stream(receiver)
@@ -42,28 +50,30 @@ impl Drop for Open {
     }
 }
 
-async fn drive(open: &Open, encoding: Encoding, sender: &mpsc::Sender<Frame>) -> &'static str {
+async fn drive(open: &Open, encoding: Encoding, sender: &mpsc::Sender<Frame>, patience: &Patience) -> &'static str {
     let waker = open.hub.waker(open.session);
     let Ok(keepalive) = encoding.keepalive() else { return "the keepalive cannot be encoded" };
-    let period = KEEPALIVE + jitter();
+    let ordinary = KEEPALIVE + jitter();
+    let mut period = ordinary;
     let mut due = Instant::now() + period;
     loop {
-        tokio::select! {
-            () = waker.notified() => {
-                match tell(open, encoding, sender).await {
-                    Ok(true) => {}
-                    Ok(false) => continue,
-                    Err(why) => return why,
-                }
-            }
-            () = tokio::time::sleep_until(due) => {
-                if let Err(why) = send(sender, keepalive.clone()).await {
-                    return why;
-                }
-            }
+        let told = tokio::select! {
+            () = waker.notified() => match tell(open, encoding, sender).await {
+                Ok(told) => told,
+                Err(why) => return why,
+            },
+            () = tokio::time::sleep_until(due) => match send(sender, keepalive.clone()).await {
+                Ok(()) => true,
+                Err(why) => return why,
+            },
             () = sender.closed() => return "the client closed it",
+        };
+        let watched = open.hub.is_watched(open.session);
+        patience.set(watched.then_some(WATCH_PATIENCE));
+        let before = std::mem::replace(&mut period, if watched { WATCH } else { ordinary });
+        if told || period != before {
+            due = Instant::now() + period;
         }
-        due = Instant::now() + period;
     }
 }
 

@@ -10,6 +10,7 @@ mod listener;
 mod local;
 mod map_stream;
 mod page;
+mod patience;
 mod relay;
 mod setup;
 mod tunnel;

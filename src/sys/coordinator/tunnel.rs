@@ -18,6 +18,8 @@ use tokio::sync::Semaphore;
 
 use super::body::{self, Allowance, Body, json, text};
 use super::encoding::Encoding;
+use super::patience::Patience;
+use super::upgrade::Caller;
 use super::{Shared, admin, map_stream};
 use crate::coord::server::{MapAnswer, MapRefusal, Registered};
 use crate::ident::MachinePublic;
@@ -46,6 +48,7 @@ const STRANGER_ROUNDS: u32 = 17;
 struct Tunnel {
     shared: Arc<Shared>,
     place: Arc<Place>,
+    patience: Patience,
     machine: MachinePublic,
     /// A request has come, sealed with keys that only the machine can have.
     heard: AtomicBool,
@@ -55,13 +58,14 @@ struct Tunnel {
 }
 
 /// Serves a connection until it ends.
-pub(super) async fn serve<T>(shared: Arc<Shared>, place: Arc<Place>, machine: MachinePublic, stream: NoiseStream<T>)
+pub(super) async fn serve<T>(shared: Arc<Shared>, caller: Caller, machine: MachinePublic, stream: NoiseStream<T>)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let tunnel = Arc::new(Tunnel {
         shared,
-        place,
+        place: caller.place,
+        patience: caller.patience,
         machine,
         heard: AtomicBool::new(false),
         under_way: AtomicUsize::new(0),
@@ -196,7 +200,9 @@ impl Tunnel {
                 Ok(frame) => Response::new(Body::Whole(Some(frame.into_iter().flatten().collect()))),
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
             },
-            Ok(MapAnswer::Stream(session)) => Response::new(map_stream::start(self.shared.hub.clone(), session, encoding)),
+            Ok(MapAnswer::Stream(session)) => {
+                Response::new(map_stream::start(self.shared.hub.clone(), session, encoding, self.patience.clone()))
+            }
             Err(refusal) => {
                 let status = match refusal {
                     MapRefusal::OtherMachine => StatusCode::UNAUTHORIZED,

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use super::body::{Body, text};
+use super::patience::Patience;
 use super::{Shared, tunnel};
 use crate::sys::entropy;
 use crate::sys::gate::Place;
@@ -27,11 +28,17 @@ const MAX_QUERY: usize = 1024;
 /// The only version of WebSocket there is (RFC 6455).
 const WEB_SOCKET_VERSION: &str = "13";
 
+/// Who asks for a control connection.
+pub(super) struct Caller {
+    pub(super) place: Arc<Place>,
+    pub(super) patience: Patience,
+}
+
 /// Answers a request for a control connection.
-pub(super) fn respond(shared: Arc<Shared>, place: Arc<Place>, request: Request<Incoming>) -> Response<Body> {
+pub(super) fn respond(shared: Arc<Shared>, caller: Caller, request: Request<Incoming>) -> Response<Body> {
     match *request.method() {
-        Method::POST => own_upgrade(shared, place, request),
-        Method::GET => through_web_socket(shared, place, request),
+        Method::POST => own_upgrade(shared, caller, request),
+        Method::GET => through_web_socket(shared, caller, request),
         _ => {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "a control connection is asked for with POST, or GET for a WebSocket");
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, POST"));
@@ -40,7 +47,7 @@ pub(super) fn respond(shared: Arc<Shared>, place: Arc<Place>, request: Request<I
     }
 }
 
-fn own_upgrade(shared: Arc<Shared>, place: Arc<Place>, mut request: Request<Incoming>) -> Response<Body> {
+fn own_upgrade(shared: Arc<Shared>, caller: Caller, mut request: Request<Incoming>) -> Response<Body> {
     if !names(request.headers(), &header::UPGRADE, UPGRADE_PROTOCOL) {
         return text(StatusCode::BAD_REQUEST, "this address takes an upgrade to the control protocol only");
     }
@@ -53,12 +60,12 @@ fn own_upgrade(shared: Arc<Shared>, place: Arc<Place>, mut request: Request<Inco
     shared.clone().spawn(async move {
         let Ok(Ok(stream)) = tokio::time::timeout(super::OUTER_TIME, upgraded).await else { return };
         let early = early_payload();
-        tunnel(shared, place, TokioIo::new(stream), accepted, early.as_deref()).await;
+        tunnel(shared, caller, TokioIo::new(stream), accepted, early.as_deref()).await;
     });
     switching(UPGRADE_PROTOCOL)
 }
 
-fn through_web_socket(shared: Arc<Shared>, place: Arc<Place>, mut request: Request<Incoming>) -> Response<Body> {
+fn through_web_socket(shared: Arc<Shared>, caller: Caller, mut request: Request<Incoming>) -> Response<Body> {
     let headers = request.headers();
     if !names(headers, &header::UPGRADE, "websocket") {
         return text(StatusCode::BAD_REQUEST, "this address takes an upgrade to the control protocol only");
@@ -82,7 +89,7 @@ fn through_web_socket(shared: Arc<Shared>, place: Arc<Place>, mut request: Reque
     shared.clone().spawn(async move {
         let Ok(Ok(stream)) = tokio::time::timeout(super::OUTER_TIME, upgraded).await else { return };
         // No early payload: stock servers send none here.
-        tunnel(shared, place, WebSocket::server(TokioIo::new(stream)).await, accepted, None).await;
+        tunnel(shared, caller, WebSocket::server(TokioIo::new(stream)).await, accepted, None).await;
     });
     let mut response = switching("websocket");
     let headers = response.headers_mut();
@@ -92,7 +99,7 @@ fn through_web_socket(shared: Arc<Shared>, place: Arc<Place>, mut request: Reque
 }
 
 /// Sends the handshake's answer and what may come right behind it, in one write as clients are used to; then serves the connection.
-async fn tunnel<T>(shared: Arc<Shared>, place: Arc<Place>, mut stream: T, accepted: Accepted, early: Option<&[u8]>)
+async fn tunnel<T>(shared: Arc<Shared>, caller: Caller, mut stream: T, accepted: Accepted, early: Option<&[u8]>)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -106,7 +113,7 @@ where
         stream.flush().await
     });
     if matches!(written.await, Ok(Ok(()))) {
-        tunnel::serve(shared, place, machine, NoiseStream::new(stream, keys, &[])).await;
+        tunnel::serve(shared, caller, machine, NoiseStream::new(stream, keys, &[])).await;
     }
 }
 

@@ -190,6 +190,9 @@ pub struct NodeInfo {
     pub advertised_routes: Vec<IpNet>,
     /// What an admin allowed it to carry.
     pub approved_routes: Vec<IpNet>,
+    /// What it carries now: of several routers of one network this is one's alone. Exit routes are any online node's that may carry them.
+    #[serde(default)]
+    pub carried_routes: Vec<IpNet>,
     /// Operating system it reports.
     pub os: String,
     /// The client program's version it reports.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::IpNet;
 
 use super::{CommandError, check_tags};
-use crate::coord::server::routes::{MAX_ROUTES, approval};
+use crate::coord::server::routes::{MAX_ROUTES, approval, is_exit};
 use crate::coord::server::{Moment, NodeRecord, Server};
 use crate::ident::{NodeId, NodeName};
 use crate::time::Wall;
@@ -161,6 +161,7 @@ impl Server {
 
     pub(super) fn listed(&self, node: &NodeRecord) -> NodeInfo {
         let online = self.presences.is_online(node.id);
+        let exit = node.effective_routes().filter(|net| online && is_exit(net));
         NodeInfo {
             id: node.id,
             fqdn: format!("{}.{}", node.name, self.settings.base_domain),
@@ -174,6 +175,7 @@ impl Server {
             tags: node.tags.clone(),
             advertised_routes: node.advertised.iter().copied().collect(),
             approved_routes: node.approved.iter().copied().collect(),
+            carried_routes: exit.chain(self.primaries.of(node.id)).collect(),
             os: node.hostinfo.os.clone(),
             client: node.hostinfo.ipn_version.clone(),
             endpoints: node.endpoints.clone(),

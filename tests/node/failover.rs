@@ -1,0 +1,156 @@
+//! Two routers for one network: the second takes over when the first dies, with a word or without, and keeps what it has.
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::world::{Machine, World, possible, text, wait_for};
+
+/// The longest time without an answer.
+const LIMIT: Duration = Duration::from_secs(2);
+/// A busy test machine may be late without anything being wrong; what is measured is printed.
+const SLACK: Duration = Duration::from_secs(2);
+
+const LAN: &str = "192.168.60.0/24";
+const DEVICE: &str = "192.168.60.80:7";
+
+/// A network with a device that runs nothing of ours and answers every datagram, reached by two routers.
+struct Lan {
+    world: World,
+    second: Machine,
+    _device: Machine,
+}
+
+impl Lan {
+    fn new() -> Self {
+        let mut world = World::new();
+        let (mut second, device) = (Machine::new("y"), Machine::new("d"));
+        world.coordinator.cable("home2", "10.9.3.1/24", &second, "eth0", "10.9.3.2/24");
+        second.sh("ip route add default via 10.9.3.1");
+        device.sh("ip addr add 192.168.60.80/32 dev lo");
+        world.exit.cable("lan", "192.168.51.1/24", &device, "p1", "192.168.51.2/24");
+        second.cable("lan", "192.168.52.1/24", &device, "p2", "192.168.52.2/24");
+        world.exit.sh("ip route add 192.168.60.0/24 via 192.168.51.2");
+        second.sh("ip route add 192.168.60.0/24 via 192.168.52.2");
+        device.inside(|| {
+            let socket = UdpSocket::bind(DEVICE).unwrap();
+            let mut buffer = [0; 64];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(&buffer[..length], from);
+            }
+        });
+        for router in [&mut world.exit, &mut second] {
+            router.run_node(&[]);
+            wait_for("the node's socket", || router.path("node.sock").exists().then_some(()));
+        }
+        let lan = Self { world, second, _device: device };
+        lan.join(&lan.world.exit, "first");
+        lan.join(&lan.second, "second");
+        let key = lan.world.key(&[]);
+        let up = ["--login-server", "http://10.9.1.1:8080", "--auth-key-file", &key, "--hostname", "laptop", "--accept-routes"];
+        let out = lan.world.laptop.up(&up);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        lan
+    }
+
+    fn join(&self, router: &Machine, name: &str) {
+        let key = self.world.key(&["--approve-routes", LAN]);
+        let up = ["--login-server", "http://10.9.1.1:8080", "--auth-key-file", &key, "--hostname", name, "--advertise-routes", LAN];
+        let out = router.up(&up);
+        assert!(out.status.success(), "{name}: {}", text(&out.stderr));
+        router.wait_until_running();
+    }
+
+    /// Whose the network is, as the coordinator tells it.
+    fn carrier(&self) -> Option<String> {
+        let nodes = self.world.admin(&["routes", "list"]);
+        let row = nodes.as_array()?.iter().find(|row| row["carried"] == true)?;
+        row["name"].as_str().map(str::to_owned)
+    }
+
+    /// The laptop asks the device without pause until told to stop; the result is when answers came.
+    fn ask(&self) -> Asking {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let answers = self.world.laptop.inside(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+            let (mut answers, mut buffer) = (Vec::new(), [0; 8]);
+            while !stopped.load(Ordering::Relaxed) {
+                // Without a route for a moment, sending may fail.
+                let _ = socket.send_to(b"question", DEVICE);
+                if socket.recv(&mut buffer).is_ok() {
+                    answers.push(Instant::now());
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            answers
+        });
+        Asking { stop, answers }
+    }
+}
+
+struct Asking {
+    stop: Arc<AtomicBool>,
+    answers: JoinHandle<Vec<Instant>>,
+}
+
+impl Asking {
+    /// Ends it; the longest time between two answers, and the time since the last.
+    fn longest_pause(self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut answers = self.answers.join().unwrap();
+        assert!(answers.len() > 1, "{} answers", answers.len());
+        answers.push(Instant::now());
+        answers.windows(2).map(|two| two[1].duration_since(two[0])).max().unwrap_or_default()
+    }
+}
+
+fn takes_over(dies: impl FnOnce(&mut Lan), comes_back: impl FnOnce(&mut Lan)) {
+    let mut lan = Lan::new();
+    wait_for("the first router carries the network", || (lan.carrier()? == "first").then_some(()));
+    let asking = lan.ask();
+    std::thread::sleep(Duration::from_millis(500));
+    dies(&mut lan);
+    wait_for("the second router carries the network", || (lan.carrier()? == "second").then_some(()));
+    std::thread::sleep(Duration::from_secs(1));
+    let pause = asking.longest_pause();
+    println!("the longest pause at the death of the first router: {pause:?}");
+    assert!(pause < LIMIT + SLACK, "{pause:?}");
+
+    let asking = lan.ask();
+    comes_back(&mut lan);
+    wait_for("the first router is back", || lan.world.exit.status().filter(|status| status["CoordinatorOnline"] == true));
+    std::thread::sleep(Duration::from_secs(2));
+    let pause = asking.longest_pause();
+    println!("the longest pause at its return: {pause:?}");
+    assert_eq!(lan.carrier().as_deref(), Some("second"), "who has it keeps it");
+    assert!(pause < Duration::from_millis(500), "{pause:?}");
+}
+
+#[test]
+fn a_killed_router_is_replaced_within_two_seconds_and_gets_nothing_back() {
+    if !possible() {
+        return;
+    }
+    let kill = |lan: &mut Lan| {
+        let mut child = lan.world.exit.children.pop().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    };
+    takes_over(kill, |lan| lan.world.exit.run_node(&[]));
+}
+
+#[test]
+fn a_router_that_dies_without_a_word_is_replaced_within_two_seconds_and_gets_nothing_back() {
+    if !possible() {
+        return;
+    }
+    let silence = |lan: &mut Lan| {
+        lan.world.exit.sh("nft 'add table ip dead; add chain ip dead in { type filter hook input priority -300; iifname eth0 drop; };
+                  add chain ip dead out { type filter hook output priority -300; oifname eth0 drop; }'");
+    };
+    takes_over(silence, |lan| drop(lan.world.exit.sh("nft delete table ip dead")));
+}
