@@ -12,7 +12,7 @@ TEST_PACKAGES := nginx
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := noise map_stream requests policy derp disco stun
 
-.PHONY: help deps test-deps build demo demo-down check test interop bench bench-coord bench-relay fuzz clean
+.PHONY: help deps test-deps build demo demo-down check test peers interop nat-matrix bench bench-coord bench-relay fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -62,6 +62,13 @@ fuzz: ## each fuzz target for FUZZ_SECONDS (60), beginning with the kept corpus;
 		(cd fuzz && cargo fuzz run -s none $$target $$new corpus/$$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1) || { rm -rf $$new; exit 1; }; \
 		rm -rf $$new; done
+
+peers: deps ## build stock Tailscale, Headscale and tailscale-rs into target/interop/bin (needs Go; about 10 minutes, once)
+	cargo build --release --bin pvemesh --example pvemesh-interop
+	$(PEERS) --binary $(OUT)/pvemesh --build
+
+nat-matrix: peers ## our nodes and stock ones behind NATs of every kind: target/nat-matrix.json
+	cargo test --test nat -- --nocapture matrix
 
 interop: deps ## stock Tailscale, Headscale and tailscale-rs against this program: the matrix (needs Go; ONLY=text plays some rows)
 	cargo build --release --bin pvemesh --example pvemesh-interop

@@ -4,8 +4,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use super::coordinator::Coordinator;
 use super::netns::{Machine, eventually, lacking};
-use super::node::{Coordinator, Node};
+use super::node::Node;
 use super::place::{Internet, Place, sh};
 use super::turn;
 

@@ -1,110 +1,60 @@
-//! Real nodes, and a coordinator with a relay in it.
+//! Nodes, ours and stock, each with an echo beside it.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::Value;
 
+use crate::coordinator::{Coordinator, Process, call, ours, spawn};
 use crate::netns::{Machine, eventually};
 use crate::place::CENTRE;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_pvemesh");
 /// Where every node's echo is.
 pub const PORT: u16 = 7000;
+/// How long a daemon may take to start.
+const START: Duration = Duration::from_secs(20);
 
-/// A program that is killed when the test ends.
-struct Process(Child);
+/// Which program a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Ours,
+    Stock,
+}
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "pvemesh",
+            Self::Stock => "tailscaled",
+        }
+    }
+
+    fn status(self) -> &'static str {
+        match self {
+            Self::Ours => "GET /v1/status HTTP/1.0\r\nHost: node\r\n\r\n",
+            Self::Stock => "GET /localapi/v0/status HTTP/1.0\r\nHost: local-tailscaled.sock\r\n\r\n",
+        }
     }
 }
 
-fn spawn(machine: &Machine, arguments: Vec<String>, log: PathBuf) -> Process {
-    machine.run(move || {
-        let log = std::fs::File::create(log).unwrap();
-        let errors = log.try_clone().unwrap();
-        Process(Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).stdout(log).stderr(errors).spawn().unwrap())
-    })
-}
-
-fn call(machine: &Machine, arguments: Vec<String>) -> String {
-    machine.run(move || {
-        let output = Command::new(PROGRAM).args(&arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    })
-}
-
-fn words(line: &str) -> Vec<String> {
-    line.split_whitespace().map(str::to_owned).collect()
-}
-
-/// The coordinator in the middle, at port 443 with a certificate of an authority of its own.
-pub struct Coordinator {
-    process: Option<Process>,
-    arguments: String,
-    log: PathBuf,
-    pub key: PathBuf,
-    authority: PathBuf,
-}
-
-fn certificates(home: &Path) {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "an authority of the test's own");
-    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec![CENTRE.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
-    std::fs::write(home.join("ca.pem"), issuer.pem()).unwrap();
-    std::fs::write(home.join("cert.pem"), certificate.pem()).unwrap();
-    std::fs::write(home.join("key.pem"), key.serialize_pem()).unwrap();
-}
-
-impl Coordinator {
-    pub fn start(machine: &Machine, home: &Path) -> Self {
-        certificates(home);
-        let at = |name: &str| home.join(name).display().to_string();
-        let arguments = format!(
-            "coordinator serve --url https://{CENTRE} --listen 0.0.0.0:443 --tls-cert {} --tls-key {} --state-dir {} --socket {}",
-            at("cert.pem"),
-            at("key.pem"),
-            at("coordinator"),
-            at("c.sock")
-        );
-        let process = spawn(machine, words(&arguments), home.join("coordinator.log"));
-        eventually("the coordinator's socket", Duration::from_secs(20), || home.join("c.sock").exists());
-        let key = call(machine, words(&format!("coordinator keys create --reusable --socket {}", at("c.sock"))));
-        std::fs::write(home.join("join.key"), key).unwrap();
-        let log = home.join("coordinator.log");
-        Self { process: Some(process), arguments, log, key: home.join("join.key"), authority: home.join("ca.pem") }
-    }
-
-    /// Kills it, and the relay in it.
-    pub fn kill(&mut self) {
-        self.process = None;
-    }
-
-    /// Starts it with what it has on disk.
-    pub fn start_again(&mut self, machine: &Machine) {
-        self.process = Some(spawn(machine, words(&self.arguments), self.log.clone()));
-    }
+/// Where `make interop` leaves the stock programs, or the place that `PVEMESH_PEERS` names.
+pub fn peers() -> Result<PathBuf, String> {
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/interop/bin");
+    let place = std::env::var_os("PVEMESH_PEERS").map_or_else(here, PathBuf::from);
+    let all = ["tailscale", "tailscaled"].iter().all(|name| place.join(name).exists());
+    if all { Ok(place) } else { Err(format!("there is no tailscaled in {}: `make peers` builds it", place.display())) }
 }
 
 /// A node on a machine, with an echo for every datagram, and a note of when each came.
 pub struct Node {
     pub name: String,
+    pub kind: Kind,
     pub address: IpAddr,
     socket: PathBuf,
     udp: UdpSocket,
@@ -113,42 +63,45 @@ pub struct Node {
 }
 
 impl Node {
+    /// Starts our node and lets it join.
     pub fn start(machine: &Machine, name: &str, home: &Path, coordinator: &Coordinator) -> Self {
+        Self::start_as(Kind::Ours, machine, name, home, coordinator)
+    }
+
+    pub fn start_as(kind: Kind, machine: &Machine, name: &str, home: &Path, coordinator: &Coordinator) -> Self {
         let socket = home.join(format!("{name}.sock"));
-        let process = Self::run(machine, name, home);
-        let up = format!(
-            "node --socket {} up --login-server https://{CENTRE} --ca-file {} --auth-key-file {} --hostname {name} --timeout 30s",
-            socket.display(),
-            coordinator.authority.display(),
-            coordinator.key.display()
-        );
-        let said = call(machine, words(&up));
+        let (authority, key) = (coordinator.authority.display(), coordinator.key.display());
+        let (process, said) = match kind {
+            Kind::Ours => {
+                let arguments = format!("-v node --socket {} run --tun pvm0 --state-dir {}", socket.display(), home.join(name).display());
+                let process = spawn(machine, ours(&arguments), home.join(format!("{name}.log")));
+                eventually("the node's socket", START, || socket.exists());
+                let up = format!(
+                    "node --socket {} up --login-server https://{CENTRE} --ca-file {authority} --auth-key-file {key} --hostname {name} --timeout 30s",
+                    socket.display(),
+                );
+                (process, call(machine, ours(&up)))
+            }
+            Kind::Stock => {
+                let peers = peers().unwrap();
+                let process = spawn(machine, stock(&peers, name, home, &coordinator.authority), home.join(format!("{name}.log")));
+                eventually("tailscaled's socket", START, || UnixStream::connect(&socket).is_ok());
+                let client = |line: &str| {
+                    let mut command = Command::new(peers.join("tailscale"));
+                    command.arg(format!("--socket={}", socket.display())).args(line.split_whitespace());
+                    command
+                };
+                let up =
+                    format!("up --login-server=https://{CENTRE} --auth-key=file:{key} --hostname={name} --accept-dns=false --timeout=30s");
+                call(machine, client(&up));
+                (process, call(machine, client("ip -4")))
+            }
+        };
         let address: IpAddr = said.lines().next().and_then(|line| line.parse().ok()).unwrap_or_else(|| panic!("{name}: {said}"));
         let udp = machine.run(|| UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
         let came = Arc::<Mutex<BTreeMap<u64, Instant>>>::default();
-        let (listener, notes) = (udp.try_clone().unwrap(), Arc::clone(&came));
-        std::thread::spawn(move || {
-            let mut buffer = [0; 64];
-            // An odd number is a question, the even one behind it its answer. Ends with the test's process.
-            while let Ok((length, from)) = listener.recv_from(&mut buffer) {
-                let Ok(bytes) = buffer[..length].try_into() else { continue };
-                let number = u64::from_le_bytes(bytes);
-                notes.lock().unwrap().entry(number).or_insert_with(Instant::now);
-                if number % 2 == 1 {
-                    let _ = listener.send_to(&(number + 1).to_le_bytes(), from);
-                }
-            }
-        });
-        Self { name: name.to_owned(), address, socket, udp, came, _process: process }
-    }
-
-    fn run(machine: &Machine, name: &str, home: &Path) -> Process {
-        let (socket, state) = (home.join(format!("{name}.sock")), home.join(name));
-        let _ = std::fs::remove_file(&socket);
-        let arguments = format!("-v node --socket {} run --tun pvm0 --state-dir {}", socket.display(), state.display());
-        let process = spawn(machine, words(&arguments), home.join(format!("{name}.log")));
-        eventually("the node's socket", Duration::from_secs(20), || socket.exists());
-        process
+        echo(udp.try_clone().unwrap(), Arc::clone(&came));
+        Self { name: name.to_owned(), kind, address, socket, udp, came, _process: process }
     }
 
     /// Sends a question.
@@ -163,7 +116,7 @@ impl Node {
 
     pub fn status(&self) -> Value {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
-        stream.write_all(b"GET /v1/status HTTP/1.0\r\nHost: node\r\n\r\n").unwrap();
+        stream.write_all(self.kind.status().as_bytes()).unwrap();
         let mut text = Vec::new();
         stream.read_to_end(&mut text).unwrap();
         let body = text.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |at| at + 4);
@@ -177,7 +130,13 @@ impl Node {
         let start = format!("{}.", other.name);
         let peer = peers.into_iter().find(|peer| peer["DNSName"].as_str().is_some_and(|name| name.starts_with(&start)));
         let text = |field: &str| peer.and_then(|peer| peer[field].as_str()).unwrap_or_default().to_owned();
-        (text("Path"), text("CurAddr"))
+        let address = text("CurAddr");
+        match self.kind {
+            Kind::Ours => (text("Path"), address),
+            // Stock names the address if there is one, and the peer's relay in any case.
+            Kind::Stock if address.is_empty() => ("relay".to_owned(), address),
+            Kind::Stock => ("direct".to_owned(), address),
+        }
     }
 
     /// Whether it has everything it needs to be reached: a home relay, and the others in its map.
@@ -186,4 +145,34 @@ impl Node {
         let peers: Vec<&Value> = status["Peer"].as_object().into_iter().flatten().map(|(_, peer)| peer).collect();
         peers.len() == others && peers.iter().all(|peer| peer["Relay"].as_str().is_some_and(|relay| !relay.is_empty()))
     }
+}
+
+/// Answers every datagram, and notes when it came: an odd number is a question, the even one behind it its answer. Ends with the test's
+/// process.
+fn echo(socket: UdpSocket, notes: Arc<Mutex<BTreeMap<u64, Instant>>>) {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let Ok(bytes) = buffer[..length].try_into() else { continue };
+            let number = u64::from_le_bytes(bytes);
+            notes.lock().unwrap().entry(number).or_insert_with(Instant::now);
+            if number % 2 == 1 {
+                let _ = socket.send_to(&(number + 1).to_le_bytes(), from);
+            }
+        }
+    });
+}
+
+/// tailscaled with files of its own where it would change this machine's, and no way to its makers' servers.
+fn stock(peers: &Path, name: &str, home: &Path, authority: &Path) -> Command {
+    let (home, peers) = (home.display(), peers.display());
+    let script = format!(
+        "mkdir -p {home}/{name}.etc && cp -a /etc/passwd /etc/group /etc/os-release {home}/{name}.etc/ && : > {home}/{name}.etc/resolv.conf && \
+         mount --bind {home}/{name}.etc /etc && mount -t tmpfs none /run && mount -t tmpfs none /var/lib && mount -t sysfs none /sys && \
+         exec {peers}/tailscaled --tun=ts0 --port=41641 --no-logs-no-support --statedir={home}/{name} --socket={home}/{name}.sock"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-ec", &script]);
+    command.env("SSL_CERT_FILE", authority).env("TS_NO_LOGS_NO_SUPPORT", "true").env("TS_DEBUG_FIREWALL_MODE", "nftables");
+    command
 }

@@ -66,6 +66,49 @@ impl Place {
     }
 }
 
+/// What two nodes may share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Together {
+    /// One network behind one router.
+    Lan,
+    /// One router with two networks that do not see each other; its public address leads back inside.
+    Hairpin,
+    /// The same, and it does not.
+    NoHairpin,
+    /// Addresses: each is in a network with the same ones. Where the one has the other's address there is another node.
+    SameAddresses,
+}
+
+pub const TOGETHER: [Together; 4] = [Together::Lan, Together::Hairpin, Together::NoHairpin, Together::SameAddresses];
+
+impl Together {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lan => "one LAN",
+            Self::Hairpin => "hairpin",
+            Self::NoHairpin => "no hairpin",
+            Self::SameAddresses => "same addr.",
+        }
+    }
+
+    /// How the address begins that leads from the one to the other; `None` if only a relay does.
+    pub fn way(self) -> Option<&'static str> {
+        match self {
+            Self::Lan => Some("192.168.5."),
+            Self::Hairpin | Self::SameAddresses => Some("203.0.113."),
+            Self::NoHairpin => None,
+        }
+    }
+}
+
+/// Two machines, and what they need to stay where they are.
+pub struct Pair {
+    pub hosts: [Machine; 2],
+    pub routers: Vec<Machine>,
+    /// A third machine, in the first one's network, with the second one's address.
+    pub bystander: Option<Machine>,
+}
+
 /// Runs a command in the calling thread's namespace.
 fn run(line: &str) {
     let output = std::process::Command::new("sh").args(["-ec", line]).output().expect("there is a shell");
@@ -151,16 +194,55 @@ impl Internet {
         (host, vec![router])
     }
 
-    /// Two machines behind one router, in one network.
-    pub fn settle_together(&self) -> ([Machine; 2], Machine) {
-        let (router, _) = self.router("masquerade");
+    /// Two machines that share more than the internet, and what they need to stay there.
+    pub fn settle_together(&self, together: Together) -> Pair {
         let hosts = [Machine::new(), Machine::new()];
-        sh(&router, "ip link add lan type bridge; ip addr add 192.168.5.1/24 dev lan; ip link set lan up".to_owned());
-        for (n, host) in hosts.iter().enumerate() {
-            sh(&router, format!("ip link add l{n} type veth peer name eth0 netns {}; ip link set l{n} master lan up", host.tid()));
-            sh(host, format!("ip addr add 192.168.5.{}/24 dev eth0; ip link set eth0 up; ip route add default via 192.168.5.1", n + 2));
+        let (router, n) = self.router("masquerade");
+        match together {
+            Together::Lan => {
+                network(&router, "lan", "192.168.5", &[(&hosts[0], 2), (&hosts[1], 3)]);
+                Pair { hosts, routers: vec![router], bystander: None }
+            }
+            Together::Hairpin | Together::NoHairpin => {
+                network(&router, "lan5", "192.168.5", &[(&hosts[0], 2)]);
+                network(&router, "lan6", "192.168.6", &[(&hosts[1], 2)]);
+                separate(&router, n, together == Together::Hairpin);
+                Pair { hosts, routers: vec![router], bystander: None }
+            }
+            Together::SameAddresses => {
+                let bystander = Machine::new();
+                network(&router, "lan", "192.168.1", &[(&hosts[0], 2), (&bystander, 3)]);
+                let (other, _) = self.router("masquerade");
+                network(&other, "lan", "192.168.1", &[(&hosts[1], 3)]);
+                Pair { hosts, routers: vec![router, other], bystander: Some(bystander) }
+            }
         }
-        (hosts, router)
+    }
+}
+
+/// A network behind a router, which has its address 1.
+fn network(router: &Machine, bridge: &str, prefix: &str, hosts: &[(&Machine, u8)]) {
+    sh(router, format!("ip link add {bridge} type bridge; ip addr add {prefix}.1/24 dev {bridge}; ip link set {bridge} up"));
+    for (host, last) in hosts {
+        let port = format!("{bridge}-{last}");
+        sh(router, format!("ip link add {port} type veth peer name eth0 netns {}; ip link set {port} master {bridge} up", host.tid()));
+        sh(host, format!("ip addr add {prefix}.{last}/24 dev eth0; ip link set eth0 up; ip route add default via {prefix}.1"));
+    }
+}
+
+/// Two networks of a router know each other only by the router's public address, if it leads back inside.
+fn separate(router: &Machine, n: usize, hairpin: bool) {
+    let mut rules = vec!["passing ct status dnat accept".to_owned(), "passing iifname lan5 oifname lan6 drop".to_owned()];
+    rules.push("passing iifname lan6 oifname lan5 drop".to_owned());
+    for (inside, port) in [("192.168.5.2", 50_001), ("192.168.6.2", 50_002)] {
+        // In front of the masquerade: the mapping is the same for every destination, as a hairpin needs it.
+        sh(router, format!("nft insert rule ip lab leaving ip saddr {inside} udp sport 41641 snat to 203.0.113.{n}:{port}"));
+        if hairpin {
+            rules.push(format!("arriving iifname != wan ip daddr 203.0.113.{n} udp dport {port} dnat to {inside}:41641"));
+        }
+    }
+    for rule in rules {
+        sh(router, format!("nft add rule ip lab {rule}"));
     }
 }
 
