@@ -85,7 +85,27 @@ pub enum Tick {
 pub struct Tunnel {
     tunn: Tunn,
     waiting: bool,
+    answer: Answer,
 }
+
+/// What is known of the peer's answer to our last initiation.
+///
+/// The same initiation goes out by several ways at once, and wireguard-go, which works on handshakes in parallel, may answer two copies of
+/// it that arrive together. We have the session of the first answer then, the peer that of the second, and neither can read the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// Nothing to doubt: none came, or something has come in the session since.
+    Settled,
+    /// One came, and nothing in the session yet.
+    Unheard,
+    /// Another came as well.
+    Doubted,
+}
+
+/// A second answer counts for this long after the first.
+const SECOND_ANSWER: Duration = Duration::from_secs(1);
+/// Initiations that follow each other closer than 20 ms are dropped by wireguard-go.
+pub(super) const INITIATION_GAP: Duration = Duration::from_millis(25);
 
 impl fmt::Debug for Tunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -105,7 +125,7 @@ impl Tunnel {
         // The load limit is the gate's, before any tunnel; this one must never trip, or handshakes would be counted twice.
         let limiter = Arc::new(RateLimiter::new(&PublicKey::from(&secret), u64::MAX));
         let tunn = Tunn::new(secret, PublicKey::from(*peer.as_bytes()), None, None, index % MAX_TUNNELS, Some(limiter));
-        Self { tunn, waiting: false }
+        Self { tunn, waiting: false, answer: Answer::Settled }
     }
 
     /// The tunnel's own index in the index that a message carries.
@@ -146,14 +166,32 @@ impl Tunnel {
             return Opened::Refused(Refusal::Malformed);
         }
         match self.tunn.decapsulate(Some(from), message, room) {
-            TunnResult::Done => Opened::Nothing,
-            TunnResult::Err(error) => Opened::Refused(error.into()),
+            TunnResult::Done => {
+                self.answer = Answer::Settled;
+                Opened::Nothing
+            }
+            TunnResult::Err(error) => {
+                let second = self.answer == Answer::Unheard && self.session_age().is_some_and(|age| age < SECOND_ANSWER);
+                if second && matches!(demux::classify(message), Kind::Response { .. }) {
+                    self.answer = Answer::Doubted;
+                }
+                Opened::Refused(error.into())
+            }
             TunnResult::WriteToNetwork(message) => {
                 let established = matches!(demux::classify(message), Kind::Data { .. });
+                if established {
+                    self.answer = Answer::Unheard;
+                }
                 Opened::Reply { message, established }
             }
-            TunnResult::WriteToTunnelV4(packet, source) => Opened::Packet(packet, source.into()),
-            TunnResult::WriteToTunnelV6(packet, source) => Opened::Packet(packet, source.into()),
+            TunnResult::WriteToTunnelV4(packet, source) => {
+                self.answer = Answer::Settled;
+                Opened::Packet(packet, source.into())
+            }
+            TunnResult::WriteToTunnelV6(packet, source) => {
+                self.answer = Answer::Settled;
+                Opened::Packet(packet, source.into())
+            }
         }
     }
 
@@ -180,6 +218,14 @@ impl Tunnel {
     /// Runs the timers; to be called about every 250 ms. `room` must hold [`MIN_ROOM`] bytes.
     pub fn tick(&mut self, room: &mut [u8]) -> Tick {
         if room.len() < MIN_ROOM {
+            return Tick::Nothing;
+        }
+        if self.answer == Answer::Doubted && self.session_age().is_none_or(|age| age >= INITIATION_GAP) {
+            // Once for each session: whoever repeats an answer brings about one handshake more, at most.
+            self.answer = Answer::Settled;
+            if let TunnResult::WriteToNetwork(message) = self.tunn.format_handshake_initiation(room, true) {
+                return Tick::Initiation(message.len());
+            }
             return Tick::Nothing;
         }
         match self.tunn.update_timers(room) {

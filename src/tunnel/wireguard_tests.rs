@@ -1,11 +1,12 @@
 //! Tunnels and the gate, without sockets.
-#![allow(clippy::indexing_slicing, reason = "test code")]
+#![allow(clippy::indexing_slicing, clippy::disallowed_methods, reason = "test code; boringtun reads the clock itself")]
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
 
 use super::demux::{Kind, classify};
+use super::wireguard::INITIATION_GAP;
 use super::{Admission, Gate, MIN_ROOM, OVERHEAD, Opened, Refusal, Sealed, Tick, Tunnel};
 use crate::ident::NodePrivate;
 
@@ -62,6 +63,54 @@ fn a_packet_waits_for_the_handshake_and_then_arrives() {
     assert!(!a.has_waiting());
     let (sealed, _) = seal(&mut b, &packet(50));
     assert_eq!(sealed, Sealed::Data(50 + OVERHEAD));
+}
+
+/// wireguard-go does that when two copies of an initiation arrive at the same moment.
+#[test]
+fn a_peer_that_answers_twice_gets_another_handshake_unless_the_session_is_good() {
+    let answers = |a: &mut Tunnel, first: &mut Tunnel, second: &mut Tunnel| {
+        let (_, initiation) = seal(a, &packet(99));
+        let (mut room, mut room_a) = (vec![0; 2000], vec![0; 2000]);
+        let mut empty = Vec::new();
+        for (n, b) in [first, second].into_iter().enumerate() {
+            let Opened::Reply { message, established: false } = b.open(FROM, &initiation, &mut room) else { panic!("no response") };
+            match a.open(FROM, message, &mut room_a) {
+                Opened::Reply { message, established: true } if n == 0 => empty = message.to_vec(),
+                Opened::Refused(Refusal::NoSession) if n == 1 => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        empty
+    };
+    let ticked = |a: &mut Tunnel| {
+        std::thread::sleep(INITIATION_GAP);
+        let mut room = vec![0; MIN_ROOM];
+        match a.tick(&mut room) {
+            Tick::Initiation(length) => Some(room[..length].to_vec()),
+            _ => None,
+        }
+    };
+    // What the peer is left with is the session of its second answer.
+    let ((mut a, mut first), (_, mut second)) = (pair(), pair());
+    let empty = answers(&mut a, &mut first, &mut second);
+    let mut room = vec![0; 2000];
+    assert!(matches!(second.open(FROM, &empty, &mut room), Opened::Refused(_)), "the peer cannot read what we send");
+    let again = ticked(&mut a).expect("another handshake");
+    assert_eq!(ticked(&mut a), None, "one is enough");
+    let Opened::Reply { message, established: false } = second.open(FROM, &again, &mut room) else { panic!("no response") };
+    let response = message.to_vec();
+    let mut room_a = vec![0; 2000];
+    let Opened::Reply { message, established: true } = a.open(FROM, &response, &mut room_a) else { panic!("no session") };
+    assert_eq!(second.open(FROM, message, &mut room), Opened::Nothing);
+
+    // The peer has kept the first: what it sends shows it.
+    let ((mut a, mut first), (_, mut second)) = (pair(), pair());
+    let empty = answers(&mut a, &mut first, &mut second);
+    assert_eq!(first.open(FROM, &empty, &mut room), Opened::Nothing);
+    let (sealed, data) = seal(&mut first, &packet(50));
+    assert_eq!(sealed, Sealed::Data(50 + OVERHEAD));
+    assert!(matches!(a.open(FROM, &data, &mut room), Opened::Packet(..)));
+    assert_eq!(ticked(&mut a), None);
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub struct Game<'a> {
     pub places: [&'static str; 2],
     /// Whether stock nodes in these places find a direct way.
     pub possible: bool,
+    /// When to give up.
+    pub limit: Duration,
 }
 
 /// What came of it.
@@ -62,7 +64,7 @@ fn play<'a>(game: Game<'a>, numbers: &AtomicU64) -> Outcome<'a> {
     let start = Instant::now();
     let mut asked = Vec::new();
     let (mut direct, mut first) = (None, None);
-    while (direct.is_none() || first.is_none()) && start.elapsed() < LIMIT {
+    while (direct.is_none() || first.is_none()) && start.elapsed() < game.limit {
         let number = numbers.fetch_add(2, Ordering::Relaxed) | 1;
         asked.push(number);
         a.ask(b, number);
