@@ -14,6 +14,8 @@ use crate::sys::config::read_secret;
 use crate::sys::relay::{Admission, Asked, Mesh, Options, Relay as Running, STATE_DIR, StartError, Tls, listed};
 use crate::wire::control::{DerpMap, DerpRegion, json};
 
+/// Whom the coordinator allowed, in the state directory.
+const ALLOWED: &str = "allowed";
 const TRIED: &str = "start the relay";
 const HTTPS_PORT: u16 = 443;
 const HTTP_PORT: u16 = 80;
@@ -77,6 +79,9 @@ pub(super) struct Serve {
     /// Serve the nodes that the coordinator at this address knows: `http(s)://HOST[:PORT]/verify`. While it does not answer, whom it allowed before.
     #[arg(long, alias = "verify-client-url", value_name = "URL", group = "whom")]
     verify_url: Option<String>,
+    /// Trust this authority (PEM), too, when the coordinator is asked by https.
+    #[arg(long, value_name = "FILE", requires = "verify_url")]
+    verify_ca: Option<PathBuf>,
     /// Serve the nodes in this file, a node key a line. It is read for each connection.
     #[arg(long, value_name = "FILE", group = "whom")]
     allow_list: Option<PathBuf>,
@@ -170,6 +175,7 @@ impl Serve {
             acme_directory: self.acme_directory.or(file.acme_directory),
             acme_ca: self.acme_ca.or(file.acme_ca),
             verify_url: if whom { self.verify_url } else { file.verify_url },
+            verify_ca: self.verify_ca.or(file.verify_ca),
             allow_list: if whom { self.allow_list } else { file.allow_list },
             open: if whom { self.open } else { file.open },
             mesh_with: self.mesh_with.or(file.mesh_with),
@@ -194,11 +200,15 @@ impl Serve {
             tls: self.tls(host)?,
             listen_http: self.listen_http,
             stun: (!self.no_stun).then(|| self.stun_listen.unwrap_or_else(|| all(DEFAULT_STUN_PORT))),
-            state_dir: self.state_dir.clone().unwrap_or_else(|| STATE_DIR.into()),
+            state_dir: self.state_dir(),
             admission: self.admission()?,
             mesh: self.mesh()?,
             rate: self.rate.map(|rate| Rate { bytes_per_second: rate, burst: self.rate_burst.unwrap_or(rate) }),
         })
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(|| STATE_DIR.into())
     }
 
     fn tls(&self, host: &str) -> Result<Tls, Failure> {
@@ -230,7 +240,10 @@ impl Serve {
     fn admission(&self) -> Result<Admission, Failure> {
         match (&self.verify_url, &self.allow_list, self.open) {
             (Some(url), None, false) => {
-                Asked::new(url).map(Admission::Ask).map_err(|e| usage(e, "give --verify-url http(s)://HOST[:PORT]/verify"))
+                let asked = Asked::new(url, self.verify_ca.as_deref());
+                let asked =
+                    asked.map_err(|e| usage(e, "give --verify-url http(s)://HOST[:PORT]/verify, and --verify-ca for an own authority"))?;
+                Ok(Admission::Ask(asked.keeping(self.state_dir().join(ALLOWED))))
             }
             (None, Some(path), false) => {
                 listed(path).map_err(|e| usage(format!("{}: {e}", path.display()), "name a file with a node key (nodekey:...) a line"))?;

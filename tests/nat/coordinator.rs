@@ -1,5 +1,6 @@
 //! The coordinator with the relay in it, and programs that run on a machine.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
 
 use crate::netns::{Machine, eventually};
-use crate::place::CENTRE;
+use crate::place::{CENTRE, Internet};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_pvemesh");
 
@@ -21,9 +22,8 @@ impl Drop for Process {
     }
 }
 
-pub fn spawn(machine: &Machine, mut command: Command, log: PathBuf) -> Process {
+pub fn spawn(machine: &Machine, mut command: Command, log: File) -> Process {
     machine.run(move || {
-        let log = std::fs::File::create(log).unwrap();
         let errors = log.try_clone().unwrap();
         Process(command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn().unwrap())
     })
@@ -68,17 +68,22 @@ fn certificates(home: &Path) {
 }
 
 impl Coordinator {
+    /// With a relay in it.
     pub fn start(machine: &Machine, home: &Path) -> Self {
+        Self::start_with(machine, home, "")
+    }
+
+    pub fn start_with(machine: &Machine, home: &Path, options: &str) -> Self {
         certificates(home);
         let at = |name: &str| home.join(name).display().to_string();
         let arguments = format!(
-            "coordinator serve --url https://{CENTRE} --listen 0.0.0.0:443 --tls-cert {} --tls-key {} --state-dir {} --socket {}",
+            "coordinator serve --url https://{CENTRE} --listen 0.0.0.0:443 --tls-cert {} --tls-key {} --state-dir {} --socket {} {options}",
             at("cert.pem"),
             at("key.pem"),
             at("coordinator"),
             at("c.sock")
         );
-        let process = spawn(machine, ours(&arguments), home.join("coordinator.log"));
+        let process = spawn(machine, ours(&arguments), File::create(home.join("coordinator.log")).unwrap());
         eventually("the coordinator's socket", Duration::from_secs(20), || home.join("c.sock").exists());
         let key = call(machine, ours(&format!("coordinator keys create --reusable --socket {}", at("c.sock"))));
         std::fs::write(home.join("join.key"), key).unwrap();
@@ -93,6 +98,49 @@ impl Coordinator {
 
     /// Starts it with what it has on disk.
     pub fn start_again(&mut self, machine: &Machine) {
-        self.process = Some(spawn(machine, ours(&self.arguments), self.log.clone()));
+        self.process = Some(spawn(machine, ours(&self.arguments), File::options().append(true).open(&self.log).unwrap()));
+    }
+}
+
+/// A relay on a machine of its own, known to the coordinator as a region.
+pub struct Relay {
+    machine: Machine,
+    arguments: String,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl Relay {
+    pub fn start(internet: &Internet, home: &Path, region: usize) -> Self {
+        let machine = Machine::new();
+        let n = internet.plug(&machine);
+        let at = |what: &str| home.join(format!("relay-{region}{what}"));
+        // Whom it serves is the coordinator's to say, and while that is away whom it said before.
+        let arguments = format!(
+            "relay serve --hostname 203.0.113.{n} --region {region} --verify-url https://{CENTRE}/verify --verify-ca {} --state-dir {}",
+            home.join("ca.pem").display(),
+            at("").display()
+        );
+        let mut relay = Self { machine, arguments, log: at(".log"), process: None };
+        relay.run();
+        let map = || {
+            let text = std::fs::read_to_string(&relay.log).unwrap_or_default();
+            let (start, end) = (text.find('{')?, text.rfind('}')?);
+            serde_json::from_str::<serde_json::Value>(text.get(start..=end)?).ok()
+        };
+        eventually("the relay's map", Duration::from_secs(20), || map().is_some());
+        std::fs::write(at(".json"), map().unwrap().to_string()).unwrap();
+        let add = format!("coordinator relays add {} --socket {}", at(".json").display(), home.join("c.sock").display());
+        call(&internet.centre, ours(&add));
+        relay
+    }
+
+    pub fn run(&mut self) {
+        let log = File::create(&self.log).unwrap();
+        self.process = Some(spawn(&self.machine, ours(&self.arguments), log));
+    }
+
+    pub fn kill(&mut self) {
+        self.process = None;
     }
 }

@@ -59,7 +59,18 @@ pub struct Node {
     socket: PathBuf,
     udp: UdpSocket,
     came: Arc<Mutex<BTreeMap<u64, Instant>>>,
-    _process: Process,
+    process: Option<Process>,
+}
+
+/// Starts our daemon and waits until it answers.
+fn run_ours(machine: &Machine, name: &str, home: &Path) -> Process {
+    let socket = home.join(format!("{name}.sock"));
+    let _ = std::fs::remove_file(&socket);
+    let arguments = format!("-v node --socket {} run --tun pvm0 --state-dir {}", socket.display(), home.join(name).display());
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(home.join(format!("{name}.log"))).unwrap();
+    let process = spawn(machine, ours(&arguments), log);
+    eventually("the node's socket", START, || socket.exists());
+    process
 }
 
 impl Node {
@@ -73,9 +84,7 @@ impl Node {
         let (authority, key) = (coordinator.authority.display(), coordinator.key.display());
         let (process, said) = match kind {
             Kind::Ours => {
-                let arguments = format!("-v node --socket {} run --tun pvm0 --state-dir {}", socket.display(), home.join(name).display());
-                let process = spawn(machine, ours(&arguments), home.join(format!("{name}.log")));
-                eventually("the node's socket", START, || socket.exists());
+                let process = run_ours(machine, name, home);
                 let up = format!(
                     "node --socket {} up --login-server https://{CENTRE} --ca-file {authority} --auth-key-file {key} --hostname {name} --timeout 30s",
                     socket.display(),
@@ -84,7 +93,11 @@ impl Node {
             }
             Kind::Stock => {
                 let peers = peers().unwrap();
-                let process = spawn(machine, stock(&peers, name, home, &coordinator.authority), home.join(format!("{name}.log")));
+                let process = spawn(
+                    machine,
+                    stock(&peers, name, home, &coordinator.authority),
+                    std::fs::File::create(home.join(format!("{name}.log"))).unwrap(),
+                );
                 eventually("tailscaled's socket", START, || UnixStream::connect(&socket).is_ok());
                 let client = |line: &str| {
                     let mut command = Command::new(peers.join("tailscale"));
@@ -101,7 +114,17 @@ impl Node {
         let udp = machine.run(|| UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
         let came = Arc::<Mutex<BTreeMap<u64, Instant>>>::default();
         echo(udp.try_clone().unwrap(), Arc::clone(&came));
-        Self { name: name.to_owned(), kind, address, socket, udp, came, _process: process }
+        Self { name: name.to_owned(), kind, address, socket, udp, came, process: Some(process) }
+    }
+
+    /// Kills the daemon, which has no time for anything.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts our daemon again with what it has on disk.
+    pub fn run_again(&mut self, machine: &Machine, home: &Path) {
+        self.process = Some(run_ours(machine, &self.name, home));
     }
 
     /// Sends a question.
@@ -123,13 +146,23 @@ impl Node {
         serde_json::from_slice(&text[body..]).unwrap_or_default()
     }
 
+    /// What it says of another node.
+    fn peer(&self, other: &Self) -> Value {
+        let status = self.status();
+        let mut peers = status["Peer"].as_object().into_iter().flatten().map(|(_, peer)| peer);
+        let start = format!("{}.", other.name);
+        peers.find(|peer| peer["DNSName"].as_str().is_some_and(|name| name.starts_with(&start))).cloned().unwrap_or_default()
+    }
+
+    /// The code of another node's home relay.
+    pub fn home_of(&self, other: &Self) -> String {
+        self.peer(other)["Relay"].as_str().unwrap_or_default().to_owned()
+    }
+
     /// How another node is reached: `direct`, `relay` or nothing, and the address.
     pub fn path(&self, other: &Self) -> (String, String) {
-        let status = self.status();
-        let peers = status["Peer"].as_object().into_iter().flatten().map(|(_, peer)| peer);
-        let start = format!("{}.", other.name);
-        let peer = peers.into_iter().find(|peer| peer["DNSName"].as_str().is_some_and(|name| name.starts_with(&start)));
-        let text = |field: &str| peer.and_then(|peer| peer[field].as_str()).unwrap_or_default().to_owned();
+        let peer = self.peer(other);
+        let text = |field: &str| peer[field].as_str().unwrap_or_default().to_owned();
         let address = text("CurAddr");
         match self.kind {
             Kind::Ours => (text("Path"), address),

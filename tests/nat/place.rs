@@ -139,8 +139,8 @@ impl Internet {
         Self { centre, ports: AtomicUsize::new(10) }
     }
 
-    /// Plugs a machine in: its interface `wan` gets the next addresses.
-    fn plug(&self, machine: &Machine) -> usize {
+    /// Plugs a machine in: its interface `wan` gets the next addresses, 203.0.113.n and 2001:db8::n.
+    pub fn plug(&self, machine: &Machine) -> usize {
         let n = self.ports.fetch_add(1, Ordering::Relaxed);
         sh(&self.centre, format!("ip link add p{n} type veth peer name wan netns {}; ip link set p{n} master br0 up", machine.tid()));
         let addresses = format!("ip addr add 203.0.113.{n}/24 dev wan; ip addr add 2001:db8::{n}/64 dev wan nodad");

@@ -189,7 +189,7 @@ async fn only_whom_the_coordinator_knows_is_served() {
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
-    let asking = Options { admission: Admission::Ask(Asked::new(&url).unwrap()), ..options(directory.path(), Tls::None) };
+    let asking = Options { admission: Admission::Ask(Asked::new(&url, None).unwrap()), ..options(directory.path(), Tls::None) };
     let relay = Relay::start(asking).await.unwrap();
     let entry = entry(&relay);
     assert!(Member::try_join(&entry, true, node(1)).await.is_ok());

@@ -9,7 +9,7 @@ mod early;
 mod origin;
 mod race;
 mod socket;
-mod tls;
+pub(in crate::sys) mod tls;
 mod upgrade;
 
 use std::net::SocketAddr;

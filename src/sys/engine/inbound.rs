@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use quinn_udp::RecvMeta;
 use rustix::event::PollFlags;
@@ -25,6 +26,8 @@ use crate::wire::tsmp;
 /// Messages taken from the socket at a time; each may carry 64 KiB of datagrams.
 const MESSAGES: usize = 4;
 const MESSAGE: usize = 65_536;
+/// How long a handshake may stay without an answer when its peer shows that it is there.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where a message came from: by which way, and through a relay from whom, for which the relay vouches.
 #[derive(Debug, Clone, Copy)]
@@ -270,7 +273,8 @@ impl Arrival<'_> {
 }
 
 /// Data for a session we do not have: if it comes from where a peer is known to be, we were restarted and the peer does not know.
-/// A handshake now spares it the 15 s until it would notice. The peer's tunnel starts no second one while this is under way.
+/// A handshake now spares it the 15 s until it would notice. While one is under way a second is started only if the first has got no
+/// answer for [`ASK_AGAIN`]: the peer was not to be reached then, and is now.
 fn lost(shared: &Shared, table: &Table, from: Origin, room: &mut [u8]) {
     add(&shared.counters.no_session, 1);
     let peer = match (from.path, from.sender) {
@@ -279,9 +283,12 @@ fn lost(shared: &Shared, table: &Table, from: Origin, room: &mut [u8]) {
     };
     let Some(peer) = peer else { return };
     let mut state = peer.lock();
-    if !state.tunnel.has_session()
-        && let Some(length) = state.tunnel.initiate(room)
-    {
+    if state.tunnel.has_session() {
+        return;
+    }
+    let stale = shared.now().since(state.asked) >= ASK_AGAIN;
+    let initiation = if stale { state.tunnel.meet(room) } else { state.tunnel.initiate(room) };
+    if let Some(length) = initiation {
         initiate(shared, peer, &mut state, room.get(..length).unwrap_or_default());
     }
 }

@@ -117,7 +117,7 @@ pub(super) fn initiate(shared: &Shared, peer: &Peer, state: &mut State, message:
     let now = shared.now();
     let paths = shared.paths().ask(now, &peer.key);
     tracing::debug!(peer = peer.name, paths = paths.len(), "handshake initiation");
-    state.sent = now;
+    (state.sent, state.asked) = (now, now);
     if paths.is_empty() {
         add(&shared.counters.no_path, 1);
     }

@@ -19,6 +19,8 @@ pub(super) struct State {
     pub(super) route: Route,
     /// When anything was last sent to the peer.
     pub(super) sent: Time,
+    /// When a handshake was last asked for.
+    pub(super) asked: Time,
     /// When the newest session was agreed on.
     pub(super) last_handshake: Option<Wall>,
 }
@@ -129,6 +131,7 @@ impl Registry {
             tunnel: Tunnel::new(&self.own, &config.key, index),
             route: Route::default(),
             sent: Time::default(),
+            asked: Time::default(),
             last_handshake: None,
         };
         Arc::new(Peer {

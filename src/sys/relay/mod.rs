@@ -2,6 +2,7 @@
 
 mod admission;
 mod ahead;
+mod asked;
 pub mod dial;
 pub(in crate::sys) mod front;
 mod http;
