@@ -179,7 +179,14 @@ fn peer_config(peer: &Node, map: &NetMap, claims: &Claims) -> PeerConfig {
         allowed_ips: claims.of(peer.id),
         endpoints,
         home: RegionId::new(peer.home_region()).filter(known),
+        ends: if peer.disco_key.is_zero() { None } else { ends(&map.node, peer) },
     }
+}
+
+/// The first of a peer's own addresses whose family we have one of, and that one.
+fn ends(own: &Node, peer: &Node) -> Option<(IpAddr, IpAddr)> {
+    let ours = |theirs: IpAddr| own.addresses.iter().map(IpNet::addr).find(|ours| ours.is_ipv4() == theirs.is_ipv4());
+    peer.addresses.iter().map(IpNet::addr).find_map(|theirs| Some((ours(theirs)?, theirs)))
 }
 
 fn note_exit_node(notes: &mut Vec<String>, map: &NetMap, prefs: &Prefs, exit_node: ExitNode) {

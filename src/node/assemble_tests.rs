@@ -226,3 +226,22 @@ fn the_filter_is_all_parts_of_the_rules_with_the_sources_that_have_a_capability(
     assert_eq!((texts(&filter.subnets), texts(&filter.machine)), (vec!["192.168.1.0/24".to_owned()], vec!["192.168.1.0/24".to_owned()]));
     assert!(filter.exit && !filter.shields_up);
 }
+
+#[test]
+fn what_is_said_to_a_peer_goes_between_addresses_of_one_family_and_only_to_one_with_a_disco_key() {
+    let mut map = map();
+    for (id, addresses) in [(3, &["fd7a:115c:a1e0::3/128", "100.64.0.3/32"][..]), (4, &["100.64.0.4/32"][..])] {
+        let peer = map.peers.get_mut(&NodeId(id)).unwrap();
+        (peer.addresses, peer.disco_key) = (nets(addresses), crate::ident::DiscoPublic::from_bytes([9; 32]));
+    }
+    let ends = |map: &NetMap| {
+        let ends = |peer: PeerConfig| peer.ends.map(|(own, peer)| (own.to_string(), peer.to_string()));
+        assembled(map, &Prefs::default(), &[]).peers.into_iter().map(ends).collect::<Vec<_>>()
+    };
+    let pair = |own: &str, peer: &str| Some((own.to_owned(), peer.to_owned()));
+    assert_eq!(ends(&map), [None, pair("fd7a:115c:a1e0::1", "fd7a:115c:a1e0::3"), pair("100.64.0.1", "100.64.0.4")]);
+    map.node.addresses = nets(&["100.64.0.1/32"]);
+    assert_eq!(ends(&map)[1], pair("100.64.0.1", "100.64.0.3"));
+    map.node.addresses = nets(&["fd7a:115c:a1e0::1/128"]);
+    assert_eq!(ends(&map)[2], None);
+}

@@ -1,6 +1,6 @@
 //! What the node's core tells the shell to set up: peers for the packet engine, addresses and routes for the router.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -23,6 +23,9 @@ pub struct PeerConfig {
     pub endpoints: Vec<SocketAddr>,
     /// The region of the relay where the peer always listens, if it has one that the relay map knows.
     pub home: Option<RegionId>,
+    /// Our own mesh address and the peer's, of one family: what is said to it inside the tunnel comes from and goes to. Absent if there is
+    /// no such pair, or the peer has no disco key and so nothing is said to it.
+    pub ends: Option<(IpAddr, IpAddr)>,
 }
 
 /// Addresses, routes and forwarding of this machine while it is a mesh member.

@@ -86,6 +86,8 @@ pub struct Tunnel {
     tunn: Tunn,
     waiting: bool,
     answer: Answer,
+    /// The numbers of the last two sessions that something was heard in.
+    heard: [Option<u8>; 2],
 }
 
 /// What is known of the peer's answer to our last initiation.
@@ -125,7 +127,7 @@ impl Tunnel {
         // The load limit is the gate's, before any tunnel; this one must never trip, or handshakes would be counted twice.
         let limiter = Arc::new(RateLimiter::new(&PublicKey::from(&secret), u64::MAX));
         let tunn = Tunn::new(secret, PublicKey::from(*peer.as_bytes()), None, None, index % MAX_TUNNELS, Some(limiter));
-        Self { tunn, waiting: false, answer: Answer::Settled }
+        Self { tunn, waiting: false, answer: Answer::Settled, heard: [None; 2] }
     }
 
     /// The tunnel's own index in the index that a message carries.
@@ -193,6 +195,17 @@ impl Tunnel {
                 Opened::Packet(packet, source.into())
             }
         }
+    }
+
+    /// Whether something authentic that named this receiver is the first of its session. What comes late in the session before is not.
+    pub fn begins(&mut self, receiver: u32) -> bool {
+        let [number, ..] = receiver.to_le_bytes();
+        let [last, before] = self.heard;
+        let begins = last != Some(number) && before != Some(number);
+        if begins {
+            self.heard = [Some(number), last];
+        }
+        begins
     }
 
     /// Whether packets wait for a session; after something authentic came, [`Tunnel::release`] may send them.
@@ -266,6 +279,7 @@ impl Tunnel {
         // The only way boringtun offers; the key is the same as before.
         let limiter = Arc::new(RateLimiter::new(&public, u64::MAX));
         self.tunn.set_static_private(secret, public, Some(limiter));
+        self.heard = [None; 2];
     }
 
     /// An empty data packet, if there is a session to send it in. Unlike [`Tunnel::seal`] it starts no handshake.

@@ -243,3 +243,13 @@ proptest! {
         prop_assert!(matches!(Gate::new(&key(2)).admit(FROM, &message, &mut room), Admission::Refused(_)));
     }
 }
+
+#[test]
+fn each_session_begins_once_however_late_packets_of_the_one_before_come() {
+    let (mut a, _) = pair();
+    let at = |session: u32| 7 << 8 | session;
+    let begins: Vec<bool> = [1, 1, 2, 1, 2, 200, 2, 200, 255, 0, 255, 0, 1].map(|session| a.begins(at(session))).into();
+    assert_eq!(begins, [true, false, true, false, false, true, false, false, true, true, false, false, true]);
+    a.forget_sessions(&NodePrivate::from_seed([1; 32]));
+    assert!(a.begins(at(1)), "the sessions of before are gone");
+}

@@ -4,7 +4,8 @@ use super::*;
 use pvemesh::ident::NodePublic;
 
 fn with_disco(n: u8, endpoints: &[&str]) -> PeerConfig {
-    PeerConfig { disco: Some(disco(n).public()), ..peer(n, endpoints) }
+    let at = |n| IpAddr::from([100, 64, 0, n]);
+    PeerConfig { disco: Some(disco(n).public()), ends: Some((at(3 - n), at(n))), ..peer(n, endpoints) }
 }
 
 /// Two engines that know each other and each other's disco key.
@@ -130,6 +131,28 @@ fn a_restarted_peer_is_reached_at_once_when_the_map_tells_its_new_disco_key() {
     b.peers(&[with_disco(1, &["192.0.2.1:41641"])]);
     a.peers(&[PeerConfig { disco: Some(disco(77).public()), ..peer(2, &["192.0.2.2:41641"]) }]);
     assert!(reaches(&at_a, &at_b, 101), "the first datagram after the news waits for the new session and is not lost");
+}
+
+/// The map says nothing of it: the coordinator is away. Probes open again once the key has been told inside the tunnel.
+#[test]
+fn a_restarted_peer_tells_its_new_disco_key_itself() {
+    need_root!(read);
+    let (a, b) = probing_mesh();
+    let (at_a, at_b) = (a.udp("100.64.0.1"), b.udp("100.64.0.2"));
+    eventually("the first datagram", LIMIT, || reaches(&at_a, &at_b, 100));
+    eventually("a proven way", LIMIT, || latency(&a).is_some());
+    for disco in [disco(77), disco(78)] {
+        b.stop();
+        b.start_as(disco);
+        b.peers(&[with_disco(1, &["192.0.2.1:41641"])]);
+        eventually("a datagram", LIMIT, || reaches(&at_b, &at_a, 101));
+        eventually("a proven way at both ends", Duration::from_secs(2), || {
+            let _ = (reaches(&at_a, &at_b, 102), reaches(&at_b, &at_a, 103));
+            latency(&a).is_some() && latency(&b).is_some()
+        });
+    }
+    let given = (a.counters().filtered, b.counters().filtered, a.counters().not_allowed, b.counters().not_allowed);
+    assert_eq!(given, (0, 0, 0, 0), "what is said between nodes is not taken for traffic");
 }
 
 #[test]

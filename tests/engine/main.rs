@@ -51,6 +51,7 @@ fn peer(n: u8, endpoints: &[&str]) -> PeerConfig {
         allowed_ips: vec![format!("100.64.0.{n}/32").parse().unwrap(), format!("fd7a:115c:a1e0::{n}/128").parse().unwrap()],
         endpoints: endpoints.iter().map(|e| e.parse().unwrap()).collect(),
         home: None,
+        ends: None,
     }
 }
 

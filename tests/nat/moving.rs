@@ -251,6 +251,44 @@ fn known_nodes_reach_each_other_while_the_coordinator_is_away_though_one_has_bee
     }
 }
 
+/// The embedded relay is silent rather than closed: nothing tells the nodes that it is gone.
+#[test]
+fn known_nodes_reach_each_other_while_the_coordinator_swallows_everything_though_one_has_been_restarted() {
+    need_root!(_turn);
+    let mut scene = Scene::new([ROUTER, ROUTER]);
+    scene.becomes("direct");
+    scene.maps_are_kept();
+    sh(
+        &scene.internet.centre,
+        "nft 'add table inet lost; add chain inet lost in { type filter hook input priority 0; policy drop; }'".to_owned(),
+    );
+    scene.nodes[1].kill();
+    scene.nodes[1].run_again(&scene.hosts[1], scene.home.path());
+    let took = talk_again(&scene.nodes, 2_000_000_001, Duration::from_secs(5));
+    println!("answers after {took:?}");
+    let (lost, pause) = scene.stream(Duration::from_secs(20), 3_000_000_001);
+    println!("after that {lost} of some 2,000 unanswered, the longest pause {pause:?}; {:?}", scene.paths());
+    assert!(pause < Duration::from_secs(1), "{pause:?}");
+    assert_eq!(scene.paths(), ["direct", "direct"]);
+}
+
+/// Packets have a way all the time; but the direct one is found only by a probe that opens, and nobody but the node itself can tell its new key.
+#[test]
+fn a_restarted_node_is_reached_directly_again_while_the_coordinator_is_away_and_a_relay_is_not() {
+    need_root!(_turn);
+    let (mut scene, _relays) = Scene::with_relays([ROUTER, ROUTER], &[901]);
+    scene.becomes("direct");
+    scene.maps_are_kept();
+    scene.coordinator.kill();
+    scene.nodes[1].kill();
+    scene.nodes[1].run_again(&scene.hosts[1], scene.home.path());
+    let took = talk_again(&scene.nodes, 2_000_000_001, Duration::from_secs(5));
+    let start = Instant::now();
+    scene.becomes("direct");
+    println!("answers after {took:?}, direct {:?} later", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
 #[test]
 fn a_relay_that_dies_is_replaced_by_one_of_another_region_within_five_seconds() {
     need_root!(_turn);

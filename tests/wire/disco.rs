@@ -1,4 +1,4 @@
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use proptest::prelude::*;
 use pvemesh::ident::{DiscoPrivate, NodePrivate};
@@ -138,12 +138,33 @@ fn a_disco_key_is_read_from_inside_the_tunnel() {
     }
 }
 
+#[test]
+fn a_disco_key_is_announced_in_a_whole_ip_packet_of_either_family() {
+    let key = a().public();
+    let at = |text: &str| text.parse::<IpAddr>().unwrap();
+    // The sum over the header, its own checksum included, is all ones: 4500 + 0035 + 4063 + 15f4 + 6440 + 0001 + 6440 + 0102 folded.
+    let v4 = tsmp::announce(at("100.64.0.1"), at("100.64.1.2"), &key).unwrap();
+    let header = hex("45000035000000004063");
+    assert_eq!((&v4[..10], &v4[12..20], v4.len()), (&header[..], &hex("6440000164400102")[..], 53));
+    let mut sum: u32 = v4[..20].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    assert_eq!(sum, 0xffff, "the header's checksum");
+    let v6 = tsmp::announce(at("fd7a:115c:a1e0::1"), at("fd7a:115c:a1e0::2"), &key).unwrap();
+    assert_eq!(v6[..40], hex("6000000000216340fd7a115ca1e000000000000000000001fd7a115ca1e000000000000000000002"));
+    for packet in [v4, v6] {
+        assert_eq!(tsmp::disco_key(&packet), Some(key));
+    }
+    assert_eq!(tsmp::announce(at("100.64.0.1"), at("fd7a:115c:a1e0::2"), &key), None);
+}
+
 fn any_endpoint() -> impl Strategy<Value = SocketAddr> {
     prop_oneof![
         any::<([u8; 4], u16)>().prop_map(SocketAddr::from),
         any::<([u16; 8], u16)>().prop_map(|(ip, port)| {
             // A mapped address is the same as the plain one, and is read as that.
-            SocketAddr::new(std::net::IpAddr::from(ip).to_canonical(), port)
+            SocketAddr::new(IpAddr::from(ip).to_canonical(), port)
         }),
     ]
 }

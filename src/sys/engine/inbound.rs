@@ -11,6 +11,7 @@ use quinn_udp::RecvMeta;
 use rustix::event::PollFlags;
 
 use super::Shared;
+use super::announce::announce;
 use super::counters::add;
 use super::outbound::initiate;
 use super::relays::Arrived;
@@ -31,7 +32,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where a message came from: by which way, and through a relay from whom, for which the relay vouches.
 #[derive(Debug, Clone, Copy)]
-struct Origin {
+pub(super) struct Origin {
     path: Path,
     sender: Option<NodePublic>,
 }
@@ -48,7 +49,7 @@ impl Origin {
     }
 
     /// Sends a message straight back.
-    fn reply(&self, shared: &Shared, message: &[u8]) {
+    pub(super) fn reply(&self, shared: &Shared, message: &[u8]) {
         match (self.path, self.sender) {
             (Path::Direct(to), _) => shared.socket.send_now(shared, to, message),
             (path, Some(sender)) => shared.send_by(path, &sender, message),
@@ -71,6 +72,7 @@ fn release(shared: &Shared, peer: &Peer, state: &mut State, room: &mut [u8]) {
 
 /// A handshake message that passed the gate, or a cookie.
 fn handshake(shared: &Shared, peer: &Peer, from: Origin, message: &[u8], room: &mut [u8]) {
+    let kind = classify(message);
     let mut state = peer.lock();
     match state.tunnel.open(from.ip(), message, room) {
         Opened::Reply { message, established } => {
@@ -86,6 +88,9 @@ fn handshake(shared: &Shared, peer: &Peer, from: Origin, message: &[u8], room: &
             }
             state.sent = shared.now();
             from.reply(shared, message);
+            if let (true, Kind::Response { receiver }) = (established, kind) {
+                announce(shared, peer, &mut state, receiver, from, room);
+            }
             release(shared, peer, &mut state, room);
         }
         Opened::Refused(refusal) => shared.counters.refuse(refusal),
@@ -260,6 +265,7 @@ impl Arrival<'_> {
                 state.follow(&paths, &peer.key);
             }
             peer.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
+            announce(shared, peer, &mut state, receiver, from, opening.room());
             if state.tunnel.has_waiting() {
                 release(shared, peer, &mut state, opening.room());
             }

@@ -11,6 +11,7 @@
 //! Relays are reached by others, on tokio, through [`Door`]; the queues between them and the threads drop rather than wait.
 //! Nothing that arrives can stop the engine: what is bad is counted in [`Counters`] and dropped.
 
+mod announce;
 mod counters;
 mod door;
 mod inbound;

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::counters::add;
 use super::outbound::initiate;
 use super::{EngineOptions, Shared};
-use crate::ident::{NodePrivate, NodePublic};
+use crate::ident::{DiscoPublic, NodePrivate, NodePublic};
 use crate::path::{Event, Path, Paths, Pong, Transmit, Unreached, Ways};
 use crate::time::{Deadline, Time};
 use crate::tunnel::MIN_ROOM;
@@ -30,6 +30,8 @@ pub(super) struct Probing {
     nudge: OwnedFd,
     /// For a tunnel that starts anew.
     key: NodePrivate,
+    /// What the probes are known by.
+    disco: DiscoPublic,
 }
 
 impl Probing {
@@ -43,7 +45,13 @@ impl Probing {
             wakes: AtomicU64::new(0),
             nudge: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             key: options.key.clone(),
+            disco: options.disco.public(),
         })
+    }
+
+    /// The public key of our probes.
+    pub(super) fn disco(&self) -> &DiscoPublic {
+        &self.disco
     }
 }
 

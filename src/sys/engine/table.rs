@@ -23,6 +23,8 @@ pub(super) struct State {
     pub(super) asked: Time,
     /// When the newest session was agreed on.
     pub(super) last_handshake: Option<Wall>,
+    /// Our address and the peer's, for what is said inside the tunnel.
+    pub(super) ends: Option<(IpAddr, IpAddr)>,
 }
 
 impl State {
@@ -133,6 +135,7 @@ impl Registry {
             sent: Time::default(),
             asked: Time::default(),
             last_handshake: None,
+            ends: None,
         };
         Arc::new(Peer {
             key: config.key,
@@ -158,6 +161,7 @@ impl Registry {
                 Some(peer) => Arc::clone(peer),
                 None => self.make(config),
             };
+            peer.lock().ends = config.ends;
             ways.push(path::Peer { key: config.key, disco: config.disco, addresses: config.endpoints.clone(), home: config.home });
             for endpoint in &config.endpoints {
                 let address = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());

@@ -90,6 +90,7 @@ pub fn engine(options: &EngineOptions) -> Done {
         allowed_ips: vec![format!("100.64.0.{peer}/32").parse().map_err(|_| "address")?],
         endpoints: vec![format!("192.0.2.{peer}:41641").parse().map_err(|_| "address")?],
         home: None,
+        ends: None,
     }]);
     loop {
         std::thread::park();
