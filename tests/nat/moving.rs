@@ -310,6 +310,36 @@ fn a_relay_that_dies_is_replaced_by_one_of_another_region_within_five_seconds() 
 }
 
 #[test]
+fn a_tcp_connection_goes_on_by_another_region_within_five_seconds_when_its_relay_dies() {
+    need_root!(_turn);
+    let (scene, mut relays) = Scene::with_relays([Place::UdpBlocked, Place::UdpBlocked], &[901, 902]);
+    scene.becomes("relay");
+    let homes = scene.homes();
+    let dying = usize::from(homes[1].ends_with("902"));
+    let slowest = slowest_answer(&scene, || relays[dying].kill());
+    println!("homes {homes:?}, then {:?}: the slowest answer took {slowest:?}", scene.homes());
+    assert!(slowest > Duration::from_millis(20), "{slowest:?}: nobody missed the relay");
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+}
+
+#[test]
+fn a_relay_that_is_started_anew_is_missed_for_less_than_five_seconds_where_there_is_no_other() {
+    need_root!(_turn);
+    let (scene, mut relays) = Scene::with_relays([Place::UdpBlocked, Place::UdpBlocked], &[901]);
+    scene.becomes("relay");
+    let (lost, pause) = std::thread::scope(|scope| {
+        let stream = scope.spawn(|| scene.stream(Duration::from_secs(9), 1));
+        std::thread::sleep(Duration::from_secs(1));
+        relays[0].kill();
+        relays[0].run();
+        stream.join().unwrap()
+    });
+    println!("{lost} unanswered, the longest pause {pause:?}");
+    assert!(lost > 0, "nobody missed the relay");
+    assert!(pause < Duration::from_secs(5), "{pause:?}");
+}
+
+#[test]
 fn known_nodes_reach_each_other_by_a_relay_while_the_coordinator_is_away_though_node_and_relay_have_been_restarted() {
     need_root!(_turn);
     let (mut scene, mut relays) = Scene::with_relays([Place::UdpBlocked, ROUTER], &[901]);
