@@ -27,6 +27,7 @@ mod calls;
 mod candidates;
 mod contacts;
 mod counters;
+mod exchange;
 mod paths;
 mod peer;
 mod probes;
@@ -38,7 +39,8 @@ mod tests;
 
 pub use candidates::{MAX_CALLED, MAX_LEARNED, MAX_LISTED};
 pub use counters::Counters;
-pub use paths::{Event, Paths, Peer, Pong, Transmit, Unreached};
+pub use exchange::{Event, Peer, Pong, Transmit, Unreached};
+pub use paths::Paths;
 pub use peer::Way;
 pub use rank::is_better;
 pub use relays::RelayState;
