@@ -7,10 +7,10 @@ PEERS := $(OUT)/examples/pvemesh-interop
 
 # What the lab and the bundled C code need from Debian, and what only the tests do.
 PACKAGES      := build-essential busybox-static dnsmasq-base iperf3 iproute2 iputils-ping lxc nftables uidmap zstd
-TEST_PACKAGES := nginx
+TEST_PACKAGES := miniupnpd-nftables nginx
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := noise map_stream requests policy derp disco stun
+FUZZ_TARGETS := noise map_stream requests policy derp disco stun portmap
 
 .PHONY: help deps test-deps build demo demo-down check test peers interop nat-matrix bench bench-coord bench-relay fuzz clean
 

@@ -16,6 +16,7 @@ pub mod dhcp;
 pub mod filter;
 pub mod netcheck;
 pub mod path;
+pub mod portmap;
 pub mod pve;
 pub mod relay;
 pub mod tunnel;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ident::RegionId;
 use crate::netcheck::Report;
+use crate::portmap::{Ports, Services};
 use crate::wire::control::NetInfo;
 
 /// The network around the node.
@@ -29,6 +30,17 @@ pub struct NetworkReport {
     /// The NAT gives each destination another port; absent if that is not known.
     #[serde(rename = "MappingVariesByDestIP")]
     pub mapping_varies: Option<bool>,
+    /// The router speaks UPnP; absent if that is not known.
+    #[serde(rename = "UPnP")]
+    pub upnp: Option<bool>,
+    /// The router speaks NAT-PMP.
+    #[serde(rename = "PMP")]
+    pub pmp: Option<bool>,
+    /// The router speaks PCP.
+    #[serde(rename = "PCP")]
+    pub pcp: Option<bool>,
+    /// The port that the router has mapped, with its address, and by what; empty if none. Ours.
+    pub mapped_port: String,
     /// Where we are seen in IPv4; empty if nowhere.
     #[serde(rename = "GlobalV4")]
     pub global_v4: String,
@@ -71,6 +83,10 @@ impl NetworkReport {
             v6: report.v6.is_some(),
             os_has_v6: report.os_has_v6,
             mapping_varies: report.mapping_varies,
+            upnp: None,
+            pmp: None,
+            pcp: None,
+            mapped_port: String::new(),
             global_v4: shown(report.v4),
             global_v6: shown(report.v6),
             home: home.map_or(0, |id| id.0),
@@ -80,6 +96,16 @@ impl NetworkReport {
             region_code: regions.iter().map(|(id, code, _)| (id.0, code.clone())).collect(),
             relay_trouble: BTreeMap::new(),
         }
+    }
+}
+
+impl NetworkReport {
+    /// With what is known of the router's ports.
+    #[must_use]
+    pub fn with_ports(self, ports: &Ports) -> Self {
+        let of = |which: fn(&Services) -> bool| ports.services.as_ref().map(which);
+        let mapped = ports.mapping.map(|mapping| format!("{} by {}", mapping.external, mapping.protocol.name()));
+        Self { upnp: of(|s| s.upnp), pmp: of(|s| s.pmp), pcp: of(|s| s.pcp), mapped_port: mapped.unwrap_or_default(), ..self }
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Prefs {
     pub shields_up: bool,
     /// Resolve names as the coordinator says.
     pub accept_dns: bool,
+    /// Ask the home router for a port.
+    pub port_mapping: bool,
     /// Addresses under which this node is reachable from outside.
     pub endpoints: Vec<SocketAddr>,
     /// A file with a certificate authority to trust for the coordinator.
@@ -93,6 +95,7 @@ impl Default for Prefs {
             advertise_tags: Vec::new(),
             shields_up: false,
             accept_dns: true,
+            port_mapping: true,
             endpoints: Vec::new(),
             ca_file: None,
         }
@@ -151,6 +154,8 @@ pub struct PrefsChange {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accept_dns: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub port_mapping: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<SocketAddr>>,
     /// An empty path means none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -176,6 +181,7 @@ impl PrefsChange {
         set(&mut prefs.advertise_tags, self.advertise_tags);
         set(&mut prefs.shields_up, self.shields_up);
         set(&mut prefs.accept_dns, self.accept_dns);
+        set(&mut prefs.port_mapping, self.port_mapping);
         set(&mut prefs.endpoints, self.endpoints);
         set(&mut prefs.ca_file, self.ca_file.map(|path| Some(path).filter(|path| !path.as_os_str().is_empty())));
     }

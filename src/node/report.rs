@@ -32,6 +32,8 @@ pub enum EndpointKind {
     Local = 1,
     /// Where a STUN server has seen the node.
     Stun = 2,
+    /// A port of the home router's that was asked for.
+    PortMapped = 3,
     /// The address a STUN server has seen, with the node's own port: behind a NAT that gives each destination another port, the router
     /// may still have been told to pass that port on.
     StunLocalPort = 4,
@@ -73,6 +75,8 @@ pub struct Whereabouts<'a> {
     pub explicit: &'a [SocketAddr],
     /// Where STUN servers have seen it, the newest first.
     pub seen: &'a [SocketAddr],
+    /// A port that the home router has mapped.
+    pub mapped: Option<SocketAddr>,
     /// Its NAT gives each destination another port.
     pub hard_nat: bool,
     /// Addresses of local interfaces.
@@ -81,19 +85,20 @@ pub struct Whereabouts<'a> {
     pub port: u16,
 }
 
-/// Where the node may be reached: what the user set first, then where others have seen it, then the addresses of local interfaces with the
+/// Where the node may be reached: what the user set first, then a port the router has mapped, then where others have seen it, then the addresses of local interfaces with the
 /// socket's port.
 ///
 /// Left out are addresses of the mesh itself, loopback, link-local, multicast and unspecified ones.
 pub fn endpoints(known: Whereabouts<'_>) -> Vec<Endpoint> {
-    let Whereabouts { explicit, seen, hard_nat, local, port } = known;
+    let Whereabouts { explicit, seen, mapped, hard_nat, local, port } = known;
     let explicit = explicit.iter().map(|address| Endpoint { address: *address, kind: EndpointKind::Explicit });
+    let mapped = mapped.map(|address| Endpoint { address, kind: EndpointKind::PortMapped });
     let newest = seen.iter().find(|address| hard_nat && address.is_ipv4());
     let own_port = newest.map(|a| Endpoint { address: SocketAddr::new(a.ip(), port), kind: EndpointKind::StunLocalPort });
     let seen = seen.iter().take(MAX_SEEN).map(|address| Endpoint { address: *address, kind: EndpointKind::Stun });
     let local = local.iter().map(|ip| Endpoint { address: SocketAddr::new(*ip, port), kind: EndpointKind::Local });
     let mut endpoints: Vec<Endpoint> = Vec::new();
-    for endpoint in explicit.chain(seen).chain(own_port).chain(local) {
+    for endpoint in explicit.chain(mapped).chain(seen).chain(own_port).chain(local) {
         let known = endpoints.iter().any(|e| e.address == endpoint.address);
         if !known && is_reachable(endpoint.address) && endpoints.len() < MAX_ENDPOINTS {
             endpoints.push(endpoint);
@@ -125,9 +130,11 @@ mod tests {
                 .to_vec();
         let seen = ["203.0.113.9:1024".parse().unwrap(), "203.0.113.9:7".parse().unwrap()];
         for (hard_nat, own_port) in [(false, None), (true, Some(("203.0.113.9:9", 4)))] {
-            let known = Whereabouts { explicit: &explicit, seen: &seen, hard_nat, local: &local, port: 9 };
+            let mapped = "203.0.113.9:4500".parse().ok();
+            let known = Whereabouts { explicit: &explicit, seen: &seen, mapped, hard_nat, local: &local, port: 9 };
             let reported: Vec<(String, u8)> = endpoints(known).iter().map(|e| (e.address.to_string(), e.kind as u8)).collect();
-            let first = [("198.51.100.7:41641", 5), ("192.168.1.5:7", 5), ("203.0.113.9:1024", 2), ("203.0.113.9:7", 2)];
+            let first =
+                [("198.51.100.7:41641", 5), ("192.168.1.5:7", 5), ("203.0.113.9:4500", 3), ("203.0.113.9:1024", 2), ("203.0.113.9:7", 2)];
             let last = [("192.168.1.5:9", 1), ("[2001:db8::5]:9", 1)];
             let expected: Vec<_> = first.into_iter().chain(own_port).chain(last).map(|(a, k)| (a.to_owned(), k)).collect();
             assert_eq!(reported, expected);

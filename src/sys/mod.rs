@@ -22,6 +22,7 @@ pub mod nft;
 pub mod noise_stream;
 mod offload;
 pub mod ping;
+pub mod portmap;
 pub mod pve;
 pub mod relay;
 pub mod relay_links;

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | 10.7.0.1, fd99::1 | the coordinator, the name server (it knows no name at all) |
 //! | 10.7.0.2 and .3 | stock derpers, regions 901 and 902, STUN included |
+//! | 10.7.0.4 and .5 | our relays, regions 903 and 904, where a row asks for them |
 //! | 10.7.0.11 ... | clients |
 //! | 203.0.113.80 | a web server that tells callers their address |
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -41,6 +43,8 @@ pub struct Internet {
     clients: usize,
     _services: Vec<Process>,
     _relays: Vec<Machine>,
+    /// Ours, by region, each with the relay map it has printed.
+    own_relays: BTreeMap<usize, (Process, Machine, Value)>,
 }
 
 impl Internet {
@@ -66,6 +70,7 @@ impl Internet {
             clients: 0,
             _services: vec![dns],
             _relays: Vec::new(),
+            own_relays: BTreeMap::new(),
         };
         for (n, region) in REGIONS.iter().enumerate() {
             let relay = internet.plug(&format!("relay{region}"), 2 + n)?;
@@ -80,6 +85,46 @@ impl Internet {
             internet._relays.push(relay);
         }
         Ok(internet)
+    }
+
+    /// Starts a relay of ours in region 903, or 904 with a certificate of the authority's, and gives what it says of itself for the map.
+    pub fn own_relay(&mut self, programs: &Programs, certified: bool) -> Done<Value> {
+        let n = if certified { 5 } else { 4 };
+        let (region, address) = (899 + n, format!("10.7.0.{n}"));
+        let machine = self.plug(&format!("relay{region}"), n)?;
+        let mut relay = machine.command(&programs.pvemesh);
+        relay.args(["relay", "serve", "--hostname", &address, "--region", &region.to_string()]);
+        relay.args(["--verify-url", &format!("http://{CENTRE}:{}/verify", crate::coordinator::PORT), "--state-dir"]);
+        relay.arg(machine.home().join("relay"));
+        if certified {
+            let (chain, key) = (machine.home().join("relay.crt"), machine.home().join("relay.key"));
+            self.authority.certify(&address, &chain, &key)?;
+            relay.arg("--tls-cert").arg(chain).arg("--tls-key").arg(key);
+        }
+        let mut relay = machine.spawn(relay, "relay")?;
+        let mut map = Value::Null;
+        let log = relay.log.clone();
+        relay.ready("the relay says where it is", secs(20), || {
+            let text = std::fs::read_to_string(&log).map_err(|e| e.to_string())?;
+            let said = text.find('{').zip(text.rfind('}')).and_then(|(start, end)| serde_json::from_str(&text[start..=end]).ok());
+            map = said.unwrap_or_default();
+            Ok(map.is_object())
+        })?;
+        self.own_relays.insert(region, (relay, machine, map.clone()));
+        Ok(map)
+    }
+
+    /// What one of our relays says of itself: its region.
+    pub fn region_of(&self, region: usize) -> Done<Value> {
+        let (_, _, map) = self.own_relays.get(&region).ok_or_else(|| format!("there is no relay {region}"))?;
+        Ok(map["Regions"][region.to_string()].clone())
+    }
+
+    /// Kills one of our relays.
+    pub fn kill_relay(&mut self, region: usize) -> Done {
+        let (relay, ..) = self.own_relays.get_mut(&region).ok_or_else(|| format!("there is no relay {region}"))?;
+        relay.kill();
+        Ok(())
     }
 
     /// A client's machine.

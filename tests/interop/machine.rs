@@ -57,6 +57,11 @@ impl Process {
         let _ = self.child.wait();
     }
 
+    /// Tells it to read its settings again.
+    pub fn reread(&self) {
+        self.signal(Signal::HUP);
+    }
+
     fn signal(&self, signal: Signal) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, signal);

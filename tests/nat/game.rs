@@ -93,7 +93,7 @@ impl Outcome<'_> {
     }
 }
 
-/// Prints the outcomes, and puts them into target/nat-matrix.json in place of those of the same programs.
+/// Prints the outcomes, and puts them into target/nat-matrix.json in place of those of the same programs and places.
 pub fn report(outcomes: &[Outcome<'_>]) {
     let ms = |time: Option<Duration>| time.map_or_else(|| "-".to_owned(), |time| format!("{} ms", time.as_millis()));
     println!("{:<11} {:<12} {:<11} {:<12} {:<7} {:>8} {:>8}  address", "node", "from", "node", "to", "way", "direct", "first");
@@ -108,8 +108,11 @@ pub fn report(outcomes: &[Outcome<'_>]) {
     let file = target.join("nat-matrix.json");
     let new: Vec<Value> = outcomes.iter().map(Outcome::row).collect();
     let old = std::fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Vec<Value>>(&text).ok()).unwrap_or_default();
-    let rows: Vec<Value> =
-        old.into_iter().filter(|row| new.iter().all(|n| n["nodes"] != row["nodes"])).chain(new.iter().cloned()).collect();
+    let rows: Vec<Value> = old
+        .into_iter()
+        .filter(|row| new.iter().all(|n| n["nodes"] != row["nodes"] || n["from"] != row["from"] || n["to"] != row["to"]))
+        .chain(new.iter().cloned())
+        .collect();
     std::fs::write(file, serde_json::to_string_pretty(&rows).unwrap()).unwrap();
 }
 

@@ -125,6 +125,9 @@ struct Wishes {
     /// Resolve names as the coordinator says (the default).
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     accept_dns: Option<bool>,
+    /// Ask the home router for a port, by NAT-PMP, PCP or UPnP, so that peers behind the hardest NATs reach this node directly (the default).
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    port_mapping: Option<bool>,
     /// A file with the certificate authority of a coordinator with a certificate of its own making, in PEM form; empty for none.
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
@@ -142,6 +145,7 @@ impl Wishes {
             advertise_tags: self.advertise_tags.as_deref().map(tags).transpose()?,
             shields_up: self.shields_up,
             accept_dns: self.accept_dns,
+            port_mapping: self.port_mapping,
             ca_file: self.ca_file.as_deref().map(readable).transpose()?,
             ..Default::default()
         })

@@ -26,6 +26,7 @@ fn text(report: &NetworkReport) -> String {
         None => "not known (two relays have to answer)",
     };
     let _ = writeln!(text, "NAT          {nat}");
+    let _ = writeln!(text, "port mapping {}", port_mapping(report));
     let code = |id: u16| report.region_code.get(&id).map_or_else(|| id.to_string(), |code| show::printable(code));
     let home = if report.home == 0 { "none".to_owned() } else { code(report.home) };
     let _ = writeln!(text, "home relay   {home}");
@@ -41,6 +42,20 @@ fn text(report: &NetworkReport) -> String {
     text
 }
 
+/// What the router offers, and what it has given.
+fn port_mapping(report: &NetworkReport) -> String {
+    let all = [(report.pmp, "NAT-PMP"), (report.pcp, "PCP"), (report.upnp, "UPnP")];
+    if all.iter().all(|(there, _)| there.is_none()) {
+        return "not asked for (no router in front, or --port-mapping=false)".to_owned();
+    }
+    let offered: Vec<&str> = all.iter().filter(|(there, _)| *there == Some(true)).map(|(_, name)| *name).collect();
+    match (offered.is_empty(), report.mapped_port.as_str()) {
+        (true, _) => "the router offers none".to_owned(),
+        (false, "") => format!("{} offered, none given", offered.join(", ")),
+        (false, mapped) => format!("{} offered; {mapped}", offered.join(", ")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +68,10 @@ mod tests {
             os_has_v6: true,
             global_v4: "203.0.113.9:41641".to_owned(),
             mapping_varies: Some(false),
+            pmp: Some(true),
+            pcp: Some(false),
+            upnp: Some(true),
+            mapped_port: "203.0.113.9:4500 by NAT-PMP".to_owned(),
             home: 901,
             region_latency: [(901, 1_500_000)].into(),
             region_code: [(901, "lab".to_owned()), (902, "far\u{7}".to_owned())].into(),
@@ -60,7 +79,8 @@ mod tests {
             ..NetworkReport::default()
         };
         let expected = "UDP          yes\nIPv4         yes, seen as 203.0.113.9:41641\nIPv6         no, though the system has it\n\
-                        NAT          gives all destinations the same port, or there is none\nhome relay   lab\n  lab        1.5ms\n  \
+                        NAT          gives all destinations the same port, or there is none\n\
+                        port mapping NAT-PMP, UPnP offered; 203.0.113.9:4500 by NAT-PMP\nhome relay   lab\n  lab        1.5ms\n  \
                         far        no answer  (connection refused)\n";
         assert_eq!(text(&report), expected);
     }

@@ -12,6 +12,7 @@ use crate::node::policy_routing::BYPASS_MARK;
 use crate::node::{Assembly, Prefs, Repairs, Situation, TUN_MTU, Traffic, assemble};
 use crate::sys::clock;
 use crate::sys::engine::{Engine, EngineOptions};
+use crate::sys::portmap::Wish;
 use crate::sys::router::{Router, RouterError};
 use crate::sys::survey::Outlook;
 use crate::time::Time;
@@ -115,6 +116,14 @@ impl Effect {
         self.outside.as_ref()
     }
 
+    /// Has the router asked for a port for the engine, if that is wanted and there is a router.
+    fn wish_for_port(&self, wanted: bool) {
+        if let Some(outside) = &self.outside {
+            let gateway = self.surroundings.gateway.filter(|_| wanted && self.port() != 0);
+            outside.wish_for_port(gateway.map(|gateway| Wish { gateway, port: self.port() }));
+        }
+    }
+
     /// Waits until more is known of the network; for ever, while the engine does not run.
     pub(super) async fn outlook_changed(&mut self) {
         match &mut self.outside {
@@ -136,6 +145,7 @@ impl Effect {
         if let Some(outside) = &self.outside {
             outside.set_map(map, prefs.ca_file.clone()).await;
         }
+        self.wish_for_port(prefs.port_mapping);
         // Before the peers, so that none is let in by the rules of before.
         if self.filter.as_ref() != Some(&assembly.filter) {
             let filter = Filter::new(&assembly.filter);
@@ -252,6 +262,9 @@ impl Effect {
         (self.assembly, self.trouble) = (None, None);
         if let Err(error) = self.router.clear().await {
             tracing::warn!(%error, "routing could not all be undone");
+        }
+        if let Some(outside) = self.outside.take() {
+            outside.stop().await;
         }
         self.drop_engine();
     }

@@ -19,6 +19,7 @@ use crate::node::{
     Endpoint, Machine, Prefs, PrefsChange, Progress, Renewal, Sources, Status, Whereabouts, dns_status, endpoints, hostinfo, renewal,
     resolve, status, worth_telling,
 };
+use crate::portmap::Services;
 use crate::settings::DEFAULT_PORT;
 use crate::sys::control::{self, Event, Report};
 use crate::sys::engine::Engine;
@@ -122,7 +123,10 @@ impl Member {
         let outlook = self.effect.outlook();
         let home = outlook.home.map_or(0, |home| home.0.into());
         let report = outlook.report.map(|report| report.net_info()).unwrap_or_default();
-        self.network = worth_telling(std::mem::take(&mut self.network), NetInfo { preferred_derp: home, ..report });
+        let services = self.outside().and_then(|outside| outside.ports().services);
+        let speaks = |which: fn(&Services) -> bool| services.as_ref().map(which);
+        let (pmp, pcp, upnp) = (speaks(|s| s.pmp), speaks(|s| s.pcp), speaks(|s| s.upnp));
+        self.network = worth_telling(std::mem::take(&mut self.network), NetInfo { preferred_derp: home, pmp, pcp, upnp, ..report });
         self.seen = outlook.seen;
         if let Some(engine) = self.effect.engine() {
             engine.set_endpoints(self.endpoints().into_iter().map(|endpoint| endpoint.address).collect());
@@ -134,6 +138,7 @@ impl Member {
         endpoints(Whereabouts {
             explicit: &self.membership.prefs().endpoints,
             seen: &self.seen,
+            mapped: self.outside().and_then(|outside| outside.ports().mapping).map(|mapping| mapping.external.into()),
             hard_nat: self.network.mapping_varies_by_dest_ip == Some(true),
             local: &self.effect.surroundings().addresses,
             port: self.effect.port(),

@@ -1,4 +1,4 @@
-//! What a running engine has around it: the check of the network, and the connections to relays.
+//! What a running engine has around it: the check of the network, the connections to relays, and the port the router keeps for it.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,19 +9,23 @@ use tokio::sync::{mpsc, watch};
 use crate::coord::client::NetMap;
 use crate::ident::{NodePrivate, RegionId};
 use crate::netcheck::regions;
+use crate::portmap::Ports;
 use crate::sys::engine::Engine;
+use crate::sys::portmap::{PortMapper, Wish};
 use crate::sys::relay_links::{LinkStates, RelayLinks};
 use crate::sys::survey::{Outlook, Survey};
 
 /// News of connections that wait for the check.
 const NEWS: usize = 64;
 
-/// Both, for one engine. Dropping it ends them.
+/// All of it, for one engine. Dropping it ends them.
 #[derive(Debug)]
 pub(super) struct Outside {
     survey: Survey,
     links: RelayLinks,
     outlook: watch::Receiver<Outlook>,
+    mapper: PortMapper,
+    ports: watch::Receiver<Ports>,
 }
 
 impl Outside {
@@ -30,7 +34,8 @@ impl Outside {
         let (news, heard) = mpsc::channel(NEWS);
         let survey = Survey::start(engine.door(), answers, heard)?;
         let links = RelayLinks::start(engine.door(), key.clone(), survey.home(), news);
-        Ok(Self { outlook: survey.outlook(), survey, links })
+        let mapper = PortMapper::start();
+        Ok(Self { outlook: survey.outlook(), survey, links, ports: mapper.ports(), mapper })
     }
 
     /// Takes the map's relays, and the authority the user trusts.
@@ -63,6 +68,21 @@ impl Outside {
         });
     }
 
+    /// Has the router asked for a port, or not any more.
+    pub(super) fn wish_for_port(&self, wish: Option<Wish>) {
+        self.mapper.set(wish);
+    }
+
+    /// What the router offers and has given.
+    pub(super) fn ports(&self) -> Ports {
+        *self.ports.borrow()
+    }
+
+    /// Gives back what others keep for this node, and ends.
+    pub(super) async fn stop(self) {
+        self.mapper.stop().await;
+    }
+
     /// Checks everything now; the receiver hears when that is done.
     pub(super) async fn check(&self) -> tokio::sync::oneshot::Receiver<()> {
         self.survey.check().await
@@ -75,7 +95,11 @@ impl Outside {
 
     /// Waits until more is known.
     pub(super) async fn changed(&mut self) {
-        if self.outlook.changed().await.is_err() {
+        let known = tokio::select! {
+            known = self.outlook.changed() => known,
+            known = self.ports.changed() => known,
+        };
+        if known.is_err() {
             std::future::pending::<()>().await;
         }
     }

@@ -45,12 +45,12 @@ impl Member {
 
     async fn netcheck(&self) -> Result<oneshot::Receiver<Result<Reply, String>>, String> {
         let outside = self.outside().ok_or(STOPPED)?;
-        let (done, outlook, links) = (outside.check().await, outside.outlook(), outside.links());
+        let (done, outlook, links, ports) = (outside.check().await, outside.outlook(), outside.links(), outside.ports());
         let (answer, receiver) = oneshot::channel();
         tokio::spawn(async move {
             let _ = timeout(LIMIT, done).await;
             let known = outlook.borrow().clone();
-            let mut report = NetworkReport::new(known.report.as_deref(), &known.regions, known.home);
+            let mut report = NetworkReport::new(known.report.as_deref(), &known.regions, known.home).with_ports(&ports);
             let trouble = links.into_iter().filter(|(_, state)| !state.trouble.is_empty());
             report.relay_trouble = trouble.map(|(id, state)| (id.0, state.trouble)).collect();
             let _ = answer.send(Ok(Reply::Network(Box::new(report))));

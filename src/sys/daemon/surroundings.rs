@@ -1,12 +1,14 @@
 //! What the machine is and which networks it is in.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader};
+use rtnetlink::RouteMessageBuilder;
 
 use crate::ident::is_mesh_address;
 use crate::node::Machine;
@@ -18,6 +20,8 @@ pub(super) struct Surroundings {
     pub(super) networks: Vec<IpNet>,
     /// Own addresses on them, without those that come and go.
     pub(super) addresses: Vec<IpAddr>,
+    /// The router of the IPv4 default route.
+    pub(super) gateway: Option<Ipv4Addr>,
 }
 
 /// Reads them. `tunnel` is our own interface, which does not count.
@@ -45,9 +49,34 @@ async fn read(handle: &rtnetlink::Handle, tunnel: &str) -> Result<Surroundings, 
             add(&mut found, &message);
         }
     }
+    found.gateway = gateway(handle, &ours).await?;
     found.networks.sort();
     found.networks.dedup();
     Ok(found)
+}
+
+/// The router of the main table's best default route that does not go into a tunnel of ours.
+async fn gateway(handle: &rtnetlink::Handle, ours: &[u32]) -> Result<Option<Ipv4Addr>, rtnetlink::Error> {
+    let mut best: Option<(u32, Ipv4Addr)> = None;
+    let mut routes = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
+    while let Some(route) = routes.try_next().await? {
+        if route.header.destination_prefix_length != 0 || route.header.table != RouteHeader::RT_TABLE_MAIN {
+            continue;
+        }
+        let (mut via, mut metric, mut own) = (None, 0, false);
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Gateway(RouteAddress::Inet(address)) => via = Some(*address),
+                RouteAttribute::Priority(value) => metric = *value,
+                RouteAttribute::Oif(index) => own = ours.contains(index),
+                _ => {}
+            }
+        }
+        if let Some(via) = via.filter(|_| !own && best.is_none_or(|(known, _)| metric < known)) {
+            best = Some((metric, via));
+        }
+    }
+    Ok(best.map(|(_, via)| via))
 }
 
 fn add(found: &mut Surroundings, message: &AddressMessage) {

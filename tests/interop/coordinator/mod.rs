@@ -73,6 +73,8 @@ pub trait Coordinator: Send + Sync {
     fn delete(&self, id: i64) -> Done;
     fn expire(&self, id: i64) -> Done;
     fn approve(&self, id: i64, routes: &[&str]) -> Done;
+    /// From now on clients are told of these relays and no others.
+    fn set_relays(&self, map: &Value) -> Done;
     /// Puts these access rules (`acls`) in force.
     fn set_policy(&self, rules: &Value) -> Done;
 

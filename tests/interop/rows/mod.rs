@@ -9,6 +9,7 @@ mod keys;
 mod login;
 mod names;
 mod policy;
+mod relays;
 mod routes;
 mod rust_client;
 mod together;
@@ -35,6 +36,7 @@ pub const ACTS: &[Act] = &[
     keys::ACT,
     login::ACT,
     together::ACT,
+    relays::ACT,
     names::ACT,
     changes::ACT,
     routes::ACT,
