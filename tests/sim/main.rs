@@ -12,6 +12,7 @@
 mod nat;
 mod network;
 mod relayed;
+mod weather;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! NATs by the words of RFC 4787: how they map, and what they let in.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -32,41 +32,52 @@ impl Depends {
     }
 }
 
+/// What one port outside stands for.
+struct Mapping {
+    port: u16,
+    /// Whom the host has sent to through it, and when last. What it has sent through another mapping opens nothing here.
+    contacted: BTreeMap<SocketAddr, Time>,
+}
+
 /// A NAT in front of one host with one socket.
 pub struct Nat {
     pub ip: IpAddr,
     pub mapping: Depends,
     pub filtering: Depends,
     next_port: u16,
-    /// By what the mapping depends on: the port outside, and when a packet last left through it.
-    mappings: BTreeMap<Option<(IpAddr, u16)>, (u16, Time)>,
-    /// Whom the host has sent to.
-    contacted: BTreeSet<SocketAddr>,
+    /// By what the mapping depends on.
+    mappings: BTreeMap<Option<(IpAddr, u16)>, Mapping>,
 }
 
 impl Nat {
     pub fn new(ip: IpAddr, mapping: Depends, filtering: Depends) -> Self {
-        Self { ip, mapping, filtering, next_port: 20_000, mappings: BTreeMap::new(), contacted: BTreeSet::new() }
+        Self { ip, mapping, filtering, next_port: 20_000, mappings: BTreeMap::new() }
     }
 
     /// A packet leaves; the address it has outside.
     pub fn leaves(&mut self, now: Time, to: SocketAddr) -> SocketAddr {
-        self.mappings.retain(|_, (_, used)| now.since(*used) < LIFETIME);
-        if self.mappings.is_empty() {
-            self.contacted.clear();
-        }
-        self.contacted.insert(to);
-        let port = self.mappings.get(&self.mapping.key(to)).map(|(port, _)| *port).unwrap_or_else(|| {
-            self.next_port += 1;
-            self.next_port
+        self.mappings.retain(|_, mapping| {
+            mapping.contacted.retain(|_, used| now.since(*used) < LIFETIME);
+            !mapping.contacted.is_empty()
         });
-        self.mappings.insert(self.mapping.key(to), (port, now));
-        SocketAddr::new(self.ip, port)
+        let mapping = self.mappings.entry(self.mapping.key(to)).or_insert_with(|| {
+            self.next_port = if self.next_port == u16::MAX { 1024 } else { self.next_port + 1 };
+            Mapping { port: self.next_port, contacted: BTreeMap::new() }
+        });
+        mapping.contacted.insert(to, now);
+        SocketAddr::new(self.ip, mapping.port)
     }
 
     /// Whether a packet gets in.
     pub fn lets_in(&self, now: Time, at: SocketAddr, from: SocketAddr) -> bool {
-        let mapped = self.mappings.values().any(|(port, used)| *port == at.port() && now.since(*used) < LIFETIME);
-        mapped && self.contacted.iter().any(|known| self.filtering.key(*known) == self.filtering.key(from))
+        let mapping = self.mappings.values().find(|mapping| mapping.port == at.port());
+        let known =
+            |(known, used): (&SocketAddr, &Time)| now.since(*used) < LIFETIME && (self.filtering.key(*known) == self.filtering.key(from));
+        mapping.is_some_and(|mapping| mapping.contacted.iter().any(known))
+    }
+
+    /// The router is switched off and on again.
+    pub fn forget(&mut self) {
+        self.mappings.clear();
     }
 }

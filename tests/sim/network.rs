@@ -51,6 +51,8 @@ pub struct Host {
     route: Route,
     /// When data last arrived, and how much was sent and arrived.
     pub heard: Option<Time>,
+    /// When data last arrived without the relay.
+    pub heard_directly: Option<Time>,
     pub first: Option<Time>,
     /// The numbers of what arrived.
     pub distinct: BTreeSet<u64>,
@@ -93,6 +95,7 @@ fn host(n: u8, seed: u64, addresses: &[&str]) -> Host {
         disco,
         route: Route::default(),
         heard: None,
+        heard_directly: None,
         first: None,
         distinct: BTreeSet::new(),
         seen: None,
@@ -278,6 +281,9 @@ impl Network {
             (Packet::Probe(contents), Path::Relay(region)) => host.paths.handle_relayed(now, region, peer, &contents),
             (Packet::Data(number), from) => {
                 host.heard = Some(now);
+                if from.direct().is_some() {
+                    host.heard_directly = Some(now);
+                }
                 host.first.get_or_insert(now);
                 host.received += 1;
                 host.distinct.insert(number);
