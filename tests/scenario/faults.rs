@@ -146,7 +146,35 @@ fn a_plain_node_gets_its_lan_address_by_dhcp(stage: &Stage) {
     let ping = ["-t", inside.as_str(), "-n", "ping", "-q", "-c", "1", "-W", "2", exit_node.as_str()];
     let reached = until(Duration::from_secs(20), || Command::new("nsenter").args(ping).output().unwrap().status.success());
     assert!(reached, "it cannot reach the exit node: {}", said(&stage.pvemesh("laptop", "node status").output().unwrap()));
+    a_relay_in_a_container_is_found_by_all_nodes_and_goes_with_it(stage, inside.parse().unwrap());
     stage.answer("pve", "destroy 102 --yes");
+}
+
+/// `node` is the process of a node on the same LAN.
+fn a_relay_in_a_container_is_found_by_all_nodes_and_goes_with_it(stage: &Stage, node: i32) {
+    stage.answer("pve", "create-relay 104 --name relay-104");
+    let socket = format!("/proc/{node}/root/run/pvemesh/node.sock");
+    let netcheck = || -> Value {
+        let output = Command::new(&stage.pvemesh).args(["--json", "node", "--socket", &socket, "netcheck"]).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    };
+    let region = |report: &Value| {
+        let codes = report["RegionCode"].as_object().cloned().unwrap_or_default();
+        codes.into_iter().find(|(_, code)| *code == "relay-104").map(|(number, _)| number)
+    };
+    let answered = until(Duration::from_secs(30), || {
+        let report = netcheck();
+        region(&report).is_some_and(|number| report["RegionLatency"][number.as_str()].as_u64().is_some_and(|latency| latency > 0))
+    });
+    let report = netcheck();
+    assert!(answered, "the relay does not answer: {report}");
+    let number = region(&report).unwrap();
+    assert!(report["RelayTrouble"][number.as_str()].is_null(), "{report}");
+    // Its processes: one keeps the other.
+    assert!(node_process("pvl-104", "relay serve").is_some(), "no relay runs in the container");
+    stage.answer("pve", "destroy 104 --yes");
+    assert!(until(Duration::from_secs(10), || region(&netcheck()).is_none()), "the relay is still in the map: {}", netcheck());
+    assert!(!stage.dir.join("pve/containers/104").exists());
 }
 
 fn destroy_leaves_nothing(stage: &Stage) {
