@@ -56,6 +56,8 @@ pub struct Server {
     pub relay: Option<u16>,
     /// Its certificate is not checked, and plain HTTP will do: for tests.
     pub insecure: bool,
+    /// It answers plain HTTP on port 80, and tells whether a portal stands in the way.
+    pub port80: bool,
 }
 
 impl Server {
@@ -127,5 +129,6 @@ fn server(node: &DerpNode) -> Server {
         },
         relay: (!node.stun_only).then_some(if node.derp_port == 0 { 443 } else { node.derp_port }),
         insecure: node.insecure_for_tests,
+        port80: node.can_port80,
     }
 }

@@ -39,6 +39,8 @@ pub struct NetworkReport {
     /// The router speaks PCP.
     #[serde(rename = "PCP")]
     pub pcp: Option<bool>,
+    /// A portal stands in the way; absent if that is not known, which it is not while UDP passes.
+    pub captive_portal: Option<bool>,
     /// The port that the router has mapped, with its address, and by what; empty if none. Ours.
     pub mapped_port: String,
     /// Where we are seen in IPv4; empty if nowhere.
@@ -86,6 +88,7 @@ impl NetworkReport {
             upnp: None,
             pmp: None,
             pcp: None,
+            captive_portal: None,
             mapped_port: String::new(),
             global_v4: shown(report.v4),
             global_v6: shown(report.v6),

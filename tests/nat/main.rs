@@ -10,6 +10,7 @@ mod moving;
 mod netns;
 mod node;
 mod place;
+mod portal;
 mod ports;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

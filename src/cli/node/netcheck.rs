@@ -27,6 +27,9 @@ fn text(report: &NetworkReport) -> String {
     };
     let _ = writeln!(text, "NAT          {nat}");
     let _ = writeln!(text, "port mapping {}", port_mapping(report));
+    if report.captive_portal == Some(true) {
+        let _ = writeln!(text, "portal       this network answers every request itself; log in there with a browser");
+    }
     let code = |id: u16| report.region_code.get(&id).map_or_else(|| id.to_string(), |code| show::printable(code));
     let home = if report.home == 0 { "none".to_owned() } else { code(report.home) };
     let _ = writeln!(text, "home relay   {home}");

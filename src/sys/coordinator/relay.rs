@@ -21,6 +21,7 @@ use crate::wire::derp::http::FAST_START;
 
 /// How soon a node that was removed or has expired loses its connection to the relay.
 const LOOK: Duration = Duration::from_secs(2);
+const HTTP_PORT: u16 = 80;
 const HTTPS_PORT: u16 = 443;
 
 /// The running relay and its entry in the relay map.
@@ -69,6 +70,9 @@ pub(super) async fn start(options: &Options, tls: bool, hub: &Arc<Hub>) -> Resul
     // On the coordinator's own listener it is where clients are told that the coordinator is.
     let port = relay.address().map_or_else(|| uri.port_u16().unwrap_or(HTTPS_PORT), |address| address.port());
     let mut region = region::with_one_relay(wanted.region, &host, port, relay.stun_address().map(|address| address.port()), relay.pin());
+    // Clients look for portals there, and only there; beside TLS the check is answered on the same host.
+    let can_port80 = options.settings.front.listen_http.is_some_and(|address| address.port() == HTTP_PORT);
+    region.nodes.iter_mut().for_each(|node| node.can_port80 = can_port80);
     let needs_address = !host.contains(['.', ':']);
     if needs_address && let Some(address) = lan_address() {
         region.nodes.iter_mut().for_each(|node| region::place_at(node, address));

@@ -114,9 +114,12 @@ impl Outside {
         self.links.states()
     }
 
-    /// What the user should know of the home relay.
+    /// What the user should know of the network: a portal in the way, or what is wrong with the home relay.
     pub(super) fn health(&self) -> Option<String> {
         let outlook = self.outlook.borrow();
+        if outlook.portal == Some(true) {
+            return Some("this network answers every request itself: a portal stands in the way; log in there with a browser".to_owned());
+        }
         let home: RegionId = outlook.home?;
         let code = outlook.regions.iter().find(|(id, ..)| *id == home).map_or_else(|| home.to_string(), |(_, code, _)| code.clone());
         let state = self.links.states().remove(&home)?;

@@ -51,6 +51,7 @@ impl Member {
             let _ = timeout(LIMIT, done).await;
             let known = outlook.borrow().clone();
             let mut report = NetworkReport::new(known.report.as_deref(), &known.regions, known.home).with_ports(&ports);
+            report.captive_portal = known.portal;
             let trouble = links.into_iter().filter(|(_, state)| !state.trouble.is_empty());
             report.relay_trouble = trouble.map(|(id, state)| (id.0, state.trouble)).collect();
             let _ = answer.send(Ok(Reply::Network(Box::new(report))));

@@ -5,16 +5,13 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::Full;
 use hyper::{Method, Request as Http, Uri, header};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpSocket;
-use tokio::time::timeout;
 
 use super::Held;
 use super::datagram::Router;
 use crate::portmap::{Fault, LIFETIME, Mapping, Protocol, Reply, Request, Service, read_reply, services};
-use crate::sys::dial::mark_socket;
+use crate::sys::dial::plain_http;
 use crate::sys::entropy;
 
 /// How long one request may take.
@@ -43,22 +40,9 @@ fn place(url: &str) -> Option<(u16, String)> {
 
 /// Makes an HTTP request to the router; gives the answer's text, whatever its status.
 async fn http(router: &Router, port: u16, request: Http<Full<Bytes>>) -> io::Result<String> {
-    let work = async {
-        let socket = TcpSocket::new_v4()?;
-        mark_socket(&socket)?;
-        socket.bind(SocketAddr::new(IpAddr::V4(router.own()), 0))?;
-        let stream = socket.connect(SocketAddr::new(IpAddr::V4(router.wish().gateway), port)).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let connection = tokio::spawn(connection);
-        let answer = async {
-            let response = sender.send_request(request).await.map_err(io::Error::other)?;
-            Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(io::Error::other)
-        };
-        let answer = answer.await;
-        connection.abort();
-        Ok(String::from_utf8_lossy(&answer?.to_bytes()).into_owned())
-    };
-    timeout(REQUEST_TIME, work).await.map_err(|_| io::ErrorKind::TimedOut)?
+    let to = SocketAddr::new(IpAddr::V4(router.wish().gateway), port);
+    let answer = plain_http(to, Some(IpAddr::V4(router.own())), request, MAX_ANSWER, REQUEST_TIME).await?;
+    Ok(String::from_utf8_lossy(answer.body()).into_owned())
 }
 
 fn head(router: &Router, method: Method, port: u16, path: &str) -> http::request::Builder {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admission::listed;
 use crate::ident::NodePublic;
-use crate::sys::dial::tls::roots;
+use crate::sys::dial::roots;
 use crate::sys::files::write_whole;
 
 /// How long the coordinator may take to answer.

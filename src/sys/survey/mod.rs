@@ -1,5 +1,7 @@
 //! The check of the network at work (`netcheck`): names resolved, questions sent from the engine's socket, answers brought back.
 
+mod portal;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -36,6 +38,8 @@ pub struct Outlook {
     pub regions: Vec<(RegionId, String, Option<Duration>)>,
     /// The home relay.
     pub home: Option<RegionId>,
+    /// A portal stands in the way: a network that answers every request itself until somebody logs in there. Unknown while UDP passes.
+    pub portal: Option<bool>,
     /// Checks that have ended.
     pub checks: u64,
 }
@@ -87,6 +91,8 @@ impl Survey {
             home,
             waiting: Vec::new(),
             checks: 0,
+            portal: None,
+            portal_looked_for: None,
         };
         let inputs = Inputs { answers, news, queue, resolutions };
         Ok(Self { commands, outlook: outlooks, home: homes, task: tokio::spawn(surveyor.run(inputs)) })
@@ -143,6 +149,8 @@ enum Finished {
     Name(String, Vec<IpAddr>, Probe),
     /// An HTTPS round trip.
     Measured(RegionId, Option<Duration>),
+    /// Whether a portal stands in the way.
+    Portal(Option<bool>),
 }
 
 struct Surveyor {
@@ -156,6 +164,9 @@ struct Surveyor {
     home: watch::Sender<Option<RegionId>>,
     waiting: Vec<oneshot::Sender<()>>,
     checks: u64,
+    portal: Option<bool>,
+    /// During which check it was looked for last.
+    portal_looked_for: Option<u64>,
 }
 
 impl Surveyor {
@@ -223,9 +234,15 @@ impl Surveyor {
                     self.own.note(self.door.now(), address);
                     self.publish();
                 }
-                Event::Measure(region, servers) => self.measure(region, servers),
+                Event::Measure(region, servers) => {
+                    self.look_for_portal();
+                    self.measure(region, servers);
+                }
                 Event::Done => {
                     self.checks += 1;
+                    if self.checker.report().is_some_and(|report| report.udp) {
+                        self.portal = None;
+                    }
                     self.publish();
                     if !self.checker.is_running() {
                         for waiting in self.waiting.drain(..) {
@@ -247,6 +264,7 @@ impl Surveyor {
             report: self.checker.report().cloned().map(Arc::new),
             regions: self.checker.regions().iter().map(|r| (r.id, r.code.clone(), latencies.get(&r.id).copied())).collect(),
             home,
+            portal: self.portal,
             checks: self.checks,
         });
         self.home.send_if_modified(|known| std::mem::replace(known, home) != home);
@@ -297,6 +315,18 @@ impl Surveyor {
         });
     }
 
+    /// Once for each check: where no UDP passes, a portal may be the reason.
+    fn look_for_portal(&mut self) {
+        if self.portal_looked_for.replace(self.checks) == Some(self.checks) {
+            return;
+        }
+        let (done, regions) = (self.done.clone(), self.checker.regions().to_vec());
+        tokio::spawn(async move {
+            let found = portal::stands_in_the_way(regions).await;
+            let _ = done.send(Finished::Portal(found)).await;
+        });
+    }
+
     fn finished(&mut self, finished: Finished) {
         match finished {
             Finished::Name(host, addresses, probe) => {
@@ -309,6 +339,12 @@ impl Surveyor {
                 }
             }
             Finished::Measured(region, latency) => self.checker.measured(self.door.now(), region, latency),
+            Finished::Portal(portal) => {
+                if self.portal != portal {
+                    self.portal = portal;
+                    self.publish();
+                }
+            }
         }
     }
 }
