@@ -22,7 +22,7 @@ pub use home::{History, Old, choose_home};
 pub use plan::{Last, Planned, Scope, plan};
 pub use portal::{MAX_ASKED, challenge, is_the_relays, judge};
 pub use redial::Redial;
-pub use regions::{Family, Place, Region, Server, regions};
+pub use regions::{Family, Place, Region, Server, regions, server};
 pub use report::{Latency, Report};
 
 use std::time::Duration;

@@ -109,7 +109,8 @@ pub fn regions(map: &DerpMap) -> Vec<Region> {
         .collect()
 }
 
-fn server(node: &DerpNode) -> Server {
+/// A relay of the map.
+pub fn server(node: &DerpNode) -> Server {
     let place = |text: &str, family| match text {
         "" => node
             .host_name

@@ -22,7 +22,6 @@ pub(super) use dialer::connect_address;
 pub use origin::Origin;
 pub(super) use plain::plain_http;
 pub(super) use race::first_success;
-pub(super) use socket::Stream;
 pub use socket::mark_socket;
 pub(super) use tls::roots;
 

@@ -2,23 +2,21 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
+use crate::netcheck::Server;
 use crate::sys::certificate::provider;
-use crate::wire::control::DerpNode;
+use crate::sys::dial::roots;
 use crate::wire::derp::http::metacert_key;
 
-/// The authorities of a Debian system, if installed.
-const SYSTEM_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// How a relay map names a certificate instead of a name.
 const PIN_PREFIX: &str = "sha256-raw:";
 
@@ -39,33 +37,21 @@ struct Verifier {
     provider: Arc<CryptoProvider>,
 }
 
-fn authorities() -> Arc<rustls::RootCertStore> {
-    static ROOTS: OnceLock<Arc<rustls::RootCertStore>> = OnceLock::new();
-    let roots = ROOTS.get_or_init(|| {
-        let mut roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        if let Ok(certificates) = CertificateDer::pem_file_iter(Path::new(SYSTEM_BUNDLE)) {
-            roots.add_parsable_certificates(certificates.filter_map(Result::ok));
-        }
-        Arc::new(roots)
-    });
-    roots.clone()
-}
-
-/// TLS to a relay. HTTP/1.1 only: the upgrade does not exist in HTTP/2.
+/// TLS to a relay. `authority` is one to trust beside the usual ones. HTTP/1.1 only: the upgrade does not exist in HTTP/2.
 ///
 /// # Errors
 /// The relay map asks for something that cannot be.
-pub(super) fn config(node: &DerpNode) -> io::Result<Arc<rustls::ClientConfig>> {
+pub(super) fn config(server: &Server, authority: Option<&Path>) -> io::Result<Arc<rustls::ClientConfig>> {
     let provider = provider();
-    let wanted = match node.cert_name.strip_prefix(PIN_PREFIX) {
-        _ if node.insecure_for_tests => Wanted::Anything,
+    let wanted = match server.certificate.strip_prefix(PIN_PREFIX) {
+        _ if server.insecure => Wanted::Anything,
         Some(digits) => {
             Wanted::Pinned(fingerprint(digits).ok_or_else(|| io::Error::other("the relay map names a certificate by no fingerprint"))?)
         }
         None => {
-            let name = if node.cert_name.is_empty() { &node.host_name } else { &node.cert_name };
-            let verifier =
-                WebPkiServerVerifier::builder_with_provider(authorities(), provider.clone()).build().map_err(io::Error::other)?;
+            let name = if server.certificate.is_empty() { &server.host } else { &server.certificate };
+            let authorities = Arc::new(roots(authority)?);
+            let verifier = WebPkiServerVerifier::builder_with_provider(authorities, provider.clone()).build().map_err(io::Error::other)?;
             Wanted::Name(ServerName::try_from(name.clone()).map_err(io::Error::other)?, verifier)
         }
     };
@@ -79,7 +65,7 @@ pub(super) fn config(node: &DerpNode) -> io::Result<Arc<rustls::ClientConfig>> {
 
 fn fingerprint(digits: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
-    if digits.len() != 64 || !digits.is_ascii() {
+    if digits.len() != 64 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
     for (n, byte) in bytes.iter_mut().enumerate() {
@@ -133,5 +119,33 @@ impl ServerCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_is_sixty_four_hexadecimal_digits() {
+        let text = "00ff".repeat(16);
+        assert_eq!(fingerprint(&text), Some(std::array::from_fn(|n| if n % 2 == 0 { 0 } else { 0xff })));
+        for wrong in ["", "00", &format!("{text}00"), &text.replace('f', "g"), &text.replace("ff", "+f"), &"é".repeat(32)] {
+            assert_eq!(fingerprint(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_the_pinned_certificate_for_the_right_host_is_taken() {
+        let make = |host: &str| rcgen::generate_simple_self_signed(vec![host.to_owned()]).unwrap().cert.der().clone();
+        let (right, other) = (make("10.0.0.1"), make("10.0.0.1"));
+        let check = |pinned: &CertificateDer<'_>, shown: &CertificateDer<'_>, others: &[CertificateDer<'_>], host: &str| {
+            let verifier = Verifier { wanted: Wanted::Pinned(Sha256::digest(pinned).into()), provider: provider() };
+            verifier.verify_server_cert(shown, others, &ServerName::try_from(host).unwrap(), &[], UnixTime::now()).is_ok()
+        };
+        assert!(check(&right, &right, &[], "10.0.0.1"));
+        assert!(!check(&right, &right, std::slice::from_ref(&other), "10.0.0.1"), "a chain has no place beside a pinned certificate");
+        assert!(!check(&right, &other, &[], "10.0.0.1"));
+        assert!(!check(&right, &right, &[], "10.0.0.2"));
     }
 }

@@ -8,12 +8,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::dial::{Connected, connect};
+use super::dial::connect;
 use super::{LinkState, News, Surroundings};
 use crate::ident::RegionId;
 use crate::netcheck::Redial;
 use crate::path::RelayState;
 use crate::relay::client::{Client, Event};
+use crate::sys::relay::dial::Dialed;
 use crate::sys::{clock, entropy};
 use crate::time::Time;
 use crate::wire::derp::{ClientInfo, GoneReason};
@@ -115,7 +116,7 @@ impl Link {
         self.id
     }
 
-    async fn open(&self) -> Result<Connected, String> {
+    async fn open(&self) -> Result<Dialed, String> {
         let (region, authority) = {
             let settings = self.around.settings.borrow();
             (settings.regions.iter().find(|region| region.id == self.id).cloned(), settings.authority.clone())
@@ -124,20 +125,20 @@ impl Link {
         connect(&region, authority.as_deref()).await.map_err(|error| error.to_string())
     }
 
-    async fn serve(&mut self, connected: Connected) -> End {
-        let Connected { stream, rest, local } = connected;
+    async fn serve(&mut self, dialed: Dialed) -> End {
+        let Dialed { stream, relay, first, local, .. } = dialed;
         let (mut reader, mut writer) = tokio::io::split(stream);
         let Ok(seed) = entropy::seed() else { return End::Broken("the system has no randomness".to_owned()) };
         let info = ClientInfo::new(None);
         let mut session = Session {
-            client: Client::new(clock::now(), seed, self.around.key.clone(), info, None),
+            client: Client::new(clock::now(), seed, self.around.key.clone(), info, relay),
             out: BytesMut::with_capacity(WRITE),
             unflushed: false,
             sent: None,
             asked: None,
             told: None,
         };
-        session.client.handle_bytes(clock::now(), &rest);
+        session.client.handle_bytes(clock::now(), &first);
         let mut input = BytesMut::with_capacity(READ);
         let mut settings = self.around.settings.clone();
         settings.mark_unchanged();

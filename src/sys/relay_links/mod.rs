@@ -6,7 +6,6 @@
 
 mod dial;
 mod link;
-mod tls;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
-pub(in crate::sys) use dial::request;
 use link::Link;
 
 use crate::ident::{NodePrivate, RegionId};

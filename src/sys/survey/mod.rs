@@ -16,7 +16,8 @@ use crate::ident::RegionId;
 use crate::netcheck::{Checker, Event, Family, OwnAddresses, Place, Probe, Region, Report, Server};
 use crate::sys::engine::{Door, StunAnswer};
 use crate::sys::entropy;
-use crate::sys::relay_links::{self, News};
+use crate::sys::relay::dial::round_trip;
+use crate::sys::relay_links::News;
 use crate::time::Time;
 use crate::wire::stun;
 
@@ -306,7 +307,7 @@ impl Surveyor {
         tokio::spawn(async move {
             let mut latency = None;
             for server in servers {
-                latency = relay_links::request(&server, authority.as_deref()).await.ok();
+                latency = round_trip(&server, authority.as_deref()).await.ok();
                 if latency.is_some() {
                     break;
                 }
