@@ -453,13 +453,13 @@ impl Maker<'_> {
         };
         let mut guest = Guest { vmid: self.options.vmid, hostname: self.name.clone(), network, node: None, coordinator: None, relay: None };
         match self.role {
-            Role::Coordinator { url, base_domain, admin_key } => {
+            Role::Coordinator { url, base_domain, admin_key, trusted_proxies } => {
                 guest.coordinator = Some(settings::Coordinator {
                     url: url.clone().unwrap_or_else(|| self.own_url()),
                     listen: ([0, 0, 0, 0], DEFAULT_COORDINATOR_PORT).into(),
                     admin_keys: vec![*admin_key],
                     base_domain: base_domain.clone(),
-                    front: settings::Front::default(),
+                    front: settings::Front { trusted_proxies: trusted_proxies.clone(), ..settings::Front::default() },
                     relay: settings::EmbeddedRelay::default(),
                 });
             }

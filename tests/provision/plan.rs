@@ -7,10 +7,11 @@ use pvemesh::plan::journal::{Journal, Recovery};
 use pvemesh::plan::mark::{Mark, RunId, TAG};
 use pvemesh::plan::observed::{HostView, Observed, Target};
 use pvemesh::plan::options::{GuestTexts, Join, KnownCoordinator, NodeKind, Role};
-use pvemesh::plan::{Action, Refusal};
+use pvemesh::plan::{Action, Refusal, render};
 use pvemesh::pve::call::Arch;
 use pvemesh::pve::reply::{Bridge, ContainerConfig, GuestSummary, Storage};
 use pvemesh::pve::{Identity, Version};
+use pvemesh::settings::Guest;
 
 const RUN: RunId = RunId::new(0x0123_4567_89ab_cdef);
 const GIB: u64 = 1 << 30;
@@ -57,7 +58,8 @@ fn exit_node() -> Role {
 }
 
 fn coordinator() -> Role {
-    Role::Coordinator { url: None, base_domain: "mesh.internal".to_owned(), admin_key: MachinePublic::from_bytes([5; 32]) }
+    let admin_key = MachinePublic::from_bytes([5; 32]);
+    Role::Coordinator { url: None, base_domain: "mesh.internal".to_owned(), admin_key, trusted_proxies: Vec::new() }
 }
 
 fn texts() -> GuestTexts {
@@ -102,6 +104,23 @@ fn the_steps_of_a_coordinator_are_these() {
     let mut texts = texts();
     (texts.ip, texts.gw) = (Some("192.168.50.100/24".to_owned()), Some("192.168.50.1".to_owned()));
     insta::assert_snapshot!(shown(&plan_with(&texts, &coordinator(), &one_host()).unwrap()));
+}
+
+#[test]
+fn a_coordinator_behind_a_reverse_proxy_is_told_whose_word_to_take() {
+    let proxies: Vec<ipnet::IpNet> = vec!["192.168.50.5/32".parse().unwrap(), "fd00::5/128".parse().unwrap()];
+    let Role::Coordinator { base_domain, admin_key, .. } = coordinator() else { unreachable!() };
+    let url = Some("https://mesh.example.org".to_owned());
+    let role = Role::Coordinator { url, base_domain, admin_key, trusted_proxies: proxies.clone() };
+    let plan = plan(&role, &one_host()).unwrap();
+    let delivered = plan.steps.iter().find_map(|step| match &step.action {
+        Action::Deliver { guest, .. } => Some(guest),
+        _ => None,
+    });
+    let text = render::guest(delivered.unwrap()).unwrap();
+    let coordinator = Guest::from_toml(&text).unwrap().coordinator.unwrap();
+    assert_eq!(coordinator.front.trusted_proxies, proxies, "{text}");
+    assert_eq!(coordinator.url, "https://mesh.example.org");
 }
 
 #[test]

@@ -89,6 +89,9 @@ pub(in crate::cli) struct CreateCoordinator {
     /// The DNS suffix of node names.
     #[arg(long, value_name = "DOMAIN", default_value = DEFAULT_BASE_DOMAIN)]
     pub(super) base_domain: String,
+    /// The network a reverse proxy in front of it connects from: from there, X-Forwarded-For tells whose request it is. Several times for several.
+    #[arg(long = "trusted-proxy", value_name = "CIDR")]
+    pub(super) trusted_proxies: Vec<ipnet::IpNet>,
 }
 
 /// A relay.

@@ -26,22 +26,24 @@ pub(super) async fn coordinator(args: CreateCoordinator, output: &Output) -> Res
     let options = args.guest.check().map_err(wrong)?;
     let url = args.url.as_deref().map(|text| server_url("--url", text)).transpose().map_err(wrong)?;
     let base_domain = base_domain("--base-domain", &args.base_domain).map_err(wrong)?;
+    let asked = Asked { url, base_domain, trusted_proxies: args.trusted_proxies };
     let session = Session::open(&args.guest.connect).await?;
     let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
-    let report = make_coordinator(&session, &options, url, base_domain, how).await?;
+    let report = make_coordinator(&session, &options, asked, how).await?;
     if let Some(report) = report {
         output.result(&report, summary(&report));
     }
     Ok(())
 }
 
-async fn make_coordinator(
-    session: &Session,
-    options: &GuestOptions,
+/// What a coordinator is asked to be.
+struct Asked {
     url: Option<String>,
     base_domain: String,
-    how: How<'_>,
-) -> Result<Option<Report>, Failure> {
+    trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+async fn make_coordinator(session: &Session, options: &GuestOptions, asked: Asked, how: How<'_>) -> Result<Option<Report>, Failure> {
     let tried = format!("make coordinator {}", options.vmid);
     let known = session.config.coordinator.as_ref();
     if let Some(other) = known.filter(|c| c.vmid != Some(options.vmid)) {
@@ -52,7 +54,8 @@ async fn make_coordinator(
     }
     let seed = entropy::seed().map_err(|e| Failure::new(&tried, e, "this system has no randomness"))?;
     let admin_key = session.store.admin_key(seed).map_err(config_failure)?.public();
-    let role = Role::Coordinator { url, base_domain, admin_key };
+    let Asked { url, base_domain, trusted_proxies } = asked;
+    let role = Role::Coordinator { url, base_domain, admin_key, trusted_proxies };
     let is_known = known.is_some();
     Making { session, options, role, mesh: None, is_known, how, tried }.run().await
 }
@@ -163,7 +166,8 @@ async fn first_coordinator(
     };
     let options = texts.check().map_err(|e| refusal(tried, &Refusal::Option(e)))?;
     let how = How { dry_run: false, image: args.guest.image.as_deref(), output };
-    let report = make_coordinator(session, &options, None, DEFAULT_BASE_DOMAIN.to_owned(), how).await?;
+    let asked = Asked { url: None, base_domain: DEFAULT_BASE_DOMAIN.to_owned(), trusted_proxies: Vec::new() };
+    let report = make_coordinator(session, &options, asked, how).await?;
     if let Some(report) = report {
         output.note(summary(&report));
     }

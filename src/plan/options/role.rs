@@ -44,6 +44,8 @@ pub enum Role {
         base_domain: String,
         /// Who may administer it.
         admin_key: MachinePublic,
+        /// Networks of the reverse proxies before it: only theirs is `X-Forwarded-For` believed.
+        trusted_proxies: Vec<IpNet>,
     },
     /// Packets of nodes that have no direct way to each other.
     Relay {
