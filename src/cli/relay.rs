@@ -95,7 +95,7 @@ pub(super) struct Serve {
     /// The key that the relays of the region share: 64 hex digits in a file that only its owner may read.
     #[arg(long, value_name = "FILE", requires = "mesh_with")]
     mesh_psk_file: Option<PathBuf>,
-    /// Bytes each client may send a second; it is slowed down, nothing is dropped.
+    /// Bytes each client may send a second; it is slowed down, nothing is dropped. In the file of --config it is read again on SIGHUP.
     #[arg(long, value_name = "BYTES")]
     rate: Option<u64>,
     /// Bytes each client may send at once [default: a second's worth].
@@ -113,6 +113,7 @@ pub(super) struct Serve {
 pub(super) fn run(command: Relay, output: &Output) -> Result<(), Failure> {
     let Relay::Serve(serve) = command;
     super::log::start(output);
+    let rates = Rates { file: serve.config.clone(), rate: serve.rate, burst: serve.rate_burst };
     let serve = serve.complete()?;
     let options = serve.options()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -129,7 +130,13 @@ pub(super) fn run(command: Relay, output: &Output) -> Result<(), Failure> {
             tokio::select! {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
-                _ = hangup.recv() => relay.reread_certificate(),
+                _ = hangup.recv() => {
+                    relay.reread_certificate();
+                    match rates.reread() {
+                        Ok(rate) => relay.set_rate(rate),
+                        Err(failure) => tracing::error!(error = failure.happened, "clients may send what they could before"),
+                    }
+                }
             }
         }
         let counted = relay.counters();
@@ -139,6 +146,29 @@ pub(super) fn run(command: Relay, output: &Output) -> Result<(), Failure> {
     });
     runtime.shutdown_background();
     result
+}
+
+/// Where it is said what clients may send, to be read again.
+struct Rates {
+    file: Option<PathBuf>,
+    rate: Option<u64>,
+    burst: Option<u64>,
+}
+
+impl Rates {
+    /// As the file says it now, where the command line does not.
+    fn reread(&self) -> Result<Option<Rate>, Failure> {
+        let file = self.file.as_deref().map(settings_file).transpose()?.unwrap_or_default();
+        Ok(rate(self.rate.or(file.rate), self.burst.or(file.rate_burst)))
+    }
+}
+
+fn rate(bytes_per_second: Option<u64>, burst: Option<u64>) -> Option<Rate> {
+    bytes_per_second.map(|rate| Rate { bytes_per_second: rate, burst: burst.unwrap_or(rate) })
+}
+
+fn settings_file(path: &Path) -> Result<Serve, Failure> {
+    read(path, |text| toml::from_str(text).map_err(|e: toml::de::Error| e.message().to_owned()))
 }
 
 fn usage(happened: impl std::fmt::Display, next: &str) -> Failure {
@@ -156,7 +186,7 @@ impl Serve {
             return Ok(Self { hostname: Some(relay.hostname), listen, stun_listen, verify_url: Some(relay.verify_url), ..self });
         }
         let Some(path) = &self.config else { return Ok(self) };
-        let file: Self = read(path, |text| toml::from_str(text).map_err(|e: toml::de::Error| e.message().to_owned()))?;
+        let file = settings_file(path)?;
         let whom = self.verify_url.is_some() || self.allow_list.is_some() || self.open;
         let tls = self.tls_cert.is_some() || self.acme || self.no_tls;
         Ok(Self {
@@ -203,7 +233,7 @@ impl Serve {
             state_dir: self.state_dir(),
             admission: self.admission()?,
             mesh: self.mesh()?,
-            rate: self.rate.map(|rate| Rate { bytes_per_second: rate, burst: self.rate_burst.unwrap_or(rate) }),
+            rate: rate(self.rate, self.rate_burst),
         })
     }
 

@@ -260,6 +260,25 @@ fn pings_are_answered_and_a_rate_pauses_the_reader() {
 }
 
 #[test]
+fn another_rate_counts_for_clients_that_are_connected_and_for_those_that_come() {
+    let relay = relay();
+    let (mut a, b) = (Peer::join(&relay, 1), Peer::join(&relay, 2));
+    let over_by_500 = |peer: &mut Peer| {
+        peer.send(at(0), b.key, &vec![0; MAX_PACKET]);
+        peer.send(at(0), b.key, &[0; 463]);
+        peer.connection.pause(at(0))
+    };
+    assert_eq!(over_by_500(&mut a), None, "there is no limit");
+    relay.set_rate(Some(Rate { bytes_per_second: 1000, burst: 0 }));
+    assert_eq!(over_by_500(&mut a), Some(at(500)));
+    relay.set_rate(Some(Rate { bytes_per_second: 2000, burst: 0 }));
+    assert_eq!(over_by_500(&mut a), Some(at(250)));
+    assert_eq!(over_by_500(&mut Peer::join(&relay, 3)), Some(at(250)));
+    relay.set_rate(None);
+    assert_eq!(over_by_500(&mut a), None);
+}
+
+#[test]
 fn health_and_restarts_are_told_and_a_stop_ends_everybody() {
     let relay = relay();
     let mut a = Peer::join(&relay, 1);

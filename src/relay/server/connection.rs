@@ -54,6 +54,8 @@ struct Member {
     next_keepalive: Time,
     not_here: Bucket,
     limit: Option<Bucket>,
+    /// As of which change of the rate.
+    limit_of: u64,
 }
 
 /// A connection. Dropping it takes the client out of the relay.
@@ -211,13 +213,14 @@ impl Connection {
         if !health.is_empty() {
             self.mailbox.tell(Frame::Health(health.as_bytes()).to_bytes());
         }
-        let limit = self.relay.config.rate.filter(|_| !trusted);
+        let (limit, limit_of) = self.relay.limit(now);
         self.stage = Stage::Member(Member {
             key,
             trusted,
             next_keepalive: now + self.keepalive,
             not_here: Bucket::of_events(now, 1, NOT_HERE_BURST),
-            limit: limit.map(|rate| Bucket::new(now, rate.bytes_per_second, rate.burst)),
+            limit: limit.filter(|_| !trusted),
+            limit_of,
         });
         let address = self.arrival.address;
         self.relay.change(|registry| registry.join(key, self.id, self.mailbox.clone(), address, flags));
@@ -229,6 +232,9 @@ impl Connection {
         let (own, trusted) = (member.key, member.trusted);
         match frame {
             Frame::SendPacket { to, packet } => {
+                if !trusted && member.limit_of != self.relay.rates.load(Ordering::Acquire) {
+                    (member.limit, member.limit_of) = self.relay.limit(now);
+                }
                 if let Some(limit) = &mut member.limit {
                     limit.charge(now, HEADER_LEN + KEY_LEN + packet.len());
                 }

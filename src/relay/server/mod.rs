@@ -30,7 +30,9 @@ pub use mailbox::{QUEUE, QUEUE_BYTES};
 pub use mesh::Link;
 pub use registry::ConnectionId;
 
+use super::bucket::Bucket;
 use crate::ident::{MeshKey, NodePublic, RelayPrivate, RelayPublic};
+use crate::time::Time;
 use crate::wire::derp::{Frame, NONCE_LEN};
 use counters::Counters;
 use registry::{Registry, Target};
@@ -64,7 +66,7 @@ pub struct Config {
     pub mesh_key: Option<MeshKey>,
     /// Connections at once.
     pub max_connections: usize,
-    /// What each client may send; other relays may send anything.
+    /// What each client may send at first ([`Relay::set_rate`] changes it); other relays may send anything.
     pub rate: Option<Rate>,
 }
 
@@ -126,6 +128,9 @@ pub struct Relay {
     next: AtomicU64,
     rng: Mutex<ChaCha20Rng>,
     health: Mutex<String>,
+    /// What each client may send now, and the number of times that it was changed.
+    rate: Mutex<Option<Rate>>,
+    rates: AtomicU64,
     counters: Counters,
 }
 
@@ -134,6 +139,8 @@ impl Relay {
     pub fn new(config: Config, seed: [u8; 32]) -> Arc<Self> {
         Arc::new(Self {
             public: config.key.public(),
+            rate: Mutex::new(config.rate),
+            rates: AtomicU64::new(0),
             config,
             registry: Mutex::default(),
             changes: AtomicU64::new(0),
@@ -163,6 +170,19 @@ impl Relay {
     /// What was counted.
     pub fn counters(&self) -> Snapshot {
         self.counters.snapshot()
+    }
+
+    /// Changes what each client may send; for those connected already it counts from their next packet on.
+    pub fn set_rate(&self, rate: Option<Rate>) {
+        let mut current = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = rate;
+        self.rates.fetch_add(1, Ordering::Release);
+    }
+
+    /// What a client may send, and as of which change.
+    fn limit(&self, now: Time) -> (Option<Bucket>, u64) {
+        let rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        (rate.map(|rate| Bucket::new(now, rate.bytes_per_second, rate.burst)), self.rates.load(Ordering::Acquire))
     }
 
     /// Tells every client what is wrong with the relay; empty: it is right again. Who comes later is told as well.

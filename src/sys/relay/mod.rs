@@ -297,6 +297,11 @@ impl Relay {
         self.reread.notify_one();
     }
 
+    /// Changes what each client may send, those connected already included.
+    pub fn set_rate(&self, rate: Option<Rate>) {
+        self.service.core.set_rate(rate);
+    }
+
     /// Stops: clients are told when to come back, then connections are cut. Takes a second at most.
     pub async fn stop(mut self) {
         if self.service.core.nodes() > 0 {
