@@ -14,6 +14,7 @@ pub mod wire;
 pub mod coord;
 pub mod dhcp;
 pub mod filter;
+pub mod names;
 pub mod netcheck;
 pub mod path;
 pub mod portmap;

@@ -139,7 +139,8 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
     let carries = prefs.advertise_exit_node || !prefs.advertise_routes.is_empty();
     RouterConfig {
         interface: situation.interface.to_owned(),
-        addresses: map.node.addresses.clone(),
+        // The resolver's own, which only this machine uses.
+        addresses: map.node.addresses.iter().copied().chain([IpNet::from(IpAddr::V4(QUAD100_V4))]).collect(),
         routes,
         local_routes,
         forward: carries,

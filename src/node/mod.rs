@@ -19,7 +19,7 @@ pub use assemble::{Assembly, Situation, assemble};
 pub use config::{PeerConfig, RouterConfig};
 pub use exit::{ExitNode, find_exit_node};
 pub use health::health;
-pub use names::{DnsStatus, NameAnswer, Outcome, RecordType, dns_status, resolve};
+pub use names::{DnsStatus, NameAnswer, Outcome, RecordType, dns_status, names, resolve};
 pub use network::{NetworkReport, PingReply, worth_telling};
 pub use prefs::{Prefs, PrefsChange, Tag, TagError};
 pub use renewal::{Renewal, renewal};

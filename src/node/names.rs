@@ -1,24 +1,22 @@
 //! Names without a name server: what the map says that a name means, and what the coordinator wants of the resolver.
 //!
-//! [`resolve`] answers as the resolver on 100.100.100.100 of a stock node would from its own knowledge; what it would ask others about
-//! is not asked, but named. Nothing here changes how the machine resolves names.
+//! [`names`] is what the resolver on 100.100.100.100 is made of; [`resolve`] answers one question from it, and where it would ask others, names
+//! them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use super::Prefs;
 use crate::coord::client::NetMap;
-use crate::ident::is_mesh_address;
+use crate::names::{Found, Host, Records, Table, Upstream, Want, reverse_name, reversed};
 use crate::wire::control::{DnsRecord, Node, Resolver};
 
 /// A node with it answers for every name below its own, too.
 const SUBDOMAINS: &str = "dns-subdomain-resolve";
 /// This node is told IPv6 addresses of nodes that have IPv4 ones, too.
 const BOTH_FAMILIES: &str = "magicdns-aaaa";
-/// Names are not longer (RFC 1035, section 2.3.4).
-const MAX_NAME: usize = 253;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,37 +113,59 @@ fn addresses(resolvers: &[Resolver]) -> Vec<String> {
     resolvers.iter().map(|resolver| resolver.addr.clone()).collect()
 }
 
+/// Everything that the map says of names.
+pub fn names(map: &NetMap) -> Records {
+    let dns = &map.dns;
+    let read = |resolvers: &[Resolver]| resolvers.iter().filter_map(|resolver| Upstream::read(&resolver.addr)).collect();
+    let nodes = std::iter::once(&map.node).chain(map.peers.values());
+    let host = |node: &Node| Host {
+        name: node.name.clone(),
+        addresses: node.addresses.iter().map(ipnet::IpNet::addr).collect(),
+        subdomains: node.cap_map.contains_key(SUBDOMAINS),
+    };
+    Records {
+        suffix: if dns.proxied { map.suffix().to_owned() } else { String::new() },
+        hosts: nodes.map(host).collect(),
+        extra: dns.extra_records.iter().filter_map(|record| Some((record.name.clone(), record.value.parse().ok()?))).collect(),
+        routes: dns.routes.iter().map(|(suffix, resolvers)| (suffix.clone(), read(resolvers))).collect(),
+        resolvers: read(&dns.resolvers),
+        last_resort: read(&dns.fallback_resolvers),
+        both_families: map.node.cap_map.contains_key(BOTH_FAMILIES) || !map.node.addresses.iter().any(|net| net.addr().is_ipv4()),
+    }
+}
+
 /// Answers from the map. A name of one label is completed by the network's suffix, a plain address stands for its reverse name.
 pub fn resolve(map: &NetMap, question: &str, kind: RecordType) -> NameAnswer {
     let question = question.trim();
-    if let Some(address) = question.parse().ok().or_else(|| reversed(question)) {
-        return reverse(map, address, question);
-    }
-    let name = complete(map, question);
-    let answer = |outcome, records, note: &str| NameAnswer {
-        name: format!("{name}."),
-        kind,
-        outcome,
-        records,
-        resolvers: Vec::new(),
-        note: note.to_owned(),
+    let (name, kind) = match question.parse::<IpAddr>() {
+        Ok(address) => (reverse_name(address), RecordType::Ptr),
+        Err(_) if reversed(question).is_some() => (format!("{}.", question.trim_end_matches('.')), RecordType::Ptr),
+        Err(_) => (format!("{}.", complete(map, question)), kind),
     };
-    if name.len() > MAX_NAME || name.split('.').any(|label| label.is_empty() || label.len() > 63) {
-        return answer(Outcome::NoSuchName, Vec::new(), "that is no name");
-    }
-    let Some(found) = addresses_of(map, &name) else { return unknown(map, answer(Outcome::Elsewhere, Vec::new(), "")) };
-    let of_kind = |ip: &&IpAddr| if kind == RecordType::A { ip.is_ipv4() } else { kind == RecordType::Aaaa && ip.is_ipv6() };
-    let records: Vec<String> = found.iter().filter(of_kind).map(ToString::to_string).collect();
-    let both = map.node.cap_map.contains_key(BOTH_FAMILIES) || !map.node.addresses.iter().any(|net| net.addr().is_ipv4());
-    let hidden = kind == RecordType::Aaaa && !both && found.iter().any(IpAddr::is_ipv4);
-    match (records.is_empty(), hidden) {
-        (false, false) => answer(Outcome::Found, records, ""),
-        (false, true) => {
-            let note = "nodes with both kinds of addresses are resolved to IPv4 only, unless the coordinator gives `magicdns-aaaa`";
-            answer(Outcome::NoData, Vec::new(), note)
+    let want = match kind {
+        RecordType::A => Want::A,
+        RecordType::Aaaa => Want::Aaaa,
+        RecordType::Ptr => Want::Ptr,
+    };
+    let table = Table::new(names(map));
+    let mut answer =
+        NameAnswer { name: name.clone(), kind, outcome: Outcome::Found, records: Vec::new(), resolvers: Vec::new(), note: String::new() };
+    match table.look_up(&name, want) {
+        Found::Addresses(addresses) => answer.records = addresses.iter().map(ToString::to_string).collect(),
+        Found::Name(name) => answer.records = vec![format!("{name}.")],
+        Found::NoData | Found::NotImplemented => answer.outcome = Outcome::NoData,
+        Found::Hidden => {
+            answer.outcome = Outcome::NoData;
+            "nodes with both kinds of addresses are resolved to IPv4 only, unless the coordinator gives `magicdns-aaaa`"
+                .clone_into(&mut answer.note);
         }
-        (true, _) => answer(Outcome::NoData, records, ""),
+        Found::NoSuchName => answer.outcome = Outcome::NoSuchName,
+        Found::Elsewhere(servers) => {
+            answer.outcome = Outcome::Elsewhere;
+            answer.resolvers = servers.iter().map(ToString::to_string).collect();
+        }
     }
+    answer
 }
 
 /// A name in lower case without its final dot, short ones completed.
@@ -156,92 +176,6 @@ fn complete(map: &NetMap, question: &str) -> String {
     }
     let suffix = map.suffix();
     if lower.contains('.') || suffix.is_empty() { lower } else { format!("{lower}.{}", suffix.to_ascii_lowercase()) }
-}
-
-/// The addresses of a node, of a name below one that has those, or of a record of the coordinator's.
-fn addresses_of(map: &NetMap, name: &str) -> Option<Vec<IpAddr>> {
-    let nodes = || std::iter::once(&map.node).chain(map.peers.values());
-    let is_named = |node: &&Node, name: &str| node.name.trim_end_matches('.').eq_ignore_ascii_case(name) && !name.is_empty();
-    let own = |node: &Node| node.addresses.iter().map(ipnet::IpNet::addr).collect::<Vec<_>>();
-    if let Some(node) = nodes().find(|node| is_named(node, name)) {
-        return Some(own(node));
-    }
-    let records = map.dns.extra_records.iter().filter(|record| record.name.trim_end_matches('.').eq_ignore_ascii_case(name));
-    let extra: Vec<IpAddr> = records.filter_map(|record| record.value.parse().ok()).collect();
-    if !extra.is_empty() {
-        return Some(extra);
-    }
-    let (_, parent) = name.split_once('.')?;
-    nodes().find(|node| is_named(node, parent) && node.cap_map.contains_key(SUBDOMAINS)).map(own)
-}
-
-/// Nothing in the map has the name: whose business it is.
-fn unknown(map: &NetMap, mut answer: NameAnswer) -> NameAnswer {
-    let name = answer.name.trim_end_matches('.').to_owned();
-    let suffix = map.suffix().to_ascii_lowercase();
-    let ours = map.dns.proxied && is_below(&name, &suffix);
-    let route = map.dns.routes.iter().filter(|(suffix, _)| is_below(&name, suffix)).max_by_key(|(suffix, _)| suffix.len());
-    match route {
-        Some((_, resolvers)) if resolvers.is_empty() => answer.outcome = Outcome::NoSuchName,
-        Some((_, resolvers)) => answer.resolvers = addresses(resolvers),
-        None if ours => answer.outcome = Outcome::NoSuchName,
-        None => answer.resolvers = addresses(&map.dns.resolvers),
-    }
-    answer
-}
-
-fn is_below(name: &str, suffix: &str) -> bool {
-    let suffix = suffix.trim_matches('.');
-    let head = name.len().checked_sub(suffix.len());
-    let ends = head.and_then(|at| name.get(at..)).is_some_and(|end| end.eq_ignore_ascii_case(suffix));
-    !suffix.is_empty() && ends && head.is_some_and(|at| at == 0 || name.as_bytes().get(at - 1) == Some(&b'.'))
-}
-
-fn reverse(map: &NetMap, address: IpAddr, question: &str) -> NameAnswer {
-    let name = if question.parse::<IpAddr>().is_ok() { reverse_name(address) } else { format!("{}.", question.trim_end_matches('.')) };
-    let mut nodes = std::iter::once(&map.node).chain(map.peers.values());
-    let found = nodes.find(|node| node.addresses.iter().any(|net| net.addr() == address));
-    let (outcome, records) = match found {
-        Some(node) => (Outcome::Found, vec![node.name.clone()]),
-        None if is_mesh_address(address) => (Outcome::NoSuchName, Vec::new()),
-        None => (Outcome::Elsewhere, Vec::new()),
-    };
-    let answer = NameAnswer { name, kind: RecordType::Ptr, outcome, records, resolvers: Vec::new(), note: String::new() };
-    if outcome == Outcome::Elsewhere { unknown(map, answer) } else { answer }
-}
-
-/// The name under which an address is looked up (RFC 1035, section 3.5; RFC 3596, section 2.5).
-fn reverse_name(address: IpAddr) -> String {
-    match address {
-        IpAddr::V4(v4) => {
-            let [a, b, c, d] = v4.octets();
-            format!("{d}.{c}.{b}.{a}.in-addr.arpa.")
-        }
-        IpAddr::V6(v6) => {
-            let nibbles = v6.octets().into_iter().rev().flat_map(|byte| [byte & 15, byte >> 4]);
-            nibbles.map(|nibble| format!("{nibble:x}.")).collect::<String>() + "ip6.arpa."
-        }
-    }
-}
-
-/// The address that a reverse name stands for.
-fn reversed(name: &str) -> Option<IpAddr> {
-    let name = name.trim_end_matches('.').to_ascii_lowercase();
-    if let Some(labels) = name.strip_suffix(".in-addr.arpa") {
-        let mut octets = labels.split('.').map(str::parse::<u8>);
-        let mut next = || octets.next()?.ok();
-        let (d, c, b, a) = (next()?, next()?, next()?, next()?);
-        return octets.next().is_none().then(|| Ipv4Addr::new(a, b, c, d).into());
-    }
-    let labels = name.strip_suffix(".ip6.arpa")?;
-    let mut bits: u128 = 0;
-    let mut count = 0;
-    for label in labels.split('.').rev() {
-        let [digit] = label.as_bytes() else { return None };
-        bits = bits << 4 | u128::from(char::from(*digit).to_digit(16)?);
-        count += 1;
-    }
-    (count == 32).then(|| Ipv6Addr::from(bits).into())
 }
 
 #[cfg(test)]
@@ -302,11 +236,11 @@ mod tests {
     #[test]
     fn addresses_are_found_in_both_directions() {
         for question in ["100.64.0.2", "2.0.64.100.in-addr.arpa", "2.0.64.100.IN-ADDR.ARPA.", "fd7a:115c:a1e0::2"] {
-            assert_eq!(ask(question, RecordType::A), found(&["NAS.mesh.test."]), "{question}");
+            assert_eq!(ask(question, RecordType::A), found(&["nas.mesh.test."]), "{question}");
         }
         let name = resolve(&map(), "fd7a:115c:a1e0::2", RecordType::Ptr).name;
         assert!(name.starts_with("2.0.0.0.") && name.ends_with(".0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa."), "{name}");
-        assert_eq!(ask(&name, RecordType::Ptr), found(&["NAS.mesh.test."]));
+        assert_eq!(ask(&name, RecordType::Ptr), found(&["nas.mesh.test."]));
         assert_eq!(ask("100.64.0.99", RecordType::Ptr).0, Outcome::NoSuchName);
         let elsewhere = resolve(&map(), "10.1.2.3", RecordType::Ptr);
         assert_eq!((elsewhere.outcome, elsewhere.resolvers), (Outcome::Elsewhere, vec!["10.0.0.53".to_owned()]));
@@ -322,7 +256,7 @@ mod tests {
         assert_eq!(resolvers("host.corp.test"), (Outcome::Elsewhere, "10.0.0.53".to_owned()));
         assert_eq!(resolvers("host.lab.corp.test"), (Outcome::NoSuchName, String::new()), "the longer suffix counts");
         assert_eq!(resolvers("notcorp.test"), (Outcome::Elsewhere, "9.9.9.9".to_owned()), "a suffix is whole labels");
-        for wrong in ["", ".", "a..b", &"x".repeat(64), &"x.".repeat(200)] {
+        for wrong in ["a..b", &"x".repeat(64), &"x.".repeat(200)] {
             assert_eq!(resolvers(wrong).0, Outcome::NoSuchName, "{wrong}");
         }
         let mut off = map();

@@ -18,6 +18,7 @@ mod gate;
 pub mod image;
 pub mod init;
 pub mod local_api;
+mod names;
 pub mod nft;
 pub mod noise_stream;
 mod offload;

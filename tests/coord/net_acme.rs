@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pvemesh::ident::MachinePrivate;
 use pvemesh::settings::Acme;
+use pvemesh::sys::relay::{Admission, Options as RelayOptions, Relay, Tls};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -181,6 +182,50 @@ async fn a_certificate_is_had_by_acme_kept_and_served_again_after_a_restart_with
     let server = Running::start_with(dir, &settings).await;
     let again = within("the kept certificate", connected(&server, &root)).await;
     assert_eq!(tls::shown(&again), shown);
+}
+
+#[tokio::test]
+async fn a_relay_of_its_own_has_its_certificate_by_acme_too() {
+    let program = match tokio::task::spawn_blocking(pebble).await.unwrap() {
+        Ok(program) => program,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let authority = Authority::start(&program, dir.path(), port, 3600).await;
+    let root = CertificateDer::from_pem_file(dir.path().join("root.pem")).unwrap();
+    let relay = Relay::start(RelayOptions {
+        listen: Some(SocketAddr::from(([127, 0, 0, 1], port))),
+        tls: Tls::Acme(Acme {
+            domain: tls::NAME.to_owned(),
+            email: None,
+            directory: Some(authority.directory.clone()),
+            ca: Some(dir.path().join("ca.pem")),
+        }),
+        listen_http: None,
+        stun: None,
+        state_dir: dir.path().join("relay"),
+        admission: Admission::Anyone,
+        mesh: None,
+        rate: None,
+    })
+    .await
+    .unwrap();
+    assert_eq!(relay.pin(), None, "a relay map names no certificate that changes");
+    let mut stream = within("the certificate", async {
+        loop {
+            if let Ok(stream) = tls::connect(relay.address().unwrap(), tls::NAME, std::slice::from_ref(&root)).await {
+                return stream;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let upgrade = format!("GET /derp HTTP/1.1\r\nHost: {}\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n", tls::NAME);
+    stream.write_all(upgrade.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    within("the upgrade", stream.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 101");
 }
 
 #[tokio::test]

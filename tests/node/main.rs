@@ -19,6 +19,7 @@ mod kept;
 mod life;
 mod machine;
 mod manners;
+mod names;
 mod scripted;
 mod session;
 mod world;

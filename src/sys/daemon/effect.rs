@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::DaemonError;
 use super::outside::Outside;
+use super::resolver::Resolver;
 use super::surroundings::{self, Surroundings};
 use crate::coord::client::NetMap;
 use crate::filter::{Filter, FilterConfig};
@@ -30,6 +31,8 @@ pub(super) struct Effect {
     engine: Option<Engine>,
     outside: Option<Outside>,
     assembly: Option<Assembly>,
+    /// The resolver, while the engine runs and the system gives it a place.
+    names: Option<Resolver>,
     /// What the engine's filter was made of.
     filter: Option<FilterConfig>,
     /// Why routing is not as the assembly wants it.
@@ -58,6 +61,7 @@ impl Effect {
             engine: None,
             outside: None,
             assembly: None,
+            names: None,
             filter: None,
             trouble: None,
             repairs: Repairs::default(),
@@ -97,6 +101,7 @@ impl Effect {
             let outside = Outside::start(&engine, key).map_err(DaemonError::Engine)?;
             outside.set_addresses(&self.surroundings.addresses);
             (self.engine, self.outside) = (Some(engine), Some(outside));
+            self.names = Resolver::start(&self.interface);
             self.filter = None;
         }
         Ok(())
@@ -104,7 +109,7 @@ impl Effect {
 
     /// Stops the engine; routing stays for the one that follows.
     pub(super) fn drop_engine(&mut self) {
-        (self.outside, self.engine) = (None, None);
+        (self.names, self.outside, self.engine) = (None, None, None);
     }
 
     pub(super) fn engine(&self) -> Option<&Engine> {
@@ -156,6 +161,9 @@ impl Effect {
             self.filter = Some(assembly.filter.clone());
         }
         engine.set_peers(&assembly.peers);
+        if let Some(names) = &mut self.names {
+            names.set(map, prefs);
+        }
         let applied = self.router.apply(&assembly.router).await;
         self.note_trouble(applied.err().map(|error| error.to_string()));
         let before = self.assembly.as_ref().map(|a| &a.notes);
@@ -167,10 +175,16 @@ impl Effect {
 
     /// Puts right what another program has changed of the machine's routing.
     pub(super) async fn keep(&mut self) -> Kept {
-        let Some(assembly) = &self.assembly else { return Kept::Yes };
+        if self.assembly.is_none() {
+            return Kept::Yes;
+        }
         if self.engine.is_none() {
             return Kept::InterfaceGone;
         }
+        if self.names.as_mut().is_some_and(Resolver::keep) {
+            self.note_repair("the machine's resolver".to_owned());
+        }
+        let Some(assembly) = &self.assembly else { return Kept::Yes };
         let was_right = self.trouble.is_none();
         match self.router.apply(&assembly.router).await {
             Ok(changed) => {
@@ -212,6 +226,11 @@ impl Effect {
     /// What had to be put right so far.
     pub(super) fn repairs(&self) -> &Repairs {
         &self.repairs
+    }
+
+    /// What the user should know of names.
+    pub(super) fn name_trouble(&self) -> Option<String> {
+        self.names.as_ref().and_then(Resolver::trouble)
     }
 
     /// What the user should know of routing.

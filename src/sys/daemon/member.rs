@@ -460,6 +460,7 @@ impl Member {
         };
         let mut status = status(sources, self.effect.traffic());
         status.health.extend(self.effect.trouble());
+        status.health.extend(self.effect.name_trouble());
         status.health.extend(self.effect.outside().and_then(Outside::health));
         status.repairs = self.effect.repairs().clone();
         status

@@ -11,6 +11,7 @@ mod member;
 mod membership;
 mod outside;
 mod questions;
+mod resolver;
 mod session;
 pub mod state;
 mod surroundings;
@@ -125,6 +126,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     if let Err(error) = router::clean_leftovers(&options.interface).await {
         tracing::warn!(%error, "what an earlier run left could not all be cleared");
     }
+    resolver::clean_leftovers();
     let (questions, mut asked) = mpsc::channel(16);
     let socket = options.socket.clone();
     let background = options.background;

@@ -12,6 +12,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteProtocol};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use super::RouterError;
+use crate::ident::QUAD100_V4;
 use crate::node::policy_routing::Family;
 
 /// What is known of a link.
@@ -117,7 +118,12 @@ pub(in crate::sys) async fn set_addresses(
         .filter(|(net, _)| families.contains(&Family::of(net.addr())))
         .collect();
     for net in wanted.iter().filter(|net| present.iter().all(|(other, _)| other != *net)) {
-        let added = handle.address().add(index, net.addr(), net.prefix_len()).execute().await;
+        let mut request = handle.address().add(index, net.addr(), net.prefix_len());
+        if net.addr() == IpAddr::V4(QUAD100_V4) {
+            // Of this machine alone: the kernel takes no such address as the source of what leaves by the interface.
+            request.message_mut().header.scope = AddressScope::Host;
+        }
+        let added = request.execute().await;
         unless(&[libc::EEXIST], added).map_err(failed(format!("add address {net} to {name}")))?;
         changed += 1;
     }

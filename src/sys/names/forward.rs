@@ -1,0 +1,102 @@
+//! Asking other servers: all of them at once, and the first good answer counts.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::net::{TcpSocket, UdpSocket};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::{read_message, unspecified, write_message};
+use crate::ident::is_mesh_address;
+use crate::names::{Upstream, is_reply_to, with_id};
+use crate::sys::dial::mark_socket;
+use crate::sys::entropy;
+
+/// How long all of it may take: programs ask again after five seconds.
+const LIMIT: Duration = Duration::from_millis(4500);
+/// Servers that are asked.
+const MAX_SERVERS: usize = 8;
+/// When a question is sent again, counted from the last time.
+const AGAIN: [Duration; 3] = [Duration::from_millis(700), Duration::from_millis(1500), Duration::from_secs(3)];
+/// When a server that has not answered by UDP is asked by TCP, too: there may be something in between that lets no UDP through.
+const TCP_AFTER: Duration = Duration::from_secs(2);
+const MAX_REPLY: usize = 65_535;
+/// The codes of a server that cannot or will not answer (RFC 1035, section 4.1.1).
+const SOFT_FAILURES: [u8; 2] = [2, 5];
+
+/// The reply of the first server that has a good one; with none, what one of them said instead. `None`: nobody has answered.
+pub(super) async fn ask(servers: &[Upstream], question: &[u8], by_tcp: bool) -> Option<Vec<u8>> {
+    let deadline = Instant::now() + LIMIT;
+    let mut asked: FuturesUnordered<_> = servers.iter().take(MAX_SERVERS).map(|server| one(server, question, by_tcp)).collect();
+    let mut soft = None;
+    while let Ok(Some(reply)) = timeout_at(deadline, asked.next()).await {
+        match reply {
+            Ok(reply) if reply.get(3).is_some_and(|flags| SOFT_FAILURES.contains(&(flags & 15))) => soft = Some(reply),
+            Ok(reply) => return Some(reply),
+            Err(error) => tracing::debug!(%error, "a name server does not answer"),
+        }
+    }
+    soft
+}
+
+/// Asks one server, under a number of its own, and gives the reply the question's.
+async fn one(server: &Upstream, question: &[u8], by_tcp: bool) -> io::Result<Vec<u8>> {
+    let Upstream::At(address) = server else {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "DNS over HTTPS is not spoken yet"));
+    };
+    let number = entropy::bytes::<2>().map(u16::from_be_bytes)?;
+    let numbered = with_id(question, number);
+    let reply = if by_tcp {
+        stream(*address, &numbered).await?
+    } else {
+        tokio::select! {
+            Ok(reply) = datagram(*address, &numbered) => reply,
+            Ok(reply) = async { sleep(TCP_AFTER).await; stream(*address, &numbered).await } => reply,
+            else => return Err(io::ErrorKind::TimedOut.into()),
+        }
+    };
+    let number = question.first_chunk::<2>().copied().map_or(0, u16::from_be_bytes);
+    Ok(with_id(&reply, number))
+}
+
+async fn datagram(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = UdpSocket::bind(unspecified(server.ip())).await?;
+    // A server in the mesh is reached through the tunnel, others are not.
+    if !is_mesh_address(server.ip()) {
+        mark_socket(&socket)?;
+    }
+    socket.connect(server).await?;
+    let mut buffer = vec![0; MAX_REPLY];
+    for wait in AGAIN {
+        socket.send(question).await?;
+        let until = Instant::now() + wait;
+        while let Ok(length) = timeout_at(until, socket.recv(&mut buffer)).await {
+            let reply = buffer.get(..length?).unwrap_or_default();
+            if is_reply_to(reply, question) {
+                return Ok(reply.to_vec());
+            }
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+async fn stream(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let work = async {
+        let socket = if server.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if !is_mesh_address(server.ip()) {
+            mark_socket(&socket)?;
+        }
+        let mut stream = socket.connect(server).await?;
+        write_message(&mut stream, question).await?;
+        loop {
+            let reply = read_message(&mut stream).await?;
+            if is_reply_to(&reply, question) {
+                return Ok(reply);
+            }
+        }
+    };
+    timeout(LIMIT, work).await.map_err(|_| io::ErrorKind::TimedOut)?
+}

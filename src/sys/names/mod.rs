@@ -1,0 +1,188 @@
+//! The resolver of this machine's programs, on 100.100.100.100: sockets for what `crate::names` decides.
+//!
+//! It hears what is sent to the tunnel's own address by programs here, and not the LAN; what comes from the mesh for that address, the packet filter drops. A question costs a task while others are
+//! asked about it; beyond [`IN_FLIGHT`] of them questions are dropped, and come again.
+
+mod forward;
+mod resolv_conf;
+
+pub(in crate::sys) use resolv_conf::{PATH, ResolvConf, is_another_networks};
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::ident::{QUAD100_V4, QUAD100_V6};
+use crate::names::{MAX_MESSAGE, Table, Upstream, Verdict, answer, failed, fitted};
+
+const PORT: u16 = 53;
+/// Questions that others are asked about at a time.
+const IN_FLIGHT: usize = 256;
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a connection may be silent.
+const IDLE: Duration = Duration::from_secs(45);
+
+/// What is known at this moment.
+#[derive(Debug, Default)]
+struct Known {
+    table: Arc<Table>,
+    /// The machine's own servers, for what belongs to nobody.
+    fallback: Arc<[Upstream]>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    known: RwLock<Known>,
+    in_flight: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+}
+
+/// A running resolver. Dropping it ends it.
+#[derive(Debug)]
+pub(in crate::sys) struct NameServer {
+    shared: Arc<Shared>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// A socket on the resolver's address, which need not exist yet, heard by this machine's own programs only.
+fn bound(interface: &str, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, kind, Some(protocol))?;
+    socket.set_reuse_address(true)?;
+    socket.set_freebind_v4(true)?;
+    // The kernel counts what a machine sends to itself as come in by the interface that has the address.
+    socket.bind_device(Some(interface.as_bytes()))?;
+    socket.bind(&SocketAddr::new(IpAddr::V4(QUAD100_V4), PORT).into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+impl NameServer {
+    /// Listens on the tunnel's interface, which is there; until a table is set everything is asked elsewhere.
+    ///
+    /// # Errors
+    /// The system gives no such sockets.
+    pub(in crate::sys) fn start(interface: &str) -> io::Result<Self> {
+        let datagrams = UdpSocket::from_std(bound(interface, Type::DGRAM, Protocol::UDP)?.into())?;
+        let listener = bound(interface, Type::STREAM, Protocol::TCP)?;
+        listener.listen(16)?;
+        let listener = TcpListener::from_std(listener.into())?;
+        let shared = Arc::new(Shared {
+            known: RwLock::default(),
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        });
+        let tasks = [tokio::spawn(by_udp(shared.clone(), Arc::new(datagrams))), tokio::spawn(by_tcp(shared.clone(), listener))];
+        Ok(Self { shared, tasks })
+    }
+
+    /// What names mean from now on, and the machine's own servers.
+    pub(in crate::sys) fn set(&self, table: Arc<Table>, fallback: Vec<Upstream>) {
+        let mut known = self.shared.known.write().unwrap_or_else(PoisonError::into_inner);
+        *known = Known { table, fallback: fallback.into_iter().filter(|server| !is_own(server)).collect() };
+    }
+}
+
+/// Whether a server is this resolver itself: asking it would never end.
+fn is_own(server: &Upstream) -> bool {
+    matches!(server, Upstream::At(address) if [IpAddr::V4(QUAD100_V4), IpAddr::V6(QUAD100_V6)].contains(&address.ip()))
+}
+
+impl Shared {
+    /// The reply to a question; `None` if there is none to give.
+    async fn reply(&self, question: &[u8], by_tcp: bool) -> Option<Vec<u8>> {
+        let (table, fallback) = {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            (known.table.clone(), known.fallback.clone())
+        };
+        let servers = match answer(&table, question) {
+            Verdict::Reply(reply) => return Some(reply),
+            Verdict::Drop => return None,
+            Verdict::Ask(servers) if servers.is_empty() => fallback.to_vec(),
+            Verdict::Ask(servers) => servers.into_iter().filter(|server| !is_own(server)).collect(),
+        };
+        Some(forward::ask(&servers, question, by_tcp).await.unwrap_or_else(|| failed(question)))
+    }
+}
+
+async fn by_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
+    let mut buffer = [0; MAX_MESSAGE];
+    loop {
+        let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        let Ok(permit) = shared.in_flight.clone().try_acquire_owned() else { continue };
+        let (shared, socket, question) = (shared.clone(), socket.clone(), buffer.get(..length).unwrap_or_default().to_vec());
+        tokio::spawn(async move {
+            if let Some(reply) = shared.reply(&question, false).await
+                && let Err(error) = socket.send_to(&fitted(reply, &question), from).await
+            {
+                tracing::debug!(%error, "a reply was not sent");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn by_tcp(shared: Arc<Shared>, listener: TcpListener) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let Ok(permit) = shared.connections.clone().try_acquire_owned() else { continue };
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let _ = converse(&shared, stream).await;
+            drop(permit);
+        });
+    }
+}
+
+/// Questions on one connection, one after the other (RFC 7766).
+async fn converse(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
+    loop {
+        let question = timeout(IDLE, read_message(&mut stream)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        let _permit = shared.in_flight.acquire().await.map_err(io::Error::other)?;
+        let Some(reply) = shared.reply(&question, true).await else { return Ok(()) };
+        timeout(IDLE, write_message(&mut stream, &reply)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    }
+}
+
+/// A message behind its length (RFC 1035, section 4.2.2).
+async fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let length = usize::from(stream.read_u16().await?);
+    let mut message = vec![0; length];
+    stream.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+    let mut bytes = length.to_be_bytes().to_vec();
+    bytes.extend_from_slice(message);
+    stream.write_all(&bytes).await
+}
+
+/// Any address of a family, any port.
+fn unspecified(like: IpAddr) -> SocketAddr {
+    match like {
+        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}

@@ -1,0 +1,168 @@
+//! Names on a machine: the resolver on 100.100.100.100, and the machine's file that leads to it.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, RecordType};
+
+use super::world::{Machine, World, possible, text, wait_for};
+
+const RESOLVER: &str = "100.100.100.100:53";
+
+fn question(name: &str, kind: RecordType) -> Vec<u8> {
+    let mut message = Message::new(4711, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    message.to_vec().unwrap()
+}
+
+/// Asks from a machine by UDP; `None` if nothing comes back.
+fn ask(machine: &Machine, name: &str, kind: RecordType) -> Option<Message> {
+    let question = question(name, kind);
+    let asked = machine.inside(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        socket.send_to(&question, RESOLVER).ok()?;
+        let mut buffer = [0; 4096];
+        let (length, _) = socket.recv_from(&mut buffer).ok()?;
+        Message::from_vec(&buffer[..length]).ok()
+    });
+    asked.join().unwrap()
+}
+
+fn addresses(message: &Message) -> Vec<Ipv4Addr> {
+    message.answers.iter().filter_map(|record| if let RData::A(a) = &record.data { Some(a.0) } else { None }).collect()
+}
+
+fn up(world: &World, machine: &Machine, name: &str) -> Ipv4Addr {
+    let key = world.key(&[]);
+    let out = machine.up(&["--login-server", "http://10.9.1.1:8080", "--auth-key-file", &key, "--hostname", name]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    text(&out.stdout).lines().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn names_are_answered_by_udp_and_tcp_appear_with_a_node_and_vanish_with_it() {
+    if !possible() {
+        return;
+    }
+    let world = World::new();
+    up(&world, &world.laptop, "laptop");
+    assert_eq!(ask(&world.laptop, "nas.mesh.internal.", RecordType::A).unwrap().metadata.response_code, ResponseCode::NXDomain);
+    let nas = up(&world, &world.exit, "nas");
+    let joined = Instant::now();
+    wait_for("the name", || (addresses(&ask(&world.laptop, "NAS.mesh.internal.", RecordType::A)?) == [nas]).then_some(()));
+    println!("known {:?} after it has joined", joined.elapsed());
+
+    let [a, b, c, d] = nas.octets();
+    let reverse = ask(&world.laptop, &format!("{d}.{c}.{b}.{a}.in-addr.arpa."), RecordType::PTR).unwrap();
+    assert!(matches!(&reverse.answers[0].data, RData::PTR(name) if name.0.to_ascii() == "nas.mesh.internal."), "{reverse:?}");
+    let by_tcp = question("nas.mesh.internal.", RecordType::A);
+    let answer = world.laptop.inside(move || {
+        let mut stream = TcpStream::connect(RESOLVER).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        for _ in 0..2 {
+            stream.write_all(&u16::try_from(by_tcp.len()).unwrap().to_be_bytes()).unwrap();
+            stream.write_all(&by_tcp).unwrap();
+        }
+        let mut length = [0; 2];
+        stream.read_exact(&mut length).unwrap();
+        let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
+        stream.read_exact(&mut message).unwrap();
+        Message::from_vec(&message).unwrap()
+    });
+    assert_eq!(addresses(&answer.join().unwrap()), [nas]);
+    // What leaves for others has the node's own address, not the resolver's.
+    assert_eq!(world.laptop.sh(&format!("ip -o route get {nas} | grep -o 'src [0-9.]*'")).trim().matches("100.100.100.100").count(), 0);
+
+    assert!(world.exit.node(&["logout"]).status.success());
+    world.admin(&["nodes", "delete", "nas"]);
+    let gone = Instant::now();
+    wait_for("the name is gone", || {
+        (ask(&world.laptop, "nas.mesh.internal.", RecordType::A)?.metadata.response_code == ResponseCode::NXDomain).then_some(())
+    });
+    println!("unknown {:?} after it was removed", gone.elapsed());
+}
+
+#[test]
+fn other_names_are_asked_of_the_coordinators_servers_and_silence_is_told() {
+    if !possible() {
+        return;
+    }
+    let world = World::new();
+    // A server that answers every question with 192.0.2.7.
+    let (ready, started) = std::sync::mpsc::channel();
+    world.coordinator.inside(move || {
+        let socket = UdpSocket::bind("10.9.1.1:53").unwrap();
+        ready.send(()).unwrap();
+        let mut buffer = [0; 4096];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let mut message = Message::from_vec(&buffer[..length]).unwrap();
+            message.metadata.message_type = MessageType::Response;
+            let name = message.queries[0].name().clone();
+            message.add_answer(hickory_proto::rr::Record::from_rdata(
+                name,
+                60,
+                RData::A(hickory_proto::rr::rdata::A([192, 0, 2, 7].into())),
+            ));
+            let _ = socket.send_to(&message.to_vec().unwrap(), from);
+        }
+    });
+    started.recv().unwrap();
+    world.admin(&["dns", "nameservers", "add", "10.9.1.1"]);
+    world.admin(&["dns", "set", "--override", "on"]);
+    up(&world, &world.laptop, "laptop");
+    let answer = wait_for("an answer", || ask(&world.laptop, "example.com.", RecordType::A).filter(|answer| !answer.answers.is_empty()));
+    assert_eq!((answer.metadata.id, addresses(&answer)), (4711, vec![[192, 0, 2, 7].into()]));
+}
+
+/// The machine's file is in a directory of the test's, which is its `/etc`.
+#[test]
+fn the_machines_file_leads_to_the_mesh_while_the_node_runs_and_is_given_back() {
+    if !possible() {
+        return;
+    }
+    let mut world = World::new();
+    let nas = up(&world, &world.exit, "nas");
+    let etc = world.laptop.path("etc");
+    std::fs::create_dir(&etc).unwrap();
+    let before = "search home.lan\nnameserver 192.0.2.53\n";
+    std::fs::write(etc.join("resolv.conf"), before).unwrap();
+    std::fs::write(etc.join("nsswitch.conf"), "hosts: files dns\n").unwrap();
+    for file in ["passwd", "group"] {
+        std::fs::copy(format!("/etc/{file}"), etc.join(file)).unwrap();
+    }
+    let script = format!(
+        "mount --bind {} /etc && exec {} node --socket {} run --state-dir {}",
+        etc.display(),
+        super::world::PROGRAM,
+        world.laptop.path("node.sock").display(),
+        world.laptop.path("state").display()
+    );
+    let mut command = world.laptop.command("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-ec", &script]);
+    let child = command.spawn().unwrap();
+    let pid = child.id().to_string();
+    world.laptop.children.push(child);
+    wait_for("the node's socket", || world.laptop.path("node.sock").exists().then_some(()));
+    up(&world, &world.laptop, "laptop");
+    let now = || std::fs::read_to_string(etc.join("resolv.conf")).unwrap();
+    wait_for("the machine asks us", || now().contains("nameserver 100.100.100.100").then_some(()));
+    assert!(now().contains("search mesh.internal home.lan"), "{}", now());
+    let found = std::process::Command::new("nsenter").args(["-t", &pid, "-n", "-m", "getent", "ahostsv4", "nas"]).output().unwrap();
+    assert!(text(&found.stdout).starts_with(&nas.to_string()), "{}{}", text(&found.stdout), text(&found.stderr));
+
+    // Somebody else writes it, as DHCP and Proxmox do: ours is back, and theirs is what is given back.
+    let other = "nameserver 192.0.2.54\n";
+    std::fs::write(etc.join("resolv.conf"), other).unwrap();
+    wait_for("the machine asks us again", || now().contains("nameserver 100.100.100.100").then_some(()));
+    assert!(world.laptop.node(&["set", "--accept-dns=false"]).status.success());
+    wait_for("the file is given back", || (now() == other).then_some(()));
+    assert!(world.laptop.node(&["set", "--accept-dns=true"]).status.success());
+    wait_for("the machine asks us once more", || now().contains("nameserver 100.100.100.100").then_some(()));
+    assert!(world.laptop.node(&["down"]).status.success());
+    wait_for("the file is given back", || (now() == other).then_some(()));
+    assert!(!etc.join("resolv.conf.before-pvemesh").exists());
+}
