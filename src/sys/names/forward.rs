@@ -10,7 +10,6 @@ use tokio::net::{TcpSocket, UdpSocket};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{read_message, unspecified, write_message};
-use crate::ident::is_mesh_address;
 use crate::names::{Upstream, is_reply_to, with_id};
 use crate::sys::dial::mark_socket;
 use crate::sys::entropy;
@@ -27,10 +26,28 @@ const MAX_REPLY: usize = 65_535;
 /// The codes of a server that cannot or will not answer (RFC 1035, section 4.1.1).
 const SOFT_FAILURES: [u8; 2] = [2, 5];
 
+/// By which way servers are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Past the tunnel: the machine's own servers are its network's.
+    Outside,
+    /// As everything else: a server that the coordinator names may be behind a subnet router, and is asked through an exit node in use.
+    Routed,
+}
+
+impl Way {
+    fn prepare<S: std::os::fd::AsFd>(self, socket: &S) -> io::Result<()> {
+        match self {
+            Self::Outside => mark_socket(socket),
+            Self::Routed => Ok(()),
+        }
+    }
+}
+
 /// The reply of the first server that has a good one; with none, what one of them said instead. `None`: nobody has answered.
-pub(super) async fn ask(servers: &[Upstream], question: &[u8], by_tcp: bool) -> Option<Vec<u8>> {
+pub(super) async fn ask(servers: &[Upstream], question: &[u8], way: Way, by_tcp: bool) -> Option<Vec<u8>> {
     let deadline = Instant::now() + LIMIT;
-    let mut asked: FuturesUnordered<_> = servers.iter().take(MAX_SERVERS).map(|server| one(server, question, by_tcp)).collect();
+    let mut asked: FuturesUnordered<_> = servers.iter().take(MAX_SERVERS).map(|server| one(server, question, way, by_tcp)).collect();
     let mut soft = None;
     while let Ok(Some(reply)) = timeout_at(deadline, asked.next()).await {
         match reply {
@@ -43,18 +60,18 @@ pub(super) async fn ask(servers: &[Upstream], question: &[u8], by_tcp: bool) -> 
 }
 
 /// Asks one server, under a number of its own, and gives the reply the question's.
-async fn one(server: &Upstream, question: &[u8], by_tcp: bool) -> io::Result<Vec<u8>> {
+async fn one(server: &Upstream, question: &[u8], way: Way, by_tcp: bool) -> io::Result<Vec<u8>> {
     let Upstream::At(address) = server else {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "DNS over HTTPS is not spoken yet"));
     };
     let number = entropy::bytes::<2>().map(u16::from_be_bytes)?;
     let numbered = with_id(question, number);
     let reply = if by_tcp {
-        stream(*address, &numbered).await?
+        stream(*address, &numbered, way).await?
     } else {
         tokio::select! {
-            Ok(reply) = datagram(*address, &numbered) => reply,
-            Ok(reply) = async { sleep(TCP_AFTER).await; stream(*address, &numbered).await } => reply,
+            Ok(reply) = datagram(*address, &numbered, way) => reply,
+            Ok(reply) = async { sleep(TCP_AFTER).await; stream(*address, &numbered, way).await } => reply,
             else => return Err(io::ErrorKind::TimedOut.into()),
         }
     };
@@ -62,12 +79,9 @@ async fn one(server: &Upstream, question: &[u8], by_tcp: bool) -> io::Result<Vec
     Ok(with_id(&reply, number))
 }
 
-async fn datagram(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+async fn datagram(server: SocketAddr, question: &[u8], way: Way) -> io::Result<Vec<u8>> {
     let socket = UdpSocket::bind(unspecified(server.ip())).await?;
-    // A server in the mesh is reached through the tunnel, others are not.
-    if !is_mesh_address(server.ip()) {
-        mark_socket(&socket)?;
-    }
+    way.prepare(&socket)?;
     socket.connect(server).await?;
     let mut buffer = vec![0; MAX_REPLY];
     for wait in AGAIN {
@@ -83,12 +97,10 @@ async fn datagram(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
     Err(io::ErrorKind::TimedOut.into())
 }
 
-async fn stream(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+async fn stream(server: SocketAddr, question: &[u8], way: Way) -> io::Result<Vec<u8>> {
     let work = async {
         let socket = if server.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        if !is_mesh_address(server.ip()) {
-            mark_socket(&socket)?;
-        }
+        way.prepare(&socket)?;
         let mut stream = socket.connect(server).await?;
         write_message(&mut stream, question).await?;
         loop {

@@ -6,6 +6,7 @@
 mod forward;
 mod resolv_conf;
 
+use forward::Way;
 pub(in crate::sys) use resolv_conf::{PATH, ResolvConf, is_another_networks};
 
 use std::io;
@@ -109,13 +110,13 @@ impl Shared {
             let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
             (known.table.clone(), known.fallback.clone())
         };
-        let servers = match answer(&table, question) {
+        let (servers, way) = match answer(&table, question) {
             Verdict::Reply(reply) => return Some(reply),
             Verdict::Drop => return None,
-            Verdict::Ask(servers) if servers.is_empty() => fallback.to_vec(),
-            Verdict::Ask(servers) => servers.into_iter().filter(|server| !is_own(server)).collect(),
+            Verdict::Ask(servers) if servers.is_empty() => (fallback.to_vec(), Way::Outside),
+            Verdict::Ask(servers) => (servers.into_iter().filter(|server| !is_own(server)).collect(), Way::Routed),
         };
-        Some(forward::ask(&servers, question, by_tcp).await.unwrap_or_else(|| failed(question)))
+        Some(forward::ask(&servers, question, way, by_tcp).await.unwrap_or_else(|| failed(question)))
     }
 }
 
