@@ -7,7 +7,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::ident::{QUAD100_V4, QUAD100_V6};
@@ -138,6 +138,8 @@ impl ResolvConf {
         let new = self.path.with_file_name(".resolv.conf.pvemesh");
         let whole = || {
             let mut file = fs::File::create(&new)?;
+            // Every user's programs read it, whatever this process gives its files otherwise.
+            file.set_permissions(fs::Permissions::from_mode(0o644))?;
             file.write_all(text.as_bytes())?;
             fs::rename(&new, &self.path)
         };
