@@ -65,7 +65,7 @@ impl Site {
     }
 
     async fn serve_tls(&self) {
-        let listener = TcpListener::bind("127.0.0.1:443").await.unwrap();
+        let listener = listen(443).await;
         let (server, count, tls) = (self.server.clone(), self.count.clone(), self.tls.clone());
         tokio::spawn(async move {
             loop {
@@ -85,7 +85,7 @@ impl Site {
         if matches!(plain, Plain::Nothing) {
             return None;
         }
-        let listener = TcpListener::bind("127.0.0.1:80").await.unwrap();
+        let listener = listen(80).await;
         let (server, count) = (self.server.clone(), self.count.clone());
         Some(tokio::spawn(async move {
             loop {
@@ -110,6 +110,19 @@ impl Site {
     fn dialer(&self) -> Dialer {
         Dialer::new(Some(self.authority.path().to_owned()))
     }
+}
+
+/// A listener at a port that an ended task may not have let go yet.
+async fn listen(port: u16) -> TcpListener {
+    let free = async {
+        loop {
+            match TcpListener::bind(("127.0.0.1", port)).await {
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => tokio::time::sleep(Duration::from_millis(10)).await,
+                result => return result.unwrap(),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), free).await.expect("the port becomes free")
 }
 
 fn server_key() -> MachinePublic {
