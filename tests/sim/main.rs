@@ -9,6 +9,8 @@
     reason = "test code"
 )]
 
+mod crowd;
+mod many;
 mod nat;
 mod network;
 mod relayed;

@@ -34,7 +34,7 @@ fn is_hard(depends: Depends) -> bool {
 }
 
 /// Whether the first one's packets get in at the address that the other one has told, and the answers get back.
-fn leads(from: (Depends, Depends), to: (Depends, Depends)) -> bool {
+pub fn leads(from: (Depends, Depends), to: (Depends, Depends)) -> bool {
     // What leaves a hard NAT has a port that nobody has been told, so a strict filter at the other end drops it. And what a hard NAT has
     // opened for somebody is another port than the one that was told.
     let strict = |filter| filter == Depends::AddressAndPort;
