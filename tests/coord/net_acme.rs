@@ -134,9 +134,9 @@ fn settings(authority: &Authority, dir: &Path, port: u16) -> impl Fn(&mut pvemes
 }
 
 /// Waits until the server shows a certificate of this root. Until there is one the handshake fails, quickly.
-async fn connected(server: &Running, root: &CertificateDer<'static>) -> TlsStream<TcpStream> {
+async fn connected(server: SocketAddr, root: &CertificateDer<'static>) -> TlsStream<TcpStream> {
     loop {
-        if let Ok(stream) = tls::connect(server.coordinator.address(), tls::NAME, std::slice::from_ref(root)).await {
+        if let Ok(stream) = tls::connect(server, tls::NAME, std::slice::from_ref(root)).await {
             return stream;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -155,7 +155,7 @@ async fn a_certificate_is_had_by_acme_kept_and_served_again_after_a_restart_with
     let root = CertificateDer::from_pem_file(dir.path().join("root.pem")).unwrap();
     let settings = settings(&authority, dir.path(), port);
     let server = Running::start_with(dir, &settings).await;
-    let first = within("the certificate", connected(&server, &root)).await;
+    let first = within("the certificate", connected(server.coordinator.address(), &root)).await;
     let shown = tls::shown(&first);
     let (noise, _) = raw::upgrade(first, &server.coordinator.server_key(), &MachinePrivate::from_seed([1; 32]), 145).await;
     assert_eq!(Tunnel::over(noise).await.post("/machine/none", "").await.status, 501);
@@ -180,7 +180,7 @@ async fn a_certificate_is_had_by_acme_kept_and_served_again_after_a_restart_with
     server.coordinator.stop().await;
     drop(authority);
     let server = Running::start_with(dir, &settings).await;
-    let again = within("the kept certificate", connected(&server, &root)).await;
+    let again = within("the kept certificate", connected(server.coordinator.address(), &root)).await;
     assert_eq!(tls::shown(&again), shown);
 }
 
@@ -212,15 +212,7 @@ async fn a_relay_of_its_own_has_its_certificate_by_acme_too() {
     .await
     .unwrap();
     assert_eq!(relay.pin(), None, "a relay map names no certificate that changes");
-    let mut stream = within("the certificate", async {
-        loop {
-            if let Ok(stream) = tls::connect(relay.address().unwrap(), tls::NAME, std::slice::from_ref(&root)).await {
-                return stream;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
+    let mut stream = within("the certificate", connected(relay.address().unwrap(), &root)).await;
     let upgrade = format!("GET /derp HTTP/1.1\r\nHost: {}\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n", tls::NAME);
     stream.write_all(upgrade.as_bytes()).await.unwrap();
     let mut answer = [0; 12];
@@ -241,9 +233,9 @@ async fn a_certificate_is_renewed_before_it_ends() {
     let root = CertificateDer::from_pem_file(dir.path().join("root.pem")).unwrap();
     let settings = settings(&authority, dir.path(), port);
     let server = Running::start_with(dir, &settings).await;
-    let first = tls::shown(&within("the certificate", connected(&server, &root)).await);
+    let first = tls::shown(&within("the certificate", connected(server.coordinator.address(), &root)).await);
     within("another certificate", async {
-        while tls::shown(&connected(&server, &root).await) == first {
+        while tls::shown(&connected(server.coordinator.address(), &root).await) == first {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     })
