@@ -192,7 +192,8 @@ fn a_killed_child_is_started_again_and_one_that_does_not_end_is_killed_in_time()
     kill_process(Pid::from_raw(second).unwrap(), Signal::STOP).unwrap();
     let (took, console) = appliance.stop(Signal::POWER);
     assert!(console.contains("did not end"), "{console}");
-    assert!((Duration::from_millis(800)..Duration::from_millis(1200)).contains(&took), "{took:?}");
+    // It is given a second; a busy machine adds to that.
+    assert!((Duration::from_millis(800)..Duration::from_millis(2500)).contains(&took), "{took:?}");
     assert!(!netns.run("ss -lnt").contains(":8080"));
 }
 
