@@ -184,12 +184,30 @@ impl ResolvConf {
 /// machine's own, whose other programs must not be sent to a resolver they cannot reach.
 pub(in crate::sys) fn is_another_networks(path: &Path) -> bool {
     let id = |path: &Path| fs::metadata(path).ok().map(|data| (data.dev(), data.ino()));
-    let (own, machine) = (id(Path::new("/proc/self/ns/net")), id(Path::new("/proc/1/ns/net")));
-    if own.is_none() || machine.is_none() || own == machine {
+    let Some(machine) = first_process() else { return false };
+    let differs = |kind: &str| id(&Path::new("/proc/self/ns").join(kind)) != id(&machine.join("ns").join(kind));
+    if !differs("net") {
         return false;
     }
-    let theirs = Path::new("/proc/1/root").join(path.strip_prefix("/").unwrap_or(path));
-    id(path).is_some() && id(path) == id(&theirs)
+    if !differs("mnt") {
+        return true;
+    }
+    // Other mounts may show the same file, also one that is not there yet.
+    let theirs = machine.join("root").join(path.strip_prefix("/").unwrap_or(path));
+    let same = || match (id(path), id(&theirs)) {
+        (None, None) => path.parent().and_then(id) == theirs.parent().and_then(id),
+        (own, machine) => own == machine,
+    };
+    // Looked at again, because it may be replaced between the two looks.
+    (0..3).any(|_| same())
+}
+
+/// The directory of the process that stands for the machine: the first one, or where that may not be looked into, the eldest that may.
+fn first_process() -> Option<PathBuf> {
+    let directory = |id: u32| PathBuf::from(format!("/proc/{id}"));
+    let looked_into = |id: &u32| fs::metadata(directory(*id).join("ns/net")).is_ok();
+    let others = || fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter(looked_into).min();
+    Some(1).filter(looked_into).or_else(others).map(directory)
 }
 
 #[cfg(test)]
