@@ -206,7 +206,8 @@ pub(in crate::sys) fn is_another_networks(path: &Path) -> bool {
 fn first_process() -> Option<PathBuf> {
     let directory = |id: u32| PathBuf::from(format!("/proc/{id}"));
     let looked_into = |id: &u32| fs::metadata(directory(*id).join("ns/net")).is_ok();
-    let others = || fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter(looked_into).min();
+    let others =
+        || fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter(looked_into).min();
     Some(1).filter(looked_into).or_else(others).map(directory)
 }
 
