@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use pvemesh::ident::{DiscoPrivate, NodePrivate, RegionId};
-use pvemesh::path::{Paths, Peer, RelayState};
+use pvemesh::path::{Local, Outside, Paths, Peer, RelayState};
 use pvemesh::time::Time;
 use pvemesh::wire::disco::{SharedKey, read_anything};
 
@@ -21,6 +21,7 @@ fuzz_target!(|data: &[u8]| {
     let addresses = vec![SocketAddr::from(([192, 0, 2, 1], 1))];
     paths.set_peers(Time::default(), &[Peer { key: peer_node, disco: Some(peer.public()), addresses, home }]);
     paths.set_relay(Time::default(), RegionId(1), RelayState::Up);
+    paths.set_outside(Some(Outside { seen: "203.0.113.1:1".parse().unwrap(), varies: None }));
     paths.set_endpoints(Time::default(), vec![SocketAddr::from(([203, 0, 113, 1], 1))]);
     // Messages of a peer that means no good: a byte says how long each is, and how it comes.
     let (mut rest, mut now) = (data, Time::default());
@@ -30,7 +31,8 @@ fuzz_target!(|data: &[u8]| {
         now = now + Duration::from_millis(u64::from(how) * 10);
         let packet = key.seal(&peer.public(), [how; 24], message);
         if how % 2 == 0 {
-            paths.handle_datagram(now, SocketAddr::from(([198, 51, 100, how], 1)), &packet);
+            let local = if how < 128 { Local::MAIN } else { Local::from_number(how.into()) };
+            paths.handle_datagram(now, local, SocketAddr::from(([198, 51, 100, how], 1)), &packet);
         } else {
             paths.handle_relayed(now, RegionId(1), peer_node, &packet);
         }

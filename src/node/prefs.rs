@@ -38,6 +38,8 @@ pub struct Prefs {
     pub accept_dns: bool,
     /// Ask the home router for a port.
     pub port_mapping: bool,
+    /// Guess ports together with a peer where nothing else leads directly to it.
+    pub port_guessing: bool,
     /// Addresses under which this node is reachable from outside.
     pub endpoints: Vec<SocketAddr>,
     /// A file with a certificate authority to trust for the coordinator.
@@ -96,6 +98,7 @@ impl Default for Prefs {
             shields_up: false,
             accept_dns: true,
             port_mapping: true,
+            port_guessing: true,
             endpoints: Vec::new(),
             ca_file: None,
         }
@@ -156,6 +159,8 @@ pub struct PrefsChange {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port_mapping: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub port_guessing: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<SocketAddr>>,
     /// An empty path means none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -182,6 +187,7 @@ impl PrefsChange {
         set(&mut prefs.shields_up, self.shields_up);
         set(&mut prefs.accept_dns, self.accept_dns);
         set(&mut prefs.port_mapping, self.port_mapping);
+        set(&mut prefs.port_guessing, self.port_guessing);
         set(&mut prefs.endpoints, self.endpoints);
         set(&mut prefs.ca_file, self.ca_file.map(|path| Some(path).filter(|path| !path.as_os_str().is_empty())));
     }

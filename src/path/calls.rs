@@ -19,8 +19,9 @@ const HEED_GAP: Duration = Duration::from_millis(300);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Calls {
     made: Option<Time>,
-    /// How many, since an address was last proven.
+    /// How many, since an address was last proven, and when the first of them was.
     fruitless: u32,
+    since: Option<Time>,
     heeded: Option<Time>,
 }
 
@@ -31,6 +32,7 @@ impl Calls {
         let due = self.made.is_none_or(|at| now.since(at) >= gap);
         if due {
             self.made = Some(now);
+            self.since.get_or_insert(now);
             self.fruitless = self.fruitless.saturating_add(1);
         }
         due
@@ -38,7 +40,12 @@ impl Calls {
 
     /// An address has been proven.
     pub(super) fn note_success(&mut self) {
-        self.fruitless = 0;
+        (self.fruitless, self.since) = (0, None);
+    }
+
+    /// Since when calls have been in vain.
+    pub(super) fn in_vain_since(&self) -> Option<Time> {
+        self.since
     }
 
     /// Whether a call of the peer's is followed by pings.

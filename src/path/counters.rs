@@ -20,6 +20,14 @@ counters! {
     calls_out,
     /// Call-me-maybes accepted.
     calls_in,
+    /// Offers of many open ports sent.
+    offers_out,
+    /// Those accepted.
+    offers_in,
+    /// Pings sent to guessed ports.
+    guesses_out,
+    /// Pings sent only to open a port.
+    openings_out,
     /// Pings accepted.
     pings_in,
     /// Pongs accepted.
@@ -38,6 +46,8 @@ counters! {
     replayed,
     /// Dropped: a pong to no ping of ours.
     unasked,
-    /// Dropped: a call-me-maybe that did not come through a relay.
+    /// Dropped: from an address that is talked to from another socket of ours.
+    elsewhere,
+    /// Dropped: a call-me-maybe, or an offer, that did not come through a relay.
     misplaced,
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::Path;
+use super::{Local, Path};
 use crate::ident::{DiscoPublic, NodePublic, RegionId};
 
 /// A peer as the network map has it.
@@ -24,6 +24,8 @@ pub struct Peer {
 pub struct Transmit {
     /// By which way.
     pub to: Path,
+    /// From which of our sockets, if the way is an address.
+    pub from: Local,
     /// To whom, for a relay to know.
     pub peer: NodePublic,
     /// What.
@@ -51,6 +53,8 @@ pub enum Event {
     Refresh,
     /// A peer's process is another one than before: its WireGuard session is to be dropped.
     Restarted(NodePublic),
+    /// Other sockets are wanted now than before, see [`super::Paths::sockets`]: before anything is sent.
+    Sockets,
     /// A handshake with this peer would be answered now. If there is no session, one is to be started, even if an earlier
     /// attempt still runs: it could not be answered.
     Meet(NodePublic),

@@ -19,6 +19,8 @@
 //! * While nothing is proven and there is no relay, WireGuard's own handshake is the probe, as it is for peers without a disco key:
 //!   an initiation goes to every candidate, the one it is answered from is taken, and the path follows authentic packets, except away
 //!   from a local network that still answers. A handshake unanswered for [`UNANSWERED`] puts all candidates back into play.
+//! * Where all of that has been in vain for a while, two nodes of ours guess a port together (`spread`); one of them may talk to an
+//!   address from another socket than the main one then ([`Local`]).
 //!
 //! An address learned from a ping alone, which anyone may send again from elsewhere, gets one answer and one ping, never data and
 //! never a handshake, until it is proven.
@@ -34,6 +36,7 @@ mod probes;
 mod rank;
 mod relays;
 mod route;
+mod spread;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +48,7 @@ pub use peer::Way;
 pub use rank::is_better;
 pub use relays::RelayState;
 pub use route::{Choice, KEEPALIVE, Route, Ways};
+pub use spread::{GUESSES, Local, Outside, PORTS};
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Path, Reach, canonical};
+use super::{Local, Path, Reach, canonical};
 use crate::ident::RegionId;
 use crate::time::Time;
 
@@ -18,6 +18,8 @@ const REMIND: Duration = Duration::from_millis(200);
 pub struct Choice {
     /// The address in use.
     pub direct: Option<SocketAddr>,
+    /// The socket it is talked to from.
+    pub local: Local,
     /// Until when that address is enough alone; then packets go through the relay as well, if there is one. Absent: it is not now.
     pub alone: Option<Time>,
     /// The relay to use beside it or in its place.
@@ -31,6 +33,8 @@ pub struct Choice {
 pub struct Ways {
     /// UDP to this address.
     pub direct: Option<SocketAddr>,
+    /// From this socket.
+    pub local: Local,
     /// Through this relay.
     pub relay: Option<RegionId>,
 }
@@ -46,8 +50,10 @@ impl Choice {
     /// Where a packet goes.
     pub fn ways(&self, now: Time) -> Ways {
         match (self.direct, self.relay) {
-            (Some(direct), Some(_)) if self.alone.is_some_and(|until| now <= until) => Ways { direct: Some(direct), relay: None },
-            (direct, relay) => Ways { direct, relay },
+            (Some(direct), Some(_)) if self.alone.is_some_and(|until| now <= until) => {
+                Ways { direct: Some(direct), local: self.local, relay: None }
+            }
+            (direct, relay) => Ways { direct, local: self.local, relay },
         }
     }
 }
@@ -144,17 +150,18 @@ mod tests {
     #[test]
     fn packets_go_both_ways_when_trust_is_over_and_by_the_relay_alone_when_there_is_no_address() {
         let (address, relay) = ("203.0.113.5:1".parse().ok(), Some(RegionId(7)));
-        let mut choice = Choice { direct: address, alone: Some(at(10)), relay, probed: true };
-        assert_eq!(choice.ways(at(10)), Ways { direct: address, relay: None });
-        assert_eq!(choice.ways(at(11)), Ways { direct: address, relay });
+        let local = Local::from_number(3);
+        let mut choice = Choice { direct: address, local, alone: Some(at(10)), relay, probed: true };
+        assert_eq!(choice.ways(at(10)), Ways { direct: address, local, relay: None });
+        assert_eq!(choice.ways(at(11)), Ways { direct: address, local, relay });
         choice.alone = None;
-        assert_eq!(choice.ways(at(1)), Ways { direct: address, relay });
+        assert_eq!(choice.ways(at(1)), Ways { direct: address, local, relay });
         choice.direct = None;
-        assert_eq!(choice.ways(at(1)), Ways { direct: None, relay });
+        assert_eq!(choice.ways(at(1)), Ways { direct: None, local, relay });
         choice.relay = None;
         assert!(choice.ways(at(1)).is_none());
         choice.direct = address;
-        assert_eq!(choice.ways(at(99)), Ways { direct: address, relay: None }, "what else");
+        assert_eq!(choice.ways(at(99)), Ways { direct: address, local, relay: None }, "what else");
     }
 
     #[test]

@@ -14,6 +14,9 @@ use super::turn;
 /// The first answer takes no longer than this, direct or not.
 const FIRST: Duration = Duration::from_secs(1);
 
+/// Where ports are guessed a direct way is found within this time.
+const GUESSING: Duration = Duration::from_secs(60);
+
 /// Nodes by place, and the machines they are on.
 struct World {
     /// For each place, a node of each of the kinds asked for.
@@ -65,9 +68,16 @@ impl World {
     fn apart(&self, (from, a): (usize, usize), (to, b): (usize, usize)) -> Game<'_> {
         let places = [ALL[from].name(), ALL[to].name()];
         let nodes = [&self.apart[from][a], &self.apart[to][b]];
-        // Two stock nodes are not to be good enough here, but to be measured.
-        let limit = if nodes.iter().all(|node| node.kind == Kind::Stock) { 4 * LIMIT } else { LIMIT };
-        Game { nodes, places, possible: ALL[from].reaches(ALL[to]), limit }
+        let all = |kind| nodes.iter().all(|node| node.kind == kind);
+        let guesses = all(Kind::Ours) && ALL[from].guesses(ALL[to]);
+        let limit = match () {
+            // Each turn is through with 98 of 100, and a node guesses for one peer at a time.
+            () if guesses => GUESSING,
+            // Two stock nodes are not to be good enough here, but to be measured.
+            () if all(Kind::Stock) => 4 * LIMIT,
+            () => LIMIT,
+        };
+        Game { nodes, places, possible: guesses || ALL[from].reaches(ALL[to]), limit }
     }
 
     fn together(&self) -> impl Iterator<Item = Game<'_>> {

@@ -64,6 +64,13 @@ impl Place {
         }
         self == Self::Ipv6 && other == Self::Ipv6 || !(hard(self) && strict(other) || hard(other) && strict(self))
     }
+
+    /// Whether two nodes of ours guess a port, where nothing else leads directly: one NAT is hard, the other keeps its port.
+    pub fn guesses(self, other: Self) -> bool {
+        let hard = |place| matches!(place, Self::Hard | Self::Ipv6);
+        let keeps = |place| matches!(place, Self::PortRestricted | Self::Carrier);
+        hard(self) && keeps(other) || hard(other) && keeps(self)
+    }
 }
 
 /// What two nodes may share.

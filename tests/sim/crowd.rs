@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use pvemesh::ident::{DiscoPrivate, DiscoPublic, NodePublic, RegionId};
-use pvemesh::path::{Event, Path, Paths, Peer, RelayState, Route};
+use pvemesh::path::{Event, Local, Path, Paths, Peer, RelayState, Route};
 use pvemesh::time::Time;
 use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
@@ -161,7 +161,7 @@ impl Crowd {
     fn look(&mut self, n: usize) {
         let now = self.now;
         let member = &mut self.members[n];
-        member.seen = member.nat.as_mut().map(|nat| nat.leaves(now, address(STUN)));
+        member.seen = member.nat.as_mut().map(|nat| nat.leaves(now, Local::MAIN, address(STUN)));
         member.paths.set_endpoints(now, std::iter::once(member.own).chain(member.seen).collect());
     }
 
@@ -251,7 +251,7 @@ impl Crowd {
     fn send(&mut self, n: usize, to: SocketAddr, packet: Packet) {
         let now = self.now;
         let member = &mut self.members[n];
-        let from = member.nat.as_mut().map_or(member.own, |nat| nat.leaves(now, to));
+        let from = member.nat.as_mut().map_or(member.own, |nat| nat.leaves(now, Local::MAIN, to));
         let [least, most] = DIRECT;
         let latency = Duration::from_millis(least + self.any(most - least));
         if self.any(1000) >= LOST.into() && self.by_ip.contains_key(&to.ip()) {
@@ -283,7 +283,7 @@ impl Crowd {
                     }
                 }
                 Event::Refresh => refresh = true,
-                Event::Restarted(_) | Event::Meet(_) | Event::Answered { .. } => {}
+                Event::Restarted(_) | Event::Sockets | Event::Meet(_) | Event::Answered { .. } => {}
             }
         }
         let due = self.members[n].paths.poll_timeout().map(|deadline| deadline.at);
@@ -345,11 +345,11 @@ impl Crowd {
             Step::Arrive { from, at, packet } => {
                 let n = self.by_ip[&at.ip()];
                 let member = &self.members[n];
-                let arrives = member.nat.as_ref().map_or(member.own == at, |nat| nat.lets_in(now, at, from));
+                let arrives = member.nat.as_ref().map_or(member.own == at, |nat| nat.lets_in(now, at, from).is_some());
                 match packet {
                     _ if !arrives => {}
                     Packet::Probe(contents) => {
-                        self.members[n].paths.handle_datagram(now, from, &contents);
+                        self.members[n].paths.handle_datagram(now, Local::MAIN, from, &contents);
                         self.drain(n);
                     }
                     data => self.heard(n, Path::Direct(from), &data),

@@ -10,6 +10,7 @@
 )]
 
 mod crowd;
+mod guessing;
 mod many;
 mod nat;
 mod network;

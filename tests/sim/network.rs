@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pvemesh::ident::{DiscoPrivate, NodePrivate, NodePublic, RegionId};
-use pvemesh::path::{Event, Path, Paths, Peer, RelayState, Route};
+use pvemesh::path::{Event, Local, Outside, Path, Paths, Peer, RelayState, Route};
 use pvemesh::time::Time;
 use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
@@ -63,6 +63,8 @@ pub struct Host {
     /// When the way to the peer changed.
     pub moves: Vec<(Time, Option<Path>)>,
     pub restarts: usize,
+    /// Those beside the main one.
+    pub sockets: BTreeSet<Local>,
     pub probes: Vec<Time>,
 }
 
@@ -73,6 +75,8 @@ pub struct Network {
     /// How long the relay takes, if there is one.
     pub relay: Option<Duration>,
     relay_works: bool,
+    /// Whether nodes may guess ports.
+    pub guessing: bool,
     wires: Vec<Wire>,
     random: ChaCha12Rng,
     steps: BTreeMap<(Time, u64), Step>,
@@ -103,6 +107,7 @@ fn host(n: u8, seed: u64, addresses: &[&str]) -> Host {
         received: 0,
         moves: Vec::new(),
         restarts: 0,
+        sockets: BTreeSet::new(),
         probes: Vec::new(),
     }
 }
@@ -135,6 +140,7 @@ impl Network {
             nats: [None, None],
             relay: None,
             relay_works: true,
+            guessing: false,
             wires: wires.to_vec(),
             random,
             steps: BTreeMap::new(),
@@ -164,7 +170,11 @@ impl Network {
 
     fn look(&mut self, n: usize) {
         let now = self.now;
-        self.hosts[n].seen = self.nats[n].as_mut().map(|nat| nat.leaves(now, address(STUN)));
+        self.hosts[n].seen = self.nats[n].as_mut().map(|nat| nat.leaves(now, Local::MAIN, address(STUN)));
+        if let (Some(SocketAddr::V4(seen)), true) = (self.hosts[n].seen, self.guessing) {
+            // There is one STUN server only, so what kind of NAT it is remains unknown.
+            self.hosts[n].paths.set_outside(Some(Outside { seen, varies: None }));
+        }
         let all = self.hosts[n].addresses.iter().copied().chain(self.hosts[n].seen).collect();
         self.hosts[n].paths.set_endpoints(now, all);
     }
@@ -199,10 +209,10 @@ impl Network {
         self.steps.insert((at, self.count), step);
     }
 
-    fn send(&mut self, n: usize, to: SocketAddr, packet: Packet) {
+    fn send(&mut self, n: usize, from: Local, to: SocketAddr, packet: Packet) {
         let on = |wire: &Wire, address: &SocketAddr| address.to_string().starts_with(wire.prefix);
         let Some(wire) = self.wires.iter().find(|wire| on(wire, &to)).copied() else { return };
-        let outside = self.nats[n].as_mut().map(|nat| nat.leaves(self.now, to));
+        let outside = self.nats[n].as_mut().map(|nat| nat.leaves(self.now, from, to));
         let inside = || self.hosts[n].addresses.iter().find(|own| on(&wire, own)).copied();
         let Some(from) = outside.or_else(inside) else { return };
         let jitter = wire.jitter.mul_f64(f64::from(self.random.next_u32()) / f64::from(u32::MAX));
@@ -216,7 +226,7 @@ impl Network {
             let now = self.now;
             self.hosts[n].probes.push(now);
             match transmit.to {
-                Path::Direct(to) => self.send(n, to, Packet::Probe(transmit.contents)),
+                Path::Direct(to) => self.send(n, transmit.from, to, Packet::Probe(transmit.contents)),
                 Path::Relay(_) => self.send_relayed(n, Packet::Probe(transmit.contents)),
             }
         }
@@ -228,6 +238,7 @@ impl Network {
                 Event::Moved(_) => host.moves.push((self.now, host.paths.route(&peer).direct.map(Path::Direct))),
                 Event::Restarted(_) => host.restarts += 1,
                 Event::Refresh => refresh = true,
+                Event::Sockets => host.sockets = host.paths.sockets(),
                 Event::Meet(_) | Event::Answered { .. } => {}
             }
         }
@@ -253,7 +264,7 @@ impl Network {
                     self.hosts[n].sent += 1;
                     let (number, ways) = (self.hosts[n].sent, self.hosts[n].route.ways(now));
                     if let Some(to) = ways.direct {
-                        self.send(n, to, Packet::Data(number));
+                        self.send(n, ways.local, to, Packet::Data(number));
                     }
                     if ways.relay.is_some() {
                         self.send_relayed(n, Packet::Data(number));
@@ -262,22 +273,23 @@ impl Network {
             }
             Step::Arrive { to: n, from, at, packet } => {
                 let arrives = match &self.nats[n] {
-                    Some(nat) => nat.ip == at.ip() && nat.lets_in(now, at, from),
-                    None => self.hosts[n].addresses.contains(&at),
+                    Some(nat) => nat.lets_in(now, at, from).filter(|_| nat.ip == at.ip()),
+                    None => self.hosts[n].addresses.contains(&at).then_some(Local::MAIN),
                 };
-                if arrives {
-                    self.arrived(n, Path::Direct(from), packet);
+                // Sockets that were closed receive nothing.
+                if let Some(local) = arrives.filter(|local| *local == Local::MAIN || self.hosts[n].sockets.contains(local)) {
+                    self.arrived(n, local, Path::Direct(from), packet);
                 }
             }
-            Step::Relayed { to: n, packet } => self.arrived(n, Path::Relay(REGION), packet),
+            Step::Relayed { to: n, packet } => self.arrived(n, Local::MAIN, Path::Relay(REGION), packet),
         }
     }
 
-    fn arrived(&mut self, n: usize, from: Path, packet: Packet) {
+    fn arrived(&mut self, n: usize, local: Local, from: Path, packet: Packet) {
         let (now, peer) = (self.now, self.hosts[1 - n].key);
         let host = &mut self.hosts[n];
         match (packet, from) {
-            (Packet::Probe(contents), Path::Direct(from)) => host.paths.handle_datagram(now, from, &contents),
+            (Packet::Probe(contents), Path::Direct(from)) => host.paths.handle_datagram(now, local, from, &contents),
             (Packet::Probe(contents), Path::Relay(region)) => host.paths.handle_relayed(now, region, peer, &contents),
             (Packet::Data(number), from) => {
                 host.heard = Some(now);

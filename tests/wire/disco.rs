@@ -61,6 +61,22 @@ fn the_recorded_ping_and_pong_are_made_and_read() {
 }
 
 #[test]
+fn offers_to_guess_ports_are_made_and_read_and_are_of_a_type_that_stock_programs_do_not_know() {
+    for (message, recorded) in [
+        (Message::SpreadOffer { outside: [203, 0, 113, 9].into() }, "70000000000000000000000000ffffcb0071090000"),
+        (Message::SpreadAccept { at: "203.0.113.5:41641".parse().unwrap() }, "70000100000000000000000000ffffcb007105a2a9"),
+    ] {
+        assert_eq!(message.encode(), hex(recorded));
+        assert_eq!(Message::decode(&hex(recorded)), Ok(message.clone()));
+        // Stock programs have given out the types 1 to 9 so far.
+        assert!(message.encode()[0] > 9);
+        assert_eq!(Message::decode(&hex(recorded)[..20]), Err(MessageError::Short));
+    }
+    let v6 = "70000020010db8000000000000000000000005a2a9";
+    assert_eq!(Message::decode(&hex(v6)), Err(MessageError::Unknown(0x70)), "there is nothing to guess in IPv6");
+}
+
+#[test]
 fn a_call_me_maybe_is_read_and_a_list_that_does_not_add_up_is_empty() {
     let endpoints: Vec<SocketAddr> = vec!["203.0.113.9:41641".parse().unwrap(), "[2001:db8::5]:41641".parse().unwrap()];
     assert_eq!(Message::decode(&hex(CALL)), Ok(Message::CallMeMaybe(endpoints.clone())));

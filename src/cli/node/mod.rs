@@ -128,6 +128,10 @@ struct Wishes {
     /// Ask the home router for a port, by NAT-PMP, PCP or UPnP, so that peers behind the hardest NATs reach this node directly (the default).
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     port_mapping: Option<bool>,
+    /// Guess ports together with a peer where nothing else leads directly to it: about a thousand pings within four seconds, to the peer's
+    /// address alone (the default). Needs pvemesh on both ends.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    port_guessing: Option<bool>,
     /// A file with the certificate authority of a coordinator with a certificate of its own making, in PEM form; empty for none.
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
@@ -146,6 +150,7 @@ impl Wishes {
             shields_up: self.shields_up,
             accept_dns: self.accept_dns,
             port_mapping: self.port_mapping,
+            port_guessing: self.port_guessing,
             ca_file: self.ca_file.as_deref().map(readable).transpose()?,
             ..Default::default()
         })

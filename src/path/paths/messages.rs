@@ -6,20 +6,28 @@ use rand_core::RngCore as _;
 
 use super::Paths;
 use crate::ident::{DiscoPublic, NodePublic, RegionId};
-use crate::path::{Event, Path, Transmit, is_usable};
+use crate::path::{Event, Local, Path, Transmit, is_usable};
 use crate::time::Time;
 use crate::wire::disco::{Envelope, Message, MessageError, NONCE_LEN, TxId};
 
 impl Paths {
-    /// A datagram came that [looks like](crate::wire::disco::looks_like) a disco packet.
-    pub fn handle_datagram(&mut self, now: Time, from: SocketAddr, datagram: &[u8]) {
+    /// A datagram came to one of our sockets that [looks like](crate::wire::disco::looks_like) a disco packet.
+    pub fn handle_datagram(&mut self, now: Time, local: Local, from: SocketAddr, datagram: &[u8]) {
         let opened = if is_usable(from) { self.open(datagram) } else { self.malformed() };
         let Some((disco, message)) = opened else { return };
+        if !self.came_to(now, local, from, disco) {
+            self.counters.elsewhere += 1;
+            return;
+        }
         match message {
             Message::Ping { tx, node } => self.pinged(now, disco, from, tx, node),
-            Message::Pong { tx, observed } => self.ponged(now, disco, None, tx, observed),
+            Message::Pong { tx, observed } => {
+                if self.ponged(now, disco, None, tx, observed) && local == Local::MAIN {
+                    self.note_seen_at(now, observed);
+                }
+            }
             // Anyone could repeat it, and have us ping whom it names.
-            Message::CallMeMaybe(_) => self.counters.misplaced += 1,
+            Message::CallMeMaybe(_) | Message::SpreadOffer { .. } | Message::SpreadAccept { .. } => self.counters.misplaced += 1,
         }
     }
 
@@ -40,11 +48,15 @@ impl Paths {
                     self.pong(disco, from, to, tx);
                 }
             }
-            Message::Pong { tx, observed } => self.ponged(now, disco, Some((region, from)), tx, observed),
+            Message::Pong { tx, observed } => {
+                self.ponged(now, disco, Some((region, from)), tx, observed);
+            }
             Message::CallMeMaybe(addresses) => {
                 self.counters.calls_in += 1;
                 self.with(now, from, |paths, draw| paths.called(now, &addresses, draw));
             }
+            Message::SpreadOffer { outside } => self.offered(now, from, outside),
+            Message::SpreadAccept { at } => self.accepted(now, from, at),
         }
     }
 
@@ -105,11 +117,15 @@ impl Paths {
         }
     }
 
-    /// `through` is the relay and the peer it vouches for.
-    fn ponged(&mut self, now: Time, disco: DiscoPublic, through: Option<(RegionId, NodePublic)>, tx: TxId, observed: SocketAddr) {
+    /// `through` is the relay and the peer it vouches for. Whether it answers a ping of ours.
+    fn ponged(&mut self, now: Time, disco: DiscoPublic, through: Option<(RegionId, NodePublic)>, tx: TxId, observed: SocketAddr) -> bool {
         let mut nodes = self.contacts.get(&disco).map(|contact| contact.nodes.clone()).unwrap_or_default();
         nodes.retain(|node| through.is_none_or(|(_, from)| from == *node));
         let via = through.map(|(region, _)| region);
+        if via.is_none() && self.guessed(now, &nodes, tx) {
+            self.counters.pongs_in += 1;
+            return true;
+        }
         let taken =
             nodes.into_iter().any(|key| self.with(now, key, |paths, draw| paths.ponged(now, tx, via, observed, draw)) == Some(true));
         if taken {
@@ -117,6 +133,7 @@ impl Paths {
         } else {
             self.counters.unasked += 1;
         }
+        taken
     }
 
     /// Tells a peer our addresses, at once or as soon as they are known.
@@ -144,13 +161,20 @@ impl Paths {
                 self.call(now, key);
             }
         }
+        self.accept(now);
     }
 
     pub(super) fn send(&mut self, disco: DiscoPublic, peer: NodePublic, to: Path, message: &Message) {
+        let from = to.direct().map_or(Local::MAIN, |address| self.local(address));
+        self.send_from(from, disco, peer, to, message);
+    }
+
+    /// The same, from a socket that is not the usual one for the address.
+    pub(super) fn send_from(&mut self, from: Local, disco: DiscoPublic, peer: NodePublic, to: Path, message: &Message) {
         let Some(contact) = self.contacts.get_mut(&disco) else { return };
         let mut nonce = [0; NONCE_LEN];
         self.random.fill_bytes(&mut nonce);
         let contents = contact.shared(&self.secret, &disco).seal(&self.public, nonce, &message.encode());
-        self.transmits.push_back(Transmit { to, peer, contents });
+        self.transmits.push_back(Transmit { to, from, peer, contents });
     }
 }

@@ -1,9 +1,11 @@
 //! All peers' ways, and their deadlines.
 //!
-//! Here is what the driver says and asks; `peers` is who they are, `messages` what they say to one another.
+//! Here is what the driver says and asks; `peers` is who they are, `messages` what they say to one another, `spreading` how ports are
+//! guessed.
 
 mod messages;
 mod peers;
+mod spreading;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -13,12 +15,13 @@ use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
 
 use self::peers::Entry;
+use self::spreading::Spreading;
 use super::calls::OwnEndpoints;
 use super::contacts::Contact;
 use super::counters::Counters;
 use super::peer::{Draw, Effects, PeerPaths, Way};
 use super::relays::{RelayState, Relays};
-use super::{Choice, Event, Path, Transmit, Unreached};
+use super::{Choice, Event, Local, Path, Transmit, Unreached};
 use crate::ident::{DiscoPrivate, DiscoPublic, NodePublic, RegionId};
 use crate::time::{Deadline, Time};
 use crate::wire::disco::{Message, TxId};
@@ -33,6 +36,7 @@ pub struct Paths {
     contacts: HashMap<DiscoPublic, Contact>,
     relays: Relays,
     endpoints: OwnEndpoints,
+    spreading: Spreading,
     due: BTreeSet<(Deadline, NodePublic)>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -57,6 +61,7 @@ impl Paths {
             contacts: HashMap::new(),
             relays: Relays::new(),
             endpoints: OwnEndpoints::default(),
+            spreading: Spreading::default(),
             due: BTreeSet::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -93,6 +98,9 @@ impl Paths {
         }
         if effects.call {
             self.call(now, key);
+        }
+        if effects.offer {
+            self.offer(now, key);
         }
         if effects.moved {
             self.events.push_back(Event::Moved(key));
@@ -165,6 +173,7 @@ impl Paths {
     /// This machine's networks have changed: nothing is proven any more.
     pub fn network_changed(&mut self, now: Time) {
         self.endpoints.doubt();
+        self.end_spreading();
         for key in self.keys() {
             self.with(now, key, |paths, draw| paths.network_changed(now, draw));
         }
@@ -185,7 +194,8 @@ impl Paths {
 
     /// Where data to a peer goes.
     pub fn route(&self, key: &NodePublic) -> Choice {
-        self.peers.get(key).map(|entry| entry.paths.choice()).unwrap_or_default()
+        let choice = self.peers.get(key).map(|entry| entry.paths.choice()).unwrap_or_default();
+        Choice { local: choice.direct.map_or(Local::MAIN, |address| self.local(address)), ..choice }
     }
 
     /// How a peer is reached, since when, and why; for people. `None` if it has never been tried.
@@ -200,6 +210,7 @@ impl Paths {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.spread(now);
         while let Some((_, key)) = self.due.first().filter(|(deadline, _)| deadline.at <= now).copied() {
             let before = self.peers.get(&key).and_then(|entry| entry.due);
             self.with(now, key, |paths, draw| paths.handle_timeout(now, draw));
@@ -224,7 +235,8 @@ impl Paths {
 
     /// What is due next, and why.
     pub fn poll_timeout(&self) -> Option<Deadline> {
-        self.due.first().map(|(deadline, _)| *deadline)
+        let peers = self.due.first().map(|(deadline, _)| *deadline);
+        peers.into_iter().chain(self.spreading.deadline()).min()
     }
 
     /// What came, went and was dropped.

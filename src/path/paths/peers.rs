@@ -39,6 +39,7 @@ impl Paths {
             }
         }
         self.index();
+        self.forget_spreading();
         for (key, peer) in wanted {
             let disco = self.peers.get(&key).and_then(|entry| entry.told.or(entry.listed));
             let restarted = self.with(now, key, |paths, draw| {

@@ -132,6 +132,26 @@ impl PeerPaths {
         self.probe_due(now, |_| true, draw);
     }
 
+    /// The peer was not asked to guess ports after all.
+    pub(in crate::path) fn take_offer_back(&mut self, now: Time) {
+        self.offers.take_back(now);
+    }
+
+    /// The peer wants ports guessed; whether that is done.
+    pub(in crate::path) fn offered(&mut self, now: Time) -> bool {
+        !self.is_trusted(now) && self.offers.heed(now)
+    }
+
+    /// An address was found by guessing: it is pinged as others are, which proves it.
+    pub(in crate::path) fn found(&mut self, now: Time, address: SocketAddr, draw: &mut Draw<'_>) {
+        let Some(candidate) = self.candidates.learn(address, self.best) else { return };
+        // The sign of life that it is, and the ping that may be in it is answered by this one.
+        candidate.note_ping(now);
+        if !self.is_trusted(now) {
+            self.probe(now, Path::Direct(address), None, draw);
+        }
+    }
+
     /// A pong came, directly or through a relay. Whether it answers a ping of ours.
     pub(in crate::path) fn ponged(
         &mut self,
@@ -158,6 +178,7 @@ impl PeerPaths {
             standing.1 = standing.1 * 6 / 5;
         }
         self.calls.note_success();
+        self.offers.note_success();
         match current {
             _ if self.best == Some(to) => {
                 self.doubt = None;

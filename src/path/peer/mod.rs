@@ -5,7 +5,7 @@
 mod evidence;
 mod upkeep;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::calls::Calls;
@@ -14,7 +14,8 @@ use super::probes::Probes;
 use super::rank::is_better;
 use super::relays::{Relays, relay_for};
 use super::route::Choice;
-use super::{Path, Pong, Reach, TRUST, UNANSWERED};
+use super::spread::Offers;
+use super::{Local, Path, Pong, Reach, TRUST, UNANSWERED};
 use crate::ident::{DiscoPublic, RegionId};
 use crate::time::{Deadline, Time};
 use crate::wire::disco::TxId;
@@ -30,6 +31,8 @@ pub(super) struct Effects {
     pub(super) moved: bool,
     /// A handshake would be answered now.
     pub(super) meet: bool,
+    /// The peer is to be asked to guess ports.
+    pub(super) offer: bool,
     /// What became of pings that were asked for.
     pub(super) answers: Vec<(u64, Option<Pong>)>,
 }
@@ -90,6 +93,7 @@ pub(super) struct PeerPaths {
     changed: Option<(Time, &'static str)>,
     probes: Probes,
     calls: Calls,
+    offers: Offers,
     doubt: Option<Doubt>,
     watch: Watch,
     last_check: Option<Time>,
@@ -122,7 +126,12 @@ impl PeerPaths {
         self.relay
     }
 
-    /// What the packet threads are to know.
+    /// Whether this IP address is known for the peer, by more than a ping.
+    pub(super) fn is_known_at(&self, ip: IpAddr) -> bool {
+        self.candidates.iter().any(|c| c.address.ip() == ip && c.is_accepted())
+    }
+
+    /// What the packet threads are to know, but for the socket.
     pub(super) fn choice(&self) -> Choice {
         let proof = self.best.and_then(|best| self.candidates.find(best)).and_then(|c| c.proof);
         let alone = match proof {
@@ -131,7 +140,7 @@ impl PeerPaths {
             _ if self.watch.doubled => None,
             proof => proof.map(|proof| proof.at + TRUST),
         };
-        Choice { direct: self.best, alone, relay: self.relay, probed: self.disco.is_some() }
+        Choice { direct: self.best, local: Local::MAIN, alone, relay: self.relay, probed: self.disco.is_some() }
     }
 
     /// How it is reached.
@@ -280,6 +289,7 @@ impl PeerPaths {
             (self.heartbeat, "the address in use is looked after"),
             (self.overdue(now), "a ping to the address in use is overdue"),
             (self.retry(now), "an address may be tried again"),
+            (self.offer_due(now), "the peer may guess a port of our NAT"),
             (self.probes.deadline(), "a ping is lost"),
         ];
         all.into_iter().filter_map(|(at, why)| at.map(|at| Deadline { at, why })).min()

@@ -33,6 +33,7 @@ impl PeerPaths {
     /// This machine's networks have changed.
     pub(in crate::path) fn network_changed(&mut self, now: Time, draw: &mut Draw<'_>) {
         self.forget_proofs(draw);
+        self.offers.start_anew();
         if self.is_active() {
             self.round(now, draw);
         }
@@ -127,6 +128,10 @@ impl PeerPaths {
         if self.overdue(now).is_some_and(|at| at <= now) {
             self.hurry(now, draw);
         }
+        if self.offer_due(now).is_some_and(|at| at <= now) {
+            self.offers.note_made(now);
+            draw.effects.offer = true;
+        }
         if self.retry(now).is_some_and(|at| at <= now) {
             if self.is_trusted(now) {
                 let best = self.best;
@@ -135,6 +140,12 @@ impl PeerPaths {
                 self.round(now, draw);
             }
         }
+    }
+
+    /// When the peer is asked to guess ports: data has been going through the relay for a while, and pings did not help.
+    pub(super) fn offer_due(&self, now: Time) -> Option<Time> {
+        let since = self.calls.in_vain_since()?;
+        (self.is_active() && self.relay.is_some() && !self.is_trusted(now)).then(|| self.offers.due(since))
     }
 
     /// When silence becomes suspicious.

@@ -72,7 +72,7 @@ fn forged_replayed_reflected_and_misplaced_packets_are_counted_and_change_nothin
         ("no disco packet", b"TS".to_vec()),
     ];
     for (what, packet) in packets {
-        bench.paths.handle_datagram(ms(10), address(CAFE), &packet);
+        bench.paths.handle_datagram(ms(10), Local::MAIN, address(CAFE), &packet);
         assert_eq!(bench.sent(), [], "{what}");
         assert_eq!((bench.best(), bench.paths.poll_timeout()), state, "{what}");
     }

@@ -6,6 +6,7 @@ mod choice;
 mod messages;
 mod probing;
 mod relayed;
+mod spreading;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -114,7 +115,7 @@ impl Bench {
 
     fn receive(&mut self, now: Time, from: &str, message: &Message) {
         let packet = self.key().seal(&self.them.public(), [9; 24], &message.encode());
-        self.paths.handle_datagram(now, address(from), &packet);
+        self.paths.handle_datagram(now, Local::MAIN, address(from), &packet);
     }
 
     fn pong(&mut self, now: Time, from: &str, tx: TxId) {

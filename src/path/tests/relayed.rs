@@ -50,14 +50,14 @@ impl Bench {
 }
 
 fn both(address: &str) -> Ways {
-    Ways { direct: Some(super::address(address)), relay: Some(HOME) }
+    Ways { direct: Some(super::address(address)), relay: Some(HOME), local: Local::MAIN }
 }
 
 fn alone(address: &str) -> Ways {
-    Ways { direct: Some(super::address(address)), relay: None }
+    Ways { direct: Some(super::address(address)), relay: None, local: Local::MAIN }
 }
 
-const RELAY: Ways = Ways { direct: None, relay: Some(HOME) };
+const RELAY: Ways = Ways { direct: None, relay: Some(HOME), local: Local::MAIN };
 
 #[test]
 fn the_first_packets_go_through_the_peers_home_relay_and_the_rest_directly() {
@@ -317,7 +317,7 @@ fn a_peer_without_a_home_is_answered_where_it_was_heard_until_it_is_gone_from_th
     let mut bench = Bench::with(&[peer(&[])]);
     assert!(bench.ways(at(0)).is_none());
     bench.hear_relayed(at(1), OTHER);
-    assert_eq!(bench.ways(at(1)), Ways { direct: None, relay: Some(OTHER) });
+    assert_eq!(bench.ways(at(1)), Ways { direct: None, relay: Some(OTHER), local: Local::MAIN });
     bench.paths.peer_gone(at(2), HOME, &node(THEM));
     assert_eq!(bench.ways(at(2)).relay, Some(OTHER), "gone from somewhere else");
     bench.paths.peer_gone(at(3), OTHER, &node(THEM));

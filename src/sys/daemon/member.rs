@@ -19,6 +19,7 @@ use crate::node::{
     Endpoint, Machine, Prefs, PrefsChange, Progress, Renewal, Sources, Status, Whereabouts, dns_status, endpoints, hostinfo, renewal,
     resolve, status, worth_telling,
 };
+use crate::path;
 use crate::portmap::Services;
 use crate::settings::DEFAULT_PORT;
 use crate::sys::control::{self, Event, Report};
@@ -63,6 +64,8 @@ pub(super) struct Member {
     /// The network around the node, as the coordinator is told; and where others see the node.
     network: NetInfo,
     seen: Vec<SocketAddr>,
+    /// What is between it and the internet.
+    nat: Option<path::Outside>,
     /// Our end of the connection to the coordinator.
     local: Option<IpAddr>,
     sleep: SleepWatch,
@@ -86,6 +89,7 @@ impl Member {
             progress: Progress { interface: options.interface.clone(), ..Default::default() },
             network: NetInfo::default(),
             seen: Vec::new(),
+            nat: None,
             local: None,
             sleep: SleepWatch::new(clock::now(), clock::wall()),
             expired: false,
@@ -122,6 +126,11 @@ impl Member {
     fn on_outlook(&mut self) {
         let outlook = self.effect.outlook();
         let home = outlook.home.map_or(0, |home| home.0.into());
+        self.nat = outlook.report.as_ref().and_then(|report| match report.v4 {
+            Some(SocketAddr::V4(seen)) => Some(path::Outside { seen, varies: report.mapping_varies }),
+            _ => None,
+        });
+        self.tell_nat();
         let report = outlook.report.map(|report| report.net_info()).unwrap_or_default();
         let services = self.outside().and_then(|outside| outside.ports().services);
         let speaks = |which: fn(&Services) -> bool| services.as_ref().map(which);
@@ -132,6 +141,13 @@ impl Member {
             engine.set_endpoints(self.endpoints().into_iter().map(|endpoint| endpoint.address).collect());
         }
         self.publish();
+    }
+
+    /// Tells the engine of the NAT in front of it, if ports may be guessed.
+    fn tell_nat(&self) {
+        if let Some(engine) = self.effect.engine() {
+            engine.set_outside(self.nat.filter(|_| self.membership.prefs().port_guessing));
+        }
     }
 
     fn endpoints(&self) -> Vec<Endpoint> {
@@ -274,6 +290,7 @@ impl Member {
         if let Some(map) = self.map.get() {
             self.expired = map.has_expired(clock::wall());
             self.effect.apply(map, self.membership.prefs()).await;
+            self.tell_nat();
         }
     }
 

@@ -87,7 +87,7 @@ impl Door {
 
     /// Sends a datagram from the engine's own socket.
     pub fn send(&self, to: SocketAddr, datagram: &[u8]) {
-        self.with(|shared| shared.socket.send_now(shared, to, datagram));
+        self.with(|shared| shared.sockets.main.send_now(shared, to, datagram));
     }
 
     /// Pings a peer, as [`super::Engine::ping`] does; `None` once the engine has stopped.
@@ -97,7 +97,7 @@ impl Door {
 
     /// Whether the engine's socket can send to IPv6 addresses at all.
     pub fn has_v6(&self) -> bool {
-        self.with(|shared| shared.socket.has_v6()) == Some(true)
+        self.with(|shared| shared.sockets.main.has_v6()) == Some(true)
     }
 
     /// Waits until the own addresses are to be found out anew.

@@ -1,40 +1,32 @@
-//! From the socket to the TUN.
+//! What is done with a message that came: data goes towards the TUN, all else is answered or told to the cores.
 
-use std::io::{ErrorKind, IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use quinn_udp::RecvMeta;
-use rustix::event::PollFlags;
-
 use super::Shared;
 use super::announce::announce;
 use super::counters::add;
+use super::opening::Opening;
 use super::outbound::initiate;
-use super::relays::Arrived;
 use super::table::{Peer, State, Table};
 use crate::filter::{Filter, Last};
 use crate::ident::NodePublic;
-use crate::path::Path;
-use crate::sys::offload::Offload;
+use crate::path::{Local, Path};
 use crate::tunnel::demux::{Kind, classify};
-use crate::tunnel::{Admission, Coalescer, Joining, MIN_ROOM, Opened, Segments, VirtioHeader};
+use crate::tunnel::{Admission, MIN_ROOM, Opened};
 use crate::wire::tsmp;
 
-/// Messages taken from the socket at a time; each may carry 64 KiB of datagrams.
-const MESSAGES: usize = 4;
-const MESSAGE: usize = 65_536;
 /// How long a handshake may stay without an answer when its peer shows that it is there.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Where a message came from: by which way, and through a relay from whom, for which the relay vouches.
+/// Where a message came from: by which way, to which of our sockets, and through a relay from whom, for which the relay vouches.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Origin {
-    path: Path,
-    sender: Option<NodePublic>,
+    pub(super) path: Path,
+    pub(super) local: Local,
+    pub(super) sender: Option<NodePublic>,
 }
 
 impl Origin {
@@ -51,8 +43,10 @@ impl Origin {
     /// Sends a message straight back.
     pub(super) fn reply(&self, shared: &Shared, message: &[u8]) {
         match (self.path, self.sender) {
-            (Path::Direct(to), _) => shared.socket.send_now(shared, to, message),
-            (path, Some(sender)) => shared.send_by(path, &sender, message),
+            (Path::Direct(to), _) => {
+                shared.sockets.with(self.local, |socket| socket.send_now(shared, to, message));
+            }
+            (path, Some(sender)) => shared.send_by(path, self.local, &sender, message),
             (Path::Relay(_), None) => {}
         }
     }
@@ -100,100 +94,18 @@ fn handshake(shared: &Shared, peer: &Peer, from: Origin, message: &[u8], room: &
     shared.attend(|_, _| ());
 }
 
-/// What was opened and is to be written: the packets lie in `arena`, in the order they came.
-struct Opening {
-    arena: Box<[u8]>,
-    used: usize,
-    coalescer: Coalescer,
-}
-
-impl Opening {
-    fn new(shared: &Shared) -> Self {
-        let joining = match shared.tun.offload {
-            Offload::None => Joining::Nothing,
-            Offload::Tcp => Joining::Tcp,
-            Offload::TcpAndUdp => Joining::TcpAndUdp,
-        };
-        // What is opened is shorter than what was received; opening itself needs room for the largest datagram.
-        Self { arena: vec![0; (MESSAGES + 1) * MESSAGE].into_boxed_slice(), used: 0, coalescer: Coalescer::new(joining) }
-    }
-
-    fn room(&mut self) -> &mut [u8] {
-        self.arena.get_mut(self.used..).unwrap_or_default()
-    }
-
-    /// The first so many bytes of the room are a packet for the TUN.
-    fn keep(&mut self, length: usize) {
-        let range = self.used..self.used + length;
-        self.used = range.end;
-        self.coalescer.push(&self.arena, range);
-    }
-
-    /// Writes everything to the TUN.
-    fn write(&mut self, shared: &Shared) {
-        if self.coalescer.is_empty() {
-            return;
-        }
-        let plain = shared.tun.offload == Offload::None;
-        let mut refused = false;
-        self.coalescer.finish(&mut self.arena, |pieces, count| {
-            let counters = &shared.counters;
-            let pieces = if plain { pieces.get(1..).unwrap_or_default() } else { pieces };
-            match rustix::io::writev(&shared.tun, pieces) {
-                Ok(_) => {
-                    add(&counters.tun_writes, 1);
-                    add(&counters.tun_out, count as u64);
-                }
-                Err(error) => {
-                    tracing::trace!(%error, count, "the TUN refused a packet");
-                    if count > 1 && error == rustix::io::Errno::INVAL {
-                        refused = true;
-                        write_singly(shared, pieces);
-                    } else {
-                        add(&counters.write_failed, count as u64);
-                    }
-                }
-            }
-        });
-        self.used = 0;
-        if refused {
-            tracing::info!("the kernel refuses joined packets on the TUN, writing them one by one");
-            self.coalescer.set_joining(Joining::Nothing);
-        }
-    }
-}
-
-/// Cuts up a super-packet that the kernel refused. Rare: it happens once, then nothing is joined any more.
-fn write_singly(shared: &Shared, pieces: &[IoSlice<'_>]) {
-    let Some((header, rest)) = pieces.split_first() else { return };
-    let mut packet: Vec<u8> = rest.iter().flat_map(|piece| piece.iter().copied()).collect();
-    let header = <[u8; VirtioHeader::LENGTH]>::try_from(&**header).ok().and_then(VirtioHeader::read);
-    let Some(Ok(mut segments)) = header.map(|header| Segments::new(&header, &mut packet)) else { return };
-    let plain = VirtioHeader::default().bytes();
-    while let Some(segment) = segments.next() {
-        let counters = &shared.counters;
-        match rustix::io::writev(&shared.tun, &[IoSlice::new(&plain), IoSlice::new(segment)]) {
-            Ok(_) => {
-                add(&counters.tun_writes, 1);
-                add(&counters.tun_out, 1);
-            }
-            Err(_) => add(&counters.write_failed, 1),
-        }
-    }
-}
-
 /// Where a received message came from, and what it meets here.
 #[derive(Clone, Copy)]
-struct Arrival<'a> {
-    shared: &'a Shared,
-    table: &'a Table,
-    filter: &'a Filter,
-    from: Origin,
+pub(super) struct Arrival<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) table: &'a Table,
+    pub(super) filter: &'a Filter,
+    pub(super) from: Origin,
 }
 
 impl Arrival<'_> {
     /// What one received message holds: datagrams of `stride` bytes from one sender, the last may be shorter.
-    fn message(self, contents: &[u8], stride: usize, opening: &mut Opening) {
+    pub(super) fn message(self, contents: &[u8], stride: usize, opening: &mut Opening) {
         let mut rest = contents.chunks(stride.max(1));
         let mut next = rest.next();
         while let Some(one) = next {
@@ -333,7 +245,7 @@ fn control(shared: &Shared, table: &Table, from: Origin, message: &[u8], room: &
         },
         Kind::Data { .. } => lost(shared, table, from, room),
         Kind::Disco => shared.attend(|paths, now| match (from.path, from.sender) {
-            (Path::Direct(address), _) => paths.handle_datagram(now, address, message),
+            (Path::Direct(address), _) => paths.handle_datagram(now, from.local, address, message),
             (Path::Relay(region), Some(sender)) => paths.handle_relayed(now, region, sender, message),
             (Path::Relay(_), None) => {}
         }),
@@ -354,60 +266,8 @@ pub(super) fn meet_strangers(shared: &Shared) {
     for stranger in known {
         if let Some(peer) = table.by_key(&stranger.key) {
             let path = Path::from_address(stranger.from);
-            let from = Origin { path, sender: path.region().map(|_| stranger.key) };
+            let from = Origin { path, local: Local::MAIN, sender: path.region().map(|_| stranger.key) };
             handshake(shared, peer, from, &stranger.message, &mut room);
-        }
-    }
-}
-
-/// What relays have brought.
-fn relayed(shared: &Shared, opening: &mut Opening) {
-    let arrived = shared.relays.take_arrived();
-    if arrived.is_empty() {
-        return;
-    }
-    let (table, filter) = (shared.table(), shared.filter());
-    for Arrived { region, from, packet } in arrived {
-        let from = Origin { path: Path::Relay(region), sender: Some(from) };
-        if opening.room().len() < 2 * MESSAGE {
-            opening.write(shared);
-        }
-        Arrival { shared, table: &table, filter: &filter, from }.message(&packet, packet.len(), opening);
-    }
-    opening.write(shared);
-}
-
-/// The inbound thread.
-pub(super) fn run(shared: &Shared) {
-    let mut buffer = vec![0; MESSAGES * MESSAGE].into_boxed_slice();
-    let mut opening = Opening::new(shared);
-    let mut meta = [RecvMeta::default(); MESSAGES];
-    while !shared.stopping() {
-        let received = {
-            let mut parts = buffer.chunks_exact_mut(MESSAGE);
-            let mut slices: [IoSliceMut<'_>; MESSAGES] = std::array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
-            shared.socket.receive(&mut slices, &mut meta)
-        };
-        relayed(shared, &mut opening);
-        match received {
-            Ok(count) => {
-                let (table, filter) = (shared.table(), shared.filter());
-                for (contents, meta) in buffer.chunks_exact(MESSAGE).zip(&meta).take(count) {
-                    let path = Path::Direct(SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port()));
-                    let from = Origin { path, sender: None };
-                    let contents = contents.get(..meta.len).unwrap_or_default();
-                    add(&shared.counters.udp_receives, 1);
-                    add(&shared.counters.udp_in, contents.len().div_ceil(meta.stride.max(1)) as u64);
-                    Arrival { shared, table: &table, filter: &filter, from }.message(contents, meta.stride, &mut opening);
-                }
-                opening.write(shared);
-            }
-            Err(error) => {
-                if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
-                    tracing::debug!(%error, "the socket cannot be read");
-                }
-                shared.wait([(shared.socket.as_fd(), PollFlags::IN), (shared.relays.as_fd(), PollFlags::IN)], None);
-            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The packet engine: TUN and UDP socket, three threads, no tokio.
+//! The packet engine: TUN and UDP sockets, three threads, no tokio.
 //!
 //! * *outbound* reads the TUN, seals and sends: one read may bring a super-packet, one send carries all its segments;
 //! * *inbound* receives, opens and writes to the TUN, joined again into super-packets;
@@ -15,10 +15,13 @@ mod announce;
 mod counters;
 mod door;
 mod inbound;
+mod opening;
 mod outbound;
 mod probes;
+mod reception;
 mod relays;
 mod socket;
+mod sockets;
 mod table;
 mod timers;
 
@@ -38,7 +41,7 @@ pub use door::Door;
 use probes::Probing;
 pub use relays::Outgoing;
 use relays::Relays;
-use socket::Socket;
+use sockets::Sockets;
 use table::{Registry, Table};
 
 use super::offload::Tun;
@@ -93,7 +96,7 @@ const STUN_QUEUE: usize = 64;
 /// What the threads share.
 struct Shared {
     tun: Tun,
-    socket: Socket,
+    sockets: Sockets,
     gate: Gate,
     table: RwLock<Arc<Table>>,
     filter: RwLock<Arc<Filter>>,
@@ -187,16 +190,16 @@ impl Engine {
     ///
     /// See [`Engine::start`].
     pub fn start_with(options: EngineOptions, offload: bool) -> io::Result<Self> {
-        let socket = Socket::open(options.port, options.mark, offload)?;
+        let sockets = Sockets::open(options.port, options.mark, offload)?;
         let tun = Tun::open(&options.interface, options.mtu, offload).map_err(|error| {
             io::Error::new(error.kind(), format!("cannot make the TUN interface {} through /dev/net/tun: {error}", options.interface))
         })?;
-        tracing::info!(interface = options.interface, port = socket.port(), offload = ?tun.offload, "packet engine started");
+        tracing::info!(interface = options.interface, port = sockets.main.port(), offload = ?tun.offload, "packet engine started");
         let probing = Probing::new(&options)?;
         let (stun, answers) = mpsc::channel(STUN_QUEUE);
         let shared = Arc::new(Shared {
             tun,
-            socket,
+            sockets,
             gate: Gate::new(&options.key),
             table: RwLock::default(),
             filter: RwLock::default(),
@@ -217,7 +220,7 @@ impl Engine {
         let registry = Mutex::new(Registry::new(options.key, u32::from_le_bytes(first_index)));
         let mut engine = Self { shared, registry, threads: Vec::new(), stun: Mutex::new(Some(answers)) };
         engine.spawn("mesh-out", outbound::run)?;
-        engine.spawn("mesh-in", inbound::run)?;
+        engine.spawn("mesh-in", reception::run)?;
         engine.spawn("mesh-timers", timers::run)?;
         Ok(engine)
     }
@@ -272,6 +275,11 @@ impl Engine {
         self.shared.attend(|paths, now| paths.set_endpoints(now, addresses));
     }
 
+    /// What is known of the NAT in front of this node; without it, or where it is not to be, no ports are guessed.
+    pub fn set_outside(&self, outside: Option<path::Outside>) {
+        self.shared.attend(|paths, _| paths.set_outside(outside));
+    }
+
     /// Pings a peer by the probes of the path (disco), not through the tunnel. The answer comes within five seconds; if none does, the
     /// sender is dropped. It counts as data: the way is kept for a while.
     ///
@@ -294,7 +302,7 @@ impl Engine {
 
     /// The UDP port in use.
     pub fn port(&self) -> u16 {
-        self.shared.socket.port()
+        self.shared.sockets.main.port()
     }
 
     /// What has passed and what was dropped since the start.

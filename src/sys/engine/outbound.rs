@@ -13,7 +13,7 @@ use super::counters::add;
 use super::socket::{MAX_SEGMENTS, MAX_SEND};
 use super::table::{Peer, State};
 use crate::filter::Flow;
-use crate::path::Ways;
+use crate::path::{Local, Path, Ways};
 use crate::sys::offload::Offload;
 use crate::time::Time;
 use crate::tunnel::{MAX_PACKET, MIN_ROOM, OVERHEAD, Sealed, Segments, Tunnel, VirtioHeader};
@@ -21,6 +21,7 @@ use crate::tunnel::{MAX_PACKET, MIN_ROOM, OVERHEAD, Sealed, Segments, Tunnel, Vi
 /// Datagrams of one size for one address, the last may be shorter: one send.
 struct Run {
     to: SocketAddr,
+    local: Local,
     range: Range<usize>,
     segment: usize,
 }
@@ -68,19 +69,19 @@ impl Batch {
     }
 
     /// The first so many bytes of the room are a datagram for this address.
-    fn push(&mut self, segmentation: bool, to: SocketAddr, length: usize) {
+    fn push(&mut self, segmentation: bool, (to, local): (SocketAddr, Local), length: usize) {
         let range = self.end..self.end + length;
         self.end = range.end;
         if segmentation && let Some(run) = self.runs.last_mut() {
             let total = run.range.len();
             let whole = total % run.segment == 0;
             let count = total / run.segment;
-            if run.to == to && whole && length <= run.segment && count < MAX_SEGMENTS && total + length <= MAX_SEND {
+            if (run.to, run.local) == (to, local) && whole && length <= run.segment && count < MAX_SEGMENTS && total + length <= MAX_SEND {
                 run.range.end = range.end;
                 return;
             }
         }
-        self.runs.push(Run { to, range, segment: length });
+        self.runs.push(Run { to, local, range, segment: length });
     }
 
     /// Sends all but the last run, which the next packets may continue, or all if room gets short.
@@ -101,7 +102,9 @@ impl Batch {
     fn send_runs(&mut self, shared: &Shared, count: usize) {
         for run in self.runs.drain(..count) {
             let contents = self.buffer.get(run.range).unwrap_or_default();
-            if !shared.socket.send(shared, run.to, contents, run.segment) {
+            // A socket that is gone is no reason to give up the address.
+            let reachable = shared.sockets.with(run.local, |socket| socket.send(shared, run.to, contents, run.segment));
+            if reachable == Some(false) {
                 let now = shared.now();
                 if self.unreachable.is_none_or(|(address, at)| address != run.to || now.since(at) >= REMIND) {
                     self.unreachable = Some((run.to, now));
@@ -115,15 +118,19 @@ impl Batch {
 /// Sends a handshake initiation on every path that is to be tried.
 pub(super) fn initiate(shared: &Shared, peer: &Peer, state: &mut State, message: &[u8]) {
     let now = shared.now();
-    let paths = shared.paths().ask(now, &peer.key);
+    let paths: Vec<(Path, Local)> = {
+        let mut core = shared.paths();
+        let paths = core.ask(now, &peer.key);
+        paths.into_iter().map(|path| (path, path.direct().map_or(Local::MAIN, |address| core.local(address)))).collect()
+    };
     tracing::debug!(peer = peer.name, paths = paths.len(), "handshake initiation");
     (state.sent, state.asked) = (now, now);
     if paths.is_empty() {
         add(&shared.counters.no_path, 1);
     }
     add(&shared.counters.initiations, paths.len() as u64);
-    for path in paths {
-        shared.send_by(path, &peer.key, message);
+    for (path, from) in paths {
+        shared.send_by(path, from, &peer.key, message);
     }
 }
 
@@ -136,7 +143,7 @@ fn seal(shared: &Shared, batch: &mut Batch, peer: &Peer, state: &mut State, ways
                 shared.send_on(Ways { direct: None, ..ways }, &peer.key, room.get(..length).unwrap_or_default());
             }
             if let Some(to) = ways.direct {
-                batch.push(shared.socket.segmentation(), to, length);
+                batch.push(shared.sockets.main.segmentation(), (to, ways.local), length);
             }
             add(&shared.counters.no_path, ways.is_none().into());
             true

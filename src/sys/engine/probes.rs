@@ -14,7 +14,7 @@ use super::counters::add;
 use super::outbound::initiate;
 use super::{EngineOptions, Shared};
 use crate::ident::{DiscoPublic, NodePrivate, NodePublic};
-use crate::path::{Event, Path, Paths, Pong, Transmit, Unreached, Ways};
+use crate::path::{Event, Local, Path, Paths, Pong, Transmit, Unreached, Ways};
 use crate::time::{Deadline, Time};
 use crate::tunnel::MIN_ROOM;
 
@@ -73,8 +73,11 @@ impl Shared {
         let events: Vec<Event> = std::iter::from_fn(|| paths.poll_event()).collect();
         let earlier = paths.poll_timeout().is_some_and(|Deadline { at, .. }| nanoseconds(at) < self.probing.wakes.load(Ordering::Relaxed));
         drop(paths);
-        for Transmit { to, peer, contents } in transmits {
-            self.send_by(to, &peer, &contents);
+        if events.contains(&Event::Sockets) {
+            self.adjust_sockets();
+        }
+        for Transmit { to, from, peer, contents } in transmits {
+            self.send_by(to, from, &peer, &contents);
         }
         for event in events {
             self.happened(event);
@@ -84,10 +87,12 @@ impl Shared {
         }
     }
 
-    /// Sends one message by one way, or drops it.
-    pub(super) fn send_by(&self, path: Path, peer: &NodePublic, message: &[u8]) {
+    /// Sends one message by one way, from this socket if that is an address, or drops it.
+    pub(super) fn send_by(&self, path: Path, from: Local, peer: &NodePublic, message: &[u8]) {
         match path {
-            Path::Direct(to) => self.socket.send_now(self, to, message),
+            Path::Direct(to) => {
+                self.sockets.with(from, |socket| socket.send_now(self, to, message));
+            }
             Path::Relay(region) => {
                 add(&self.counters.relay_out, 1);
                 add(&self.counters.relay_full, self.relays.send(region, *peer, message));
@@ -98,12 +103,14 @@ impl Shared {
     /// Sends one message by each of these ways.
     pub(super) fn send_on(&self, ways: Ways, peer: &NodePublic, message: &[u8]) {
         let all = ways.direct.map(Path::Direct).into_iter().chain(ways.relay.map(Path::Relay));
-        all.for_each(|path| self.send_by(path, peer, message));
+        all.for_each(|path| self.send_by(path, ways.local, peer, message));
     }
 
     fn happened(&self, event: Event) {
         match event {
             Event::Refresh => self.refresh.notify_one(),
+            // They are there already.
+            Event::Sockets => {}
             Event::Moved(key) => {
                 let table = self.table();
                 let Some(peer) = table.by_key(&key) else { return };

@@ -1,7 +1,7 @@
 //! What lies in the box: a type, a version, a payload that may have grown since.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::ident::NodePublic;
 
@@ -11,6 +11,10 @@ pub const MAX_ENDPOINTS: usize = 64;
 const PING: u8 = 1;
 const PONG: u8 = 2;
 const CALL_ME_MAYBE: u8 = 3;
+/// Far from the numbers that stock programs give out one after the other.
+const SPREAD: u8 = 0x70;
+const OFFER: u8 = 0;
+const ACCEPT: u8 = 1;
 /// The only version there is.
 const VERSION: u8 = 0;
 /// An address and a port.
@@ -56,6 +60,17 @@ pub enum Message {
     },
     /// "Try these addresses of mine, I am trying yours." Comes through a relay only.
     CallMeMaybe(Vec<SocketAddr>),
+    /// "My NAT gives each destination another port: would you guess one, at this address?" Ours alone: stock programs pass over it.
+    /// Through a relay only.
+    SpreadOffer {
+        /// Where the sender is seen.
+        outside: Ipv4Addr,
+    },
+    /// "I am guessing; open many ports towards this address of mine." The answer to an offer, through a relay only.
+    SpreadAccept {
+        /// Where the sender of this is seen, by everybody.
+        at: SocketAddr,
+    },
 }
 
 fn read_endpoint(bytes: [u8; ENDPOINT_LEN]) -> SocketAddr {
@@ -97,6 +112,15 @@ impl Message {
                 let endpoints = list.chunks_exact(ENDPOINT_LEN).take(MAX_ENDPOINTS);
                 Ok(Self::CallMeMaybe(endpoints.filter_map(|one| one.first_chunk().copied()).map(read_endpoint).collect()))
             }
+            SPREAD => {
+                let (&role, rest) = payload.split_first().ok_or(MessageError::Short)?;
+                let address = read_endpoint(*rest.first_chunk().ok_or(MessageError::Short)?);
+                match (role, address.ip()) {
+                    (OFFER, IpAddr::V4(outside)) => Ok(Self::SpreadOffer { outside }),
+                    (ACCEPT, _) => Ok(Self::SpreadAccept { at: address }),
+                    _ => Err(MessageError::Unknown(SPREAD)),
+                }
+            }
             other => Err(MessageError::Unknown(other)),
         }
     }
@@ -122,6 +146,14 @@ impl Message {
                 for endpoint in endpoints.iter().take(MAX_ENDPOINTS) {
                     write_endpoint(*endpoint, &mut out);
                 }
+            }
+            Self::SpreadOffer { outside } => {
+                out.extend_from_slice(&[SPREAD, VERSION, OFFER]);
+                write_endpoint(SocketAddr::new((*outside).into(), 0), &mut out);
+            }
+            Self::SpreadAccept { at } => {
+                out.extend_from_slice(&[SPREAD, VERSION, ACCEPT]);
+                write_endpoint(*at, &mut out);
             }
         }
         out
