@@ -1,7 +1,7 @@
 //! What a filter is made of.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -22,6 +22,8 @@ pub struct FilterConfig {
     pub exit: bool,
     /// The networks of this machine's other interfaces: an exit node leads to the internet, not to them.
     pub machine: Vec<IpNet>,
+    /// TCP ports of this node's own at which every peer may knock, whatever the rules say: who listens there judges for himself.
+    pub doors: Vec<SocketAddr>,
     /// Whether nothing is let in but answers.
     pub shields_up: bool,
 }

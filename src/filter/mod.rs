@@ -8,6 +8,7 @@
 //! * a destination that is not this node's (an own address, a network it carries, the internet if it is an exit node) is refused;
 //! * a TCP packet that opens no connection passes, one that opens one needs a rule, as do UDP and SCTP without a flow;
 //! * ICMP answers and errors pass; an echo request and other questions need any rule from that source to that destination;
+//! * a TCP connection to a door of this node's own ([`FilterConfig::doors`]) passes;
 //! * another protocol needs a rule that names it, for all ports;
 //! * a fragment after the first passes: without the first it is worth nothing. Too small a first fragment is refused.
 //!
@@ -25,6 +26,8 @@ mod tests;
 
 pub use config::FilterConfig;
 pub use flows::{Flow, Flows};
+
+use std::net::{IpAddr, SocketAddr};
 
 use packet::{Kind, Packet, SCTP};
 use rules::Rules;
@@ -51,6 +54,7 @@ pub struct Filter {
     rules: Rules,
     /// `None` judges nothing: for measurements, and where there is no mesh.
     scope: Option<Scope>,
+    doors: Vec<SocketAddr>,
 }
 
 impl Default for Filter {
@@ -63,13 +67,13 @@ impl Default for Filter {
 impl Filter {
     /// The filter for these rules and circumstances.
     pub fn new(config: &FilterConfig) -> Self {
-        let rules = if config.shields_up { Rules::default() } else { Rules::new(config) };
-        Self { rules, scope: Some(Scope::new(config)) }
+        let (rules, doors) = if config.shields_up { Default::default() } else { (Rules::new(config), config.doors.clone()) };
+        Self { rules, scope: Some(Scope::new(config)), doors }
     }
 
     /// A filter that lets in whatever the tunnel opens.
     pub fn open() -> Self {
-        Self { rules: Rules::default(), scope: None }
+        Self { rules: Rules::default(), scope: None, doors: Vec::new() }
     }
 
     /// Entries of the rules that were left out, because they do not read.
@@ -95,7 +99,9 @@ impl Filter {
             Kind::LaterFragment | Kind::Tcp { opens: false, .. } | Kind::Icmp { asks: false } => true,
             // Between mesh programs; whoever reads them has done so before, and they never reach the system.
             Kind::Tsmp => false,
-            Kind::Tcp { port, opens: true } => self.rules.allow(&packet, packet::TCP, port),
+            Kind::Tcp { port, opens: true } => {
+                self.rules.allow(&packet, packet::TCP, port) || self.doors.contains(&SocketAddr::new(packet.destination, port))
+            }
             Kind::Datagram { protocol, source_port, port } => {
                 self.rules.allow(&packet, protocol, port)
                     || answers(&Flow { protocol, own: (packet.destination, port), other: (packet.source, source_port) })
@@ -108,6 +114,12 @@ impl Filter {
         }
         last.0 = Some(packet);
         Ok(())
+    }
+
+    /// Whether a rule lets this source send UDP to this port of this destination, be it this node's or not.
+    pub fn allows_datagram(&self, source: IpAddr, destination: IpAddr, port: u16) -> bool {
+        let kind = Kind::Datagram { protocol: packet::UDP, source_port: 0, port };
+        self.rules.allow(&Packet { source, destination, kind }, packet::UDP, port)
     }
 
     /// The flow of a packet that this node sends, if its answers would not come in without it.

@@ -122,6 +122,11 @@ pub fn failed(question: &[u8]) -> Vec<u8> {
     refusal(question, ResponseCode::ServFail)
 }
 
+/// The reply to a question that is not answered here (RFC 1035, code 5).
+pub fn refused(question: &[u8]) -> Vec<u8> {
+    refusal(question, ResponseCode::Refused)
+}
+
 /// A message with another number.
 pub fn with_id(message: &[u8], id: u16) -> Vec<u8> {
     let mut message = message.to_vec();

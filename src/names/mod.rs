@@ -11,7 +11,7 @@ mod message;
 mod reverse;
 mod table;
 
-pub use message::{MAX_MESSAGE, Verdict, answer, failed, fitted, is_reply_to, with_id};
+pub use message::{MAX_MESSAGE, Verdict, answer, failed, fitted, is_reply_to, refused, with_id};
 pub use reverse::{reverse_name, reversed};
 pub use table::{Found, Host, Records, Table, Upstream, Want};
 

@@ -29,6 +29,8 @@ pub struct Situation<'a> {
     pub interface: &'a str,
     /// The networks of the machine's other interfaces.
     pub local_networks: &'a [IpNet],
+    /// Where this node's own peer API listens.
+    pub peer_api: &'a [SocketAddr],
     /// The time by this machine's clock; expiry is judged by the coordinator's.
     pub now: Wall,
 }
@@ -83,7 +85,7 @@ pub fn assemble(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> Assemb
 
     let router = router(&claims, map, prefs, exit_node, situation);
     let peers = candidates.iter().map(|peer| peer_config(peer, map, &claims)).collect();
-    let filter = filter(map, prefs, situation.local_networks);
+    let filter = filter(map, prefs, situation);
     Assembly { peers, router, filter, exit_node, notes }
 }
 
@@ -150,7 +152,7 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
     }
 }
 
-fn filter(map: &NetMap, prefs: &Prefs, local: &[IpNet]) -> FilterConfig {
+fn filter(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> FilterConfig {
     let rules: Vec<FilterRule> = map.filters.values().flatten().filter(|rule| !rule.dst_ports.is_empty()).cloned().collect();
     let named: BTreeSet<&str> = rules.iter().flat_map(|rule| &rule.src_ips).filter_map(|source| source.strip_prefix("cap:")).collect();
     let with = |capability: &str| {
@@ -164,7 +166,8 @@ fn filter(map: &NetMap, prefs: &Prefs, local: &[IpNet]) -> FilterConfig {
         addresses: map.node.addresses.clone(),
         subnets: prefs.advertise_routes.clone(),
         exit: prefs.advertise_exit_node,
-        machine: local.iter().map(IpNet::trunc).collect(),
+        machine: situation.local_networks.iter().map(IpNet::trunc).collect(),
+        doors: situation.peer_api.to_vec(),
         shields_up: prefs.shields_up,
     }
 }

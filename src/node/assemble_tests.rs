@@ -38,7 +38,7 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 }
 
 fn assembled(map: &NetMap, prefs: &Prefs, local: &[&str]) -> Assembly {
-    assemble(map, prefs, Situation { interface: "pvemesh0", local_networks: &nets(local), now: now() })
+    assemble(map, prefs, Situation { interface: "pvemesh0", local_networks: &nets(local), peer_api: &[], now: now() })
 }
 
 fn allowed(assembly: &Assembly, id: i64) -> Vec<String> {

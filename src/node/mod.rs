@@ -9,6 +9,7 @@ mod exit;
 mod health;
 mod names;
 mod network;
+pub mod peer_api;
 pub mod policy_routing;
 mod prefs;
 mod renewal;

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Prefs;
+use super::{ExitNode, Prefs, peer_api};
 use crate::coord::client::NetMap;
 use crate::names::{Found, Host, Records, Table, Upstream, Want, reverse_name, reversed};
 use crate::wire::control::{DnsRecord, Node, Resolver};
@@ -113,10 +113,27 @@ fn addresses(resolvers: &[Resolver]) -> Vec<String> {
     resolvers.iter().map(|resolver| resolver.addr.clone()).collect()
 }
 
-/// Everything that the map says of names.
-pub fn names(map: &NetMap) -> Records {
+/// Everything that the map says of names. With an exit node, what is not the mesh's is asked of that: name servers near this machine would
+/// see what it looks up, and give the answers that are right here, not there. Those that the coordinator marks are asked all the same.
+pub fn names(map: &NetMap, exit: ExitNode) -> Records {
     let dns = &map.dns;
-    let read = |resolvers: &[Resolver]| resolvers.iter().filter_map(|resolver| Upstream::read(&resolver.addr)).collect();
+    let exit = match exit {
+        ExitNode::Chosen(id) => map.peers.get(&id).and_then(|peer| peer_api::dns_url(&map.node, peer)),
+        _ => None,
+    };
+    let asked = |resolver: &&Resolver| exit.is_none() || resolver.use_with_exit_node;
+    let read = |resolvers: &[Resolver]| -> Vec<Upstream> {
+        resolvers.iter().filter(asked).filter_map(|resolver| Upstream::read(&resolver.addr)).collect()
+    };
+    // A suffix without servers is answered here; one that has lost them all belongs to the exit node.
+    let routed = |(suffix, resolvers): (&String, &Vec<Resolver>)| {
+        let servers = read(resolvers);
+        (resolvers.is_empty() || !servers.is_empty()).then(|| (suffix.clone(), servers))
+    };
+    let mut resolvers = read(&dns.resolvers);
+    if resolvers.is_empty() {
+        resolvers.extend(exit.iter().cloned().map(Upstream::Url));
+    }
     let nodes = std::iter::once(&map.node).chain(map.peers.values());
     let host = |node: &Node| Host {
         name: node.name.clone(),
@@ -127,15 +144,15 @@ pub fn names(map: &NetMap) -> Records {
         suffix: if dns.proxied { map.suffix().to_owned() } else { String::new() },
         hosts: nodes.map(host).collect(),
         extra: dns.extra_records.iter().filter_map(|record| Some((record.name.clone(), record.value.parse().ok()?))).collect(),
-        routes: dns.routes.iter().map(|(suffix, resolvers)| (suffix.clone(), read(resolvers))).collect(),
-        resolvers: read(&dns.resolvers),
+        routes: dns.routes.iter().filter_map(routed).collect(),
+        resolvers,
         last_resort: read(&dns.fallback_resolvers),
         both_families: map.node.cap_map.contains_key(BOTH_FAMILIES) || !map.node.addresses.iter().any(|net| net.addr().is_ipv4()),
     }
 }
 
 /// Answers from the map. A name of one label is completed by the network's suffix, a plain address stands for its reverse name.
-pub fn resolve(map: &NetMap, question: &str, kind: RecordType) -> NameAnswer {
+pub fn resolve(map: &NetMap, exit: ExitNode, question: &str, kind: RecordType) -> NameAnswer {
     let question = question.trim();
     let (name, kind) = match question.parse::<IpAddr>() {
         Ok(address) => (reverse_name(address), RecordType::Ptr),
@@ -147,7 +164,7 @@ pub fn resolve(map: &NetMap, question: &str, kind: RecordType) -> NameAnswer {
         RecordType::Aaaa => Want::Aaaa,
         RecordType::Ptr => Want::Ptr,
     };
-    let table = Table::new(names(map));
+    let table = Table::new(names(map, exit));
     let mut answer =
         NameAnswer { name: name.clone(), kind, outcome: Outcome::Found, records: Vec::new(), resolvers: Vec::new(), note: String::new() };
     match table.look_up(&name, want) {
@@ -200,7 +217,7 @@ mod tests {
     }
 
     fn ask(name: &str, kind: RecordType) -> (Outcome, Vec<String>) {
-        let answer = resolve(&map(), name, kind);
+        let answer = resolve(&map(), ExitNode::Unwanted, name, kind);
         (answer.outcome, answer.records)
     }
 
@@ -224,13 +241,13 @@ mod tests {
         assert_eq!(ask("six", RecordType::Aaaa), found(&["fd7a:115c:a1e0::3"]));
         assert_eq!(ask("six", RecordType::A), (Outcome::NoData, vec![]));
         assert_eq!(ask("nas", RecordType::Aaaa), (Outcome::NoData, vec![]));
-        assert!(resolve(&map(), "nas", RecordType::Aaaa).note.contains("magicdns-aaaa"));
+        assert!(resolve(&map(), ExitNode::Unwanted, "nas", RecordType::Aaaa).note.contains("magicdns-aaaa"));
         let mut both = map();
         both.node.cap_map.insert("magicdns-aaaa".to_owned(), vec![]);
-        assert_eq!(resolve(&both, "nas", RecordType::Aaaa).records, ["fd7a:115c:a1e0::2"]);
+        assert_eq!(resolve(&both, ExitNode::Unwanted, "nas", RecordType::Aaaa).records, ["fd7a:115c:a1e0::2"]);
         let mut six_only = map();
         six_only.node.addresses.remove(0);
-        assert_eq!(resolve(&six_only, "nas", RecordType::Aaaa).records, ["fd7a:115c:a1e0::2"]);
+        assert_eq!(resolve(&six_only, ExitNode::Unwanted, "nas", RecordType::Aaaa).records, ["fd7a:115c:a1e0::2"]);
     }
 
     #[test]
@@ -238,18 +255,18 @@ mod tests {
         for question in ["100.64.0.2", "2.0.64.100.in-addr.arpa", "2.0.64.100.IN-ADDR.ARPA.", "fd7a:115c:a1e0::2"] {
             assert_eq!(ask(question, RecordType::A), found(&["nas.mesh.test."]), "{question}");
         }
-        let name = resolve(&map(), "fd7a:115c:a1e0::2", RecordType::Ptr).name;
+        let name = resolve(&map(), ExitNode::Unwanted, "fd7a:115c:a1e0::2", RecordType::Ptr).name;
         assert!(name.starts_with("2.0.0.0.") && name.ends_with(".0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa."), "{name}");
         assert_eq!(ask(&name, RecordType::Ptr), found(&["nas.mesh.test."]));
         assert_eq!(ask("100.64.0.99", RecordType::Ptr).0, Outcome::NoSuchName);
-        let elsewhere = resolve(&map(), "10.1.2.3", RecordType::Ptr);
+        let elsewhere = resolve(&map(), ExitNode::Unwanted, "10.1.2.3", RecordType::Ptr);
         assert_eq!((elsewhere.outcome, elsewhere.resolvers), (Outcome::Elsewhere, vec!["10.0.0.53".to_owned()]));
     }
 
     #[test]
     fn what_the_map_does_not_know_is_somebodys_business() {
         let resolvers = |name: &str| {
-            let answer = resolve(&map(), name, RecordType::A);
+            let answer = resolve(&map(), ExitNode::Unwanted, name, RecordType::A);
             (answer.outcome, answer.resolvers.join(","))
         };
         assert_eq!(resolvers("nobody"), (Outcome::NoSuchName, String::new()));
@@ -261,7 +278,27 @@ mod tests {
         }
         let mut off = map();
         off.dns = crate::wire::control::DnsConfig::default();
-        assert_eq!(resolve(&off, "nobody", RecordType::A).outcome, Outcome::Elsewhere);
+        assert_eq!(resolve(&off, ExitNode::Unwanted, "nobody", RecordType::A).outcome, Outcome::Elsewhere);
+    }
+
+    #[test]
+    fn with_an_exit_node_that_answers_names_it_is_asked_but_for_servers_that_are_marked() {
+        let mut map = map();
+        let exit = ExitNode::Chosen(crate::ident::NodeId(2));
+        let asked = |map: &NetMap, name: &str| resolve(map, exit, name, RecordType::A).resolvers.join(",");
+        assert_eq!(asked(&map, "example.com"), "9.9.9.9", "this one does not");
+        let url = "http://100.64.0.2:58436/dns-query";
+        if let Some(peer) = map.peers.get_mut(&crate::ident::NodeId(2)) {
+            let services = peer_api::services(&["100.64.0.2:58436".parse().unwrap()]);
+            peer.hostinfo = Some(crate::wire::control::Hostinfo { services, ..Default::default() });
+        }
+        assert_eq!((asked(&map, "example.com"), asked(&map, "host.corp.test")), (url.to_owned(), url.to_owned()));
+        assert_eq!(resolve(&map, exit, "host.lab.corp.test", RecordType::A).outcome, Outcome::NoSuchName);
+        assert_eq!(resolve(&map, exit, "nas", RecordType::A).outcome, Outcome::Found);
+        for resolvers in map.dns.routes.values_mut().chain([&mut map.dns.resolvers]) {
+            resolvers.iter_mut().for_each(|resolver| resolver.use_with_exit_node = true);
+        }
+        assert_eq!((asked(&map, "example.com"), asked(&map, "host.corp.test")), ("9.9.9.9".to_owned(), "10.0.0.53".to_owned()));
     }
 
     #[test]

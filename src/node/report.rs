@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::Prefs;
+use super::{Prefs, peer_api};
 use crate::ident::{NodeName, is_mesh_address};
 use crate::wire::control::{Hostinfo, NetInfo};
 
@@ -51,7 +51,7 @@ pub struct Endpoint {
 }
 
 /// The node's description of itself.
-pub fn hostinfo(prefs: &Prefs, machine: &Machine, network: NetInfo) -> Hostinfo {
+pub fn hostinfo(prefs: &Prefs, machine: &Machine, network: NetInfo, peer_api: &[SocketAddr]) -> Hostinfo {
     let hostname = prefs.hostname.clone().unwrap_or_else(|| NodeName::sanitised(&machine.hostname));
     Hostinfo {
         ipn_version: format!("pvemesh-{}", env!("CARGO_PKG_VERSION")),
@@ -64,6 +64,7 @@ pub fn hostinfo(prefs: &Prefs, machine: &Machine, network: NetInfo) -> Hostinfo 
         request_tags: prefs.advertise_tags.iter().cloned().map(String::from).collect(),
         shields_up: prefs.shields_up,
         net_info: Some(network),
+        services: peer_api::services(peer_api),
         ..Default::default()
     }
 }
@@ -150,6 +151,6 @@ mod tests {
     #[test]
     fn a_host_without_a_usable_name_still_has_one() {
         let machine = Machine { hostname: "日本".to_owned(), ..Default::default() };
-        assert_eq!(hostinfo(&Prefs::default(), &machine, NetInfo::default()).hostname, "node");
+        assert_eq!(hostinfo(&Prefs::default(), &machine, NetInfo::default(), &[]).hostname, "node");
     }
 }

@@ -59,6 +59,7 @@ impl Internet {
         let names = centre.home().join("dnsmasq.pid");
         let mut dns = centre.command("dnsmasq");
         dns.args(["--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--keep-in-foreground", "--user=root", "--address=/#/"]);
+        dns.args(["--log-queries", "--log-facility=-"]);
         dns.arg(format!("--pid-file={}", names.display()));
         let dns = centre.spawn(dns, "dnsmasq")?;
         traffic::tell_address(&centre, WEB)?;
@@ -85,6 +86,17 @@ impl Internet {
             internet._relays.push(relay);
         }
         Ok(internet)
+    }
+
+    /// The addresses from which the name server has been asked for IPv4 addresses of a name.
+    pub fn askers(&self, name: &str) -> Done<Vec<String>> {
+        let log = std::fs::read_to_string(self.centre.home().join("dnsmasq.log")).map_err(|e| e.to_string())?;
+        let asked = format!("query[A] {name} from ");
+        let mut askers: Vec<String> =
+            log.lines().filter_map(|line| line.split_once(&asked)).map(|(_, from)| from.trim().to_owned()).collect();
+        askers.sort();
+        askers.dedup();
+        Ok(askers)
     }
 
     /// Starts a relay of ours in region 903, or 904 with a certificate of the authority's, and gives what it says of itself for the map.

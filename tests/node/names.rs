@@ -1,11 +1,13 @@
 //! Names on a machine: the resolver on 100.100.100.100, and the machine's file that leads to it.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::world::{Machine, World, possible, text, wait_for};
 
@@ -37,10 +39,57 @@ fn addresses(message: &Message) -> Vec<Ipv4Addr> {
 }
 
 fn up(world: &World, machine: &Machine, name: &str) -> Ipv4Addr {
-    let key = world.key(&[]);
+    up_as(world, machine, name, &[])
+}
+
+fn up_as(world: &World, machine: &Machine, name: &str, key: &[&str]) -> Ipv4Addr {
+    let key = world.key(key);
     let out = machine.up(&["--login-server", "http://10.9.1.1:8080", "--auth-key-file", &key, "--hostname", name]);
     assert!(out.status.success(), "{}", text(&out.stderr));
     text(&out.stdout).lines().next().unwrap().parse().unwrap()
+}
+
+/// A server that answers every question with 192.0.2.7.
+fn start_name_server(machine: &Machine, address: &'static str) {
+    let (ready, started) = std::sync::mpsc::channel();
+    machine.inside(move || {
+        let socket = UdpSocket::bind(address).unwrap();
+        ready.send(()).unwrap();
+        let mut buffer = [0; 4096];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let mut message = Message::from_vec(&buffer[..length]).unwrap();
+            message.metadata.message_type = MessageType::Response;
+            let name = message.queries[0].name().clone();
+            message.add_answer(Record::from_rdata(name, 60, RData::A(A([192, 0, 2, 7].into()))));
+            let _ = socket.send_to(&message.to_vec().unwrap(), from);
+        }
+    });
+    started.recv().unwrap();
+}
+
+/// Runs a node on a machine whose `/etc` is a directory of the test's; the directory, and the process.
+fn run_with_own_etc(machine: &mut Machine, resolv_conf: &str) -> (PathBuf, String) {
+    let etc = machine.path("etc");
+    std::fs::create_dir(&etc).unwrap();
+    std::fs::write(etc.join("resolv.conf"), resolv_conf).unwrap();
+    std::fs::write(etc.join("nsswitch.conf"), "hosts: files dns\n").unwrap();
+    for file in ["passwd", "group"] {
+        std::fs::copy(format!("/etc/{file}"), etc.join(file)).unwrap();
+    }
+    let script = format!(
+        "mount --bind {} /etc && exec {} node --socket {} run --state-dir {}",
+        etc.display(),
+        super::world::PROGRAM,
+        machine.path("node.sock").display(),
+        machine.path("state").display()
+    );
+    let mut command = machine.command("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-ec", &script]);
+    let child = command.spawn().unwrap();
+    let pid = child.id().to_string();
+    machine.children.push(child);
+    wait_for("the node's socket", || machine.path("node.sock").exists().then_some(()));
+    (etc, pid)
 }
 
 #[test]
@@ -94,25 +143,7 @@ fn other_names_are_asked_of_the_coordinators_servers_and_silence_is_told() {
         return;
     }
     let world = World::new();
-    // A server that answers every question with 192.0.2.7.
-    let (ready, started) = std::sync::mpsc::channel();
-    world.coordinator.inside(move || {
-        let socket = UdpSocket::bind("10.9.1.1:53").unwrap();
-        ready.send(()).unwrap();
-        let mut buffer = [0; 4096];
-        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            let mut message = Message::from_vec(&buffer[..length]).unwrap();
-            message.metadata.message_type = MessageType::Response;
-            let name = message.queries[0].name().clone();
-            message.add_answer(hickory_proto::rr::Record::from_rdata(
-                name,
-                60,
-                RData::A(hickory_proto::rr::rdata::A([192, 0, 2, 7].into())),
-            ));
-            let _ = socket.send_to(&message.to_vec().unwrap(), from);
-        }
-    });
-    started.recv().unwrap();
+    start_name_server(&world.coordinator, "10.9.1.1:53");
     world.admin(&["dns", "nameservers", "add", "10.9.1.1"]);
     world.admin(&["dns", "set", "--override", "on"]);
     up(&world, &world.laptop, "laptop");
@@ -128,27 +159,8 @@ fn the_machines_file_leads_to_the_mesh_while_the_node_runs_and_is_given_back() {
     }
     let mut world = World::new();
     let nas = up(&world, &world.exit, "nas");
-    let etc = world.laptop.path("etc");
-    std::fs::create_dir(&etc).unwrap();
     let before = "search home.lan\nnameserver 192.0.2.53\n";
-    std::fs::write(etc.join("resolv.conf"), before).unwrap();
-    std::fs::write(etc.join("nsswitch.conf"), "hosts: files dns\n").unwrap();
-    for file in ["passwd", "group"] {
-        std::fs::copy(format!("/etc/{file}"), etc.join(file)).unwrap();
-    }
-    let script = format!(
-        "mount --bind {} /etc && exec {} node --socket {} run --state-dir {}",
-        etc.display(),
-        super::world::PROGRAM,
-        world.laptop.path("node.sock").display(),
-        world.laptop.path("state").display()
-    );
-    let mut command = world.laptop.command("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-ec", &script]);
-    let child = command.spawn().unwrap();
-    let pid = child.id().to_string();
-    world.laptop.children.push(child);
-    wait_for("the node's socket", || world.laptop.path("node.sock").exists().then_some(()));
+    let (etc, pid) = run_with_own_etc(&mut world.laptop, before);
     up(&world, &world.laptop, "laptop");
     let now = || std::fs::read_to_string(etc.join("resolv.conf")).unwrap();
     wait_for("the machine asks us", || now().contains("nameserver 100.100.100.100").then_some(()));
@@ -167,4 +179,61 @@ fn the_machines_file_leads_to_the_mesh_while_the_node_runs_and_is_given_back() {
     assert!(world.laptop.node(&["down"]).status.success());
     wait_for("the file is given back", || (now() == other).then_some(()));
     assert!(!etc.join("resolv.conf.before-pvemesh").exists());
+}
+
+/// What an HTTP server says to a request of these lines, and a body.
+fn http(machine: &Machine, to: SocketAddr, head: &str, body: Vec<u8>) -> String {
+    let head = format!("{head}Connection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+    let said = machine.inside(move || {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
+        let mut said = Vec::new();
+        let _ = stream.read_to_end(&mut said);
+        said
+    });
+    text(&said.join().unwrap())
+}
+
+#[test]
+fn names_of_the_internet_are_resolved_where_the_exit_node_is_and_only_for_those_who_may_use_it() {
+    if !possible() {
+        return;
+    }
+    let mut world = World::new();
+    // Only the exit node reaches this server, which is its machine's own.
+    start_name_server(&world.web, "203.0.113.1:53");
+    run_with_own_etc(&mut world.exit, "nameserver 203.0.113.1\n");
+    world.start_exit_node();
+    let exit = world.exit.wait_until_running();
+    let address: Ipv4Addr = exit["Self"]["TailscaleIPs"][0].as_str().unwrap().parse().unwrap();
+    let laptop = up_as(&world, &world.laptop, "laptop", &["--user", "guest"]);
+    let without = ask(&world.laptop, "example.com.", RecordType::A).unwrap();
+    assert_eq!(without.metadata.response_code, ResponseCode::ServFail, "the laptop has no server of its own");
+    assert!(world.laptop.node(&["set", "--exit-node", "exit-1"]).status.success());
+    let answer = wait_for("an answer", || ask(&world.laptop, "example.com.", RecordType::A).filter(|answer| !answer.answers.is_empty()));
+    assert_eq!((answer.metadata.id, addresses(&answer)), (4711, vec![[192, 0, 2, 7].into()]));
+    let query = world.laptop.node(&["dns", "query", "example.com"]);
+    assert!(text(&query.stderr).contains("/dns-query"), "{}", text(&query.stderr));
+    // The mesh's own names are not asked for anywhere.
+    assert_eq!(addresses(&ask(&world.laptop, "exit-1.mesh.internal.", RecordType::A).unwrap()), [address]);
+
+    // As stock clients ask, and as a web page would.
+    let to = SocketAddr::new(address.into(), pvemesh::node::peer_api::ports(address.into()).next().unwrap());
+    let post = |origin: &str, body: &[u8]| {
+        let head = format!("POST /dns-query HTTP/1.1\r\nHost: {to}\r\nContent-Type: application/dns-message\r\n{origin}");
+        http(&world.laptop, to, &head, body.to_vec())
+    };
+    let question = question("example.org.", RecordType::A);
+    assert!(post("", &question).starts_with("HTTP/1.1 200"), "{}", post("", &question));
+    assert!(post("Origin: http://evil.example\r\n", &question).starts_with("HTTP/1.1 403"));
+    assert!(post("", &question[..9]).starts_with("HTTP/1.1 400"));
+    assert!(post("", &vec![0; 100_000]).starts_with("HTTP/1.1 413"));
+    assert!(http(&world.laptop, to, &format!("GET / HTTP/1.1\r\nHost: {to}\r\n"), Vec::new()).starts_with("HTTP/1.1 200"));
+
+    // A node that may reach the exit node's machine but not the internet through it knocks in vain.
+    let policy = world.coordinator.path("policy.hujson");
+    std::fs::write(&policy, format!(r#"{{"acls":[{{"action":"accept","src":["{laptop}"],"dst":["{address}:22"]}}]}}"#)).unwrap();
+    world.admin(&["policy", "set", policy.to_str().unwrap()]);
+    wait_for("the refusal", || post("", &question).starts_with("HTTP/1.1 403").then_some(()));
 }

@@ -144,7 +144,7 @@ pub(crate) struct World {
     pub(crate) coordinator: Machine,
     pub(crate) exit: Machine,
     pub(crate) laptop: Machine,
-    _web: Machine,
+    pub(crate) web: Machine,
 }
 
 impl World {
@@ -180,7 +180,7 @@ impl World {
             }
         });
         ready.recv().unwrap();
-        Self { coordinator, exit, laptop, _web: web }
+        Self { coordinator, exit, laptop, web }
     }
 
     pub(crate) fn key(&self, arguments: &[&str]) -> String {

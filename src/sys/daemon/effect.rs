@@ -1,6 +1,10 @@
 //! What the map means on this machine, put into effect: packet engine and routing, by the machine's own networks.
 
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::DaemonError;
 use super::outside::Outside;
@@ -9,10 +13,12 @@ use super::surroundings::{self, Surroundings};
 use crate::coord::client::NetMap;
 use crate::filter::{Filter, FilterConfig};
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
+use crate::node::peer_api::callers;
 use crate::node::policy_routing::BYPASS_MARK;
-use crate::node::{Assembly, Prefs, Repairs, Situation, TUN_MTU, Traffic, assemble};
+use crate::node::{Assembly, ExitNode, Prefs, Repairs, Situation, TUN_MTU, Traffic, assemble};
 use crate::sys::clock;
 use crate::sys::engine::{Engine, EngineOptions};
+use crate::sys::names::PeerApi;
 use crate::sys::portmap::Wish;
 use crate::sys::router::{Router, RouterError};
 use crate::sys::survey::Outlook;
@@ -33,8 +39,10 @@ pub(super) struct Effect {
     assembly: Option<Assembly>,
     /// The resolver, while the engine runs and the system gives it a place.
     names: Option<Resolver>,
-    /// What the engine's filter was made of.
-    filter: Option<FilterConfig>,
+    /// What other nodes may ask, while this is an exit node.
+    peer_api: Option<PeerApi>,
+    /// The engine's filter, and what it was made of.
+    filter: Option<(FilterConfig, Arc<Filter>)>,
     /// Why routing is not as the assembly wants it.
     trouble: Option<String>,
     repairs: Repairs,
@@ -62,6 +70,7 @@ impl Effect {
             outside: None,
             assembly: None,
             names: None,
+            peer_api: None,
             filter: None,
             trouble: None,
             repairs: Repairs::default(),
@@ -109,7 +118,7 @@ impl Effect {
 
     /// Stops the engine; routing stays for the one that follows.
     pub(super) fn drop_engine(&mut self) {
-        (self.names, self.outside, self.engine) = (None, None, None);
+        (self.peer_api, self.names, self.outside, self.engine) = (None, None, None, None);
     }
 
     pub(super) fn engine(&self) -> Option<&Engine> {
@@ -144,25 +153,34 @@ impl Effect {
 
     /// Gives engine and router what map, preferences and networks mean together.
     pub(super) async fn apply(&mut self, map: &NetMap, prefs: &Prefs) {
+        self.offer_peer_api(map, prefs);
         let Some(engine) = &self.engine else { return };
-        let situation = Situation { interface: &self.interface, local_networks: &self.surroundings.networks, now: clock::wall() };
+        let situation = Situation {
+            interface: &self.interface,
+            local_networks: &self.surroundings.networks,
+            peer_api: self.peer_api(),
+            now: clock::wall(),
+        };
         let assembly = assemble(map, prefs, situation);
         if let Some(outside) = &self.outside {
             outside.set_map(map, prefs.ca_file.clone()).await;
         }
         self.wish_for_port(prefs.port_mapping);
         // Before the peers, so that none is let in by the rules of before.
-        if self.filter.as_ref() != Some(&assembly.filter) {
-            let filter = Filter::new(&assembly.filter);
+        if self.filter.as_ref().is_none_or(|(config, _)| *config != assembly.filter) {
+            let filter = Arc::new(Filter::new(&assembly.filter));
             if filter.unread() > 0 {
                 tracing::debug!(entries = filter.unread(), "entries of the packet filter do not read and are left out");
             }
-            engine.set_filter(filter);
-            self.filter = Some(assembly.filter.clone());
+            engine.set_filter(filter.clone());
+            self.filter = Some((assembly.filter.clone(), filter));
+        }
+        if let (Some(api), Some((_, filter))) = (&self.peer_api, &self.filter) {
+            api.set_callers(callers(map, filter));
         }
         engine.set_peers(&assembly.peers);
         if let Some(names) = &mut self.names {
-            names.set(map, prefs);
+            names.set(map, prefs, assembly.exit_node);
         }
         let applied = self.router.apply(&assembly.router).await;
         self.note_trouble(applied.err().map(|error| error.to_string()));
@@ -171,6 +189,32 @@ impl Effect {
             tracing::warn!("{note}");
         }
         self.assembly = Some(assembly);
+    }
+
+    /// What became of the wish for an exit node.
+    pub(super) fn exit_node(&self) -> ExitNode {
+        self.assembly.as_ref().map_or(ExitNode::Unwanted, |assembly| assembly.exit_node)
+    }
+
+    /// Where other nodes may ask.
+    pub(super) fn peer_api(&self) -> &[SocketAddr] {
+        self.peer_api.as_ref().map(PeerApi::listeners).unwrap_or_default()
+    }
+
+    /// Listens for what other nodes ask, at the addresses the map gives this node, while it offers to be their exit.
+    fn offer_peer_api(&mut self, map: &NetMap, prefs: &Prefs) {
+        let wanted: Vec<IpAddr> = map.node.addresses.iter().map(IpNet::addr).filter(|_| prefs.advertise_exit_node).collect();
+        if self.peer_api().iter().map(SocketAddr::ip).eq(wanted.iter().copied()) {
+            return;
+        }
+        let names = self.names.as_ref().filter(|_| !wanted.is_empty());
+        self.peer_api = names.and_then(|names| match PeerApi::start(&self.interface, &wanted, names.server()) {
+            Ok(api) => Some(api),
+            Err(error) => {
+                tracing::warn!("names are not resolved for other nodes: {error}");
+                None
+            }
+        });
     }
 
     /// Puts right what another program has changed of the machine's routing.

@@ -199,7 +199,7 @@ impl Member {
 
     fn report(&self) -> Report {
         let prefs = self.membership.prefs();
-        Report { hostinfo: hostinfo(prefs, &self.machine, self.network.clone()), endpoints: self.endpoints() }
+        Report { hostinfo: hostinfo(prefs, &self.machine, self.network.clone(), self.effect.peer_api()), endpoints: self.endpoints() }
     }
 
     fn publish(&self) {
@@ -289,8 +289,12 @@ impl Member {
     async fn put_into_effect(&mut self) {
         if let Some(map) = self.map.get() {
             self.expired = map.has_expired(clock::wall());
+            let before = self.effect.peer_api().to_vec();
             self.effect.apply(map, self.membership.prefs()).await;
             self.tell_nat();
+            if self.effect.peer_api() != before {
+                self.publish();
+            }
         }
     }
 
@@ -359,7 +363,7 @@ impl Member {
             }
             Request::Query(query) => {
                 let map = self.map.get().ok_or(NO_MAP)?;
-                return Ok(Reply::Name(Box::new(resolve(map, &query.name, query.kind))));
+                return Ok(Reply::Name(Box::new(resolve(map, self.effect.exit_node(), &query.name, query.kind))));
             }
             Request::Status | Request::Stop | Request::Netcheck | Request::Ping(_) => {}
             Request::Up(up) => self.up(*up).await?,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::coord::client::NetMap;
 use crate::names::{Records, Table};
-use crate::node::{Prefs, names};
+use crate::node::{ExitNode, Prefs, names};
 use crate::sys::names::{NameServer, PATH, ResolvConf, is_another_networks};
 
 /// Both, and what they were last told. Dropping it gives the machine its own file back.
@@ -48,8 +48,8 @@ impl Resolver {
     }
 
     /// Takes over what map and preferences mean for names.
-    pub(super) fn set(&mut self, map: &NetMap, prefs: &Prefs) {
-        let records = names(map);
+    pub(super) fn set(&mut self, map: &NetMap, prefs: &Prefs, exit: ExitNode) {
+        let records = names(map, exit);
         if self.records.as_ref() != Some(&records) {
             self.records = Some(records);
             self.tell();
@@ -64,6 +64,11 @@ impl Resolver {
         }
         self.domains = domains;
         self.keep();
+    }
+
+    /// The resolver itself.
+    pub(super) fn server(&self) -> &NameServer {
+        &self.server
     }
 
     /// Tells the resolver what is known.

@@ -245,8 +245,8 @@ impl Engine {
     }
 
     /// Replaces the packet filter. Before the first one nothing is let in but answers.
-    pub fn set_filter(&self, filter: Filter) {
-        *self.shared.filter.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(filter);
+    pub fn set_filter(&self, filter: impl Into<Arc<Filter>>) {
+        *self.shared.filter.write().unwrap_or_else(PoisonError::into_inner) = filter.into();
     }
 
     /// How each peer is doing.

@@ -9,20 +9,21 @@ use futures_util::stream::FuturesUnordered;
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::over_http::HttpClient;
 use super::{read_message, unspecified, write_message};
 use crate::names::{Upstream, is_reply_to, with_id};
 use crate::sys::dial::mark_socket;
 use crate::sys::entropy;
 
 /// How long all of it may take: programs ask again after five seconds.
-const LIMIT: Duration = Duration::from_millis(4500);
+pub(super) const LIMIT: Duration = Duration::from_millis(4500);
 /// Servers that are asked.
 const MAX_SERVERS: usize = 8;
 /// When a question is sent again, counted from the last time.
 const AGAIN: [Duration; 3] = [Duration::from_millis(700), Duration::from_millis(1500), Duration::from_secs(3)];
 /// When a server that has not answered by UDP is asked by TCP, too: there may be something in between that lets no UDP through.
 const TCP_AFTER: Duration = Duration::from_secs(2);
-const MAX_REPLY: usize = 65_535;
+pub(super) const MAX_REPLY: usize = 65_535;
 /// The codes of a server that cannot or will not answer (RFC 1035, section 4.1.1).
 const SOFT_FAILURES: [u8; 2] = [2, 5];
 
@@ -45,9 +46,27 @@ impl Way {
 }
 
 /// The reply of the first server that has a good one; with none, what one of them said instead. `None`: nobody has answered.
-pub(super) async fn ask(servers: &[Upstream], question: &[u8], way: Way, by_tcp: bool) -> Option<Vec<u8>> {
+pub(super) async fn ask(http: &HttpClient, servers: &[Upstream], question: &[u8], way: Way, by_tcp: bool) -> Option<Vec<u8>> {
+    let one = |server: &Upstream| {
+        let server = server.clone();
+        async move {
+            match server {
+                Upstream::At(address) => plain(address, question, way, by_tcp).await,
+                Upstream::Url(url) => http.ask(&url, question).await,
+            }
+        }
+    };
+    first_good(servers.iter().take(MAX_SERVERS).map(one).collect()).await
+}
+
+/// The same of those that are asked by DNS.
+pub(super) async fn plainly(servers: &[Upstream], question: &[u8], way: Way) -> Option<Vec<u8>> {
+    let addresses = servers.iter().filter_map(|server| if let Upstream::At(address) = server { Some(*address) } else { None });
+    first_good(addresses.take(MAX_SERVERS).map(|address| plain(address, question, way, false)).collect()).await
+}
+
+async fn first_good(mut asked: FuturesUnordered<impl Future<Output = io::Result<Vec<u8>>>>) -> Option<Vec<u8>> {
     let deadline = Instant::now() + LIMIT;
-    let mut asked: FuturesUnordered<_> = servers.iter().take(MAX_SERVERS).map(|server| one(server, question, way, by_tcp)).collect();
     let mut soft = None;
     while let Ok(Some(reply)) = timeout_at(deadline, asked.next()).await {
         match reply {
@@ -60,18 +79,15 @@ pub(super) async fn ask(servers: &[Upstream], question: &[u8], way: Way, by_tcp:
 }
 
 /// Asks one server, under a number of its own, and gives the reply the question's.
-async fn one(server: &Upstream, question: &[u8], way: Way, by_tcp: bool) -> io::Result<Vec<u8>> {
-    let Upstream::At(address) = server else {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "DNS over HTTPS is not spoken yet"));
-    };
+async fn plain(address: SocketAddr, question: &[u8], way: Way, by_tcp: bool) -> io::Result<Vec<u8>> {
     let number = entropy::bytes::<2>().map(u16::from_be_bytes)?;
     let numbered = with_id(question, number);
     let reply = if by_tcp {
-        stream(*address, &numbered, way).await?
+        stream(address, &numbered, way).await?
     } else {
         tokio::select! {
-            Ok(reply) = datagram(*address, &numbered, way) => reply,
-            Ok(reply) = async { sleep(TCP_AFTER).await; stream(*address, &numbered, way).await } => reply,
+            Ok(reply) = datagram(address, &numbered, way) => reply,
+            Ok(reply) = async { sleep(TCP_AFTER).await; stream(address, &numbered, way).await } => reply,
             else => return Err(io::ErrorKind::TimedOut.into()),
         }
     };

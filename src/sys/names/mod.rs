@@ -4,9 +4,13 @@
 //! asked about it; beyond [`IN_FLIGHT`] of them questions are dropped, and come again.
 
 mod forward;
+mod over_http;
+mod peer_api;
 mod resolv_conf;
 
 use forward::Way;
+use over_http::HttpClient;
+pub(in crate::sys) use peer_api::PeerApi;
 pub(in crate::sys) use resolv_conf::{PATH, ResolvConf, is_another_networks};
 
 use std::io;
@@ -22,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::ident::{QUAD100_V4, QUAD100_V6};
-use crate::names::{MAX_MESSAGE, Table, Upstream, Verdict, answer, failed, fitted};
+use crate::names::{MAX_MESSAGE, Table, Upstream, Verdict, answer, failed, fitted, refused};
 
 const PORT: u16 = 53;
 /// Questions that others are asked about at a time.
@@ -42,7 +46,8 @@ struct Known {
 
 #[derive(Debug)]
 struct Shared {
-    known: RwLock<Known>,
+    known: Arc<RwLock<Known>>,
+    http: HttpClient,
     in_flight: Arc<Semaphore>,
     connections: Arc<Semaphore>,
 }
@@ -82,8 +87,10 @@ impl NameServer {
         let listener = bound(interface, Type::STREAM, Protocol::TCP)?;
         listener.listen(16)?;
         let listener = TcpListener::from_std(listener.into())?;
+        let known = Arc::<RwLock<Known>>::default();
         let shared = Arc::new(Shared {
-            known: RwLock::default(),
+            http: HttpClient::new(known.clone()),
+            known,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         });
@@ -91,10 +98,34 @@ impl NameServer {
         Ok(Self { shared, tasks })
     }
 
+    /// For those who have questions of others.
+    pub(in crate::sys) fn questions(&self) -> Questions {
+        Questions(self.shared.clone())
+    }
+
     /// What names mean from now on, and the machine's own servers.
     pub(in crate::sys) fn set(&self, table: Arc<Table>, fallback: Vec<Upstream>) {
         let mut known = self.shared.known.write().unwrap_or_else(PoisonError::into_inner);
         *known = Known { table, fallback: fallback.into_iter().filter(|server| !is_own(server)).collect() };
+    }
+}
+
+/// The resolver as other nodes may use it.
+#[derive(Debug, Clone)]
+pub(in crate::sys) struct Questions(Arc<Shared>);
+
+impl Questions {
+    /// The reply to another node's question. What the mesh's names mean it knows itself, as far as it may. `None` for what is no question.
+    pub(in crate::sys) async fn of_others(&self, question: &[u8]) -> Option<Vec<u8>> {
+        let (table, fallback) = self.0.known();
+        match answer(&table, question) {
+            Verdict::Reply(_) => Some(refused(question)),
+            Verdict::Drop => None,
+            Verdict::Ask(servers) => {
+                let _permit = self.0.in_flight.acquire().await.ok()?;
+                Some(self.0.ask(servers, &fallback, question, false).await)
+            }
+        }
     }
 }
 
@@ -106,17 +137,27 @@ fn is_own(server: &Upstream) -> bool {
 impl Shared {
     /// The reply to a question; `None` if there is none to give.
     async fn reply(&self, question: &[u8], by_tcp: bool) -> Option<Vec<u8>> {
-        let (table, fallback) = {
-            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-            (known.table.clone(), known.fallback.clone())
+        let (table, fallback) = self.known();
+        match answer(&table, question) {
+            Verdict::Reply(reply) => Some(reply),
+            Verdict::Drop => None,
+            Verdict::Ask(servers) => Some(self.ask(servers, &fallback, question, by_tcp).await),
+        }
+    }
+
+    fn known(&self) -> (Arc<Table>, Arc<[Upstream]>) {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        (known.table.clone(), known.fallback.clone())
+    }
+
+    /// The reply of these servers, or if they are none, of the machine's own.
+    async fn ask(&self, servers: Vec<Upstream>, fallback: &[Upstream], question: &[u8], by_tcp: bool) -> Vec<u8> {
+        let (servers, way) = if servers.is_empty() {
+            (fallback.to_vec(), Way::Outside)
+        } else {
+            (servers.into_iter().filter(|server| !is_own(server)).collect(), Way::Routed)
         };
-        let (servers, way) = match answer(&table, question) {
-            Verdict::Reply(reply) => return Some(reply),
-            Verdict::Drop => return None,
-            Verdict::Ask(servers) if servers.is_empty() => (fallback.to_vec(), Way::Outside),
-            Verdict::Ask(servers) => (servers.into_iter().filter(|server| !is_own(server)).collect(), Way::Routed),
-        };
-        Some(forward::ask(&servers, question, way, by_tcp).await.unwrap_or_else(|| failed(question)))
+        forward::ask(&self.http, &servers, question, way, by_tcp).await.unwrap_or_else(|| failed(question))
     }
 }
 

@@ -10,12 +10,13 @@ use crate::{Done, see};
 pub const ACT: Act = Act {
     name: "routes",
     plays: in_company,
-    seconds: 50,
+    seconds: 70,
     rows: &[
         Row { sentence: "an advertised subnet route is listed, and used by nobody before it is approved", play: advertised },
         Row { sentence: "an approved subnet route is used by a node that accepts routes", play: subnet },
         Row { sentence: "an advertised and approved exit node is offered to the others", play: exit_offered },
         Row { sentence: "`set --exit-node` sends traffic out there, and an empty one takes it back", play: exit_used },
+        Row { sentence: "names are asked for where the exit node is, and nowhere else", play: exit_names },
     ],
 };
 
@@ -88,5 +89,27 @@ fn exit_used(scene: &mut Scene) -> Outcome {
     seen_as(exit)?;
     scene.at(USER)?.tell(&["set", "--exit-node="])?;
     seen_as(own)?;
+    holds()
+}
+
+fn exit_names(scene: &mut Scene) -> Outcome {
+    see!(scene.seen(USER, ROUTER)?.exit_node_option, "no exit node is offered");
+    let machine = scene.machine(USER)?;
+    scene.at(USER)?.tell(&["set", &format!("--exit-node={}", NAMES[ROUTER])])?;
+    let mut names = 0;
+    // Each name once, for nobody is to have kept the answer.
+    let asked_by = |names: &mut u32| -> Done<Vec<String>> {
+        *names += 1;
+        let name = format!("probe{names}.example.org");
+        // That it does not exist is the answer.
+        let _ = machine.run(&["getent", "ahostsv4", &name]);
+        scene.internet.askers(&name)
+    };
+    until("the exit node's machine asks", secs(15), || {
+        let askers = asked_by(&mut names)?;
+        if askers == ["10.7.0.11"] { Ok(true) } else { Err(format!("the name server was asked by {askers:?}")) }
+    })?;
+    scene.at(USER)?.tell(&["set", "--exit-node="])?;
+    until("the user's machine asks itself again", secs(15), || Ok(asked_by(&mut names)? == ["10.7.0.12"]))?;
     holds()
 }
