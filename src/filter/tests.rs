@@ -99,6 +99,29 @@ fn before_there_is_a_map_and_with_shields_up_only_answers_come_in() {
 }
 
 #[test]
+fn at_a_door_every_peer_may_knock_and_nowhere_else() {
+    let doors = vec![SocketAddr::new(OWN.parse().unwrap(), 58436)];
+    let door = FilterConfig { doors, ..config(vec![]) };
+    let filter = Filter::new(&door);
+    assert_eq!(judge(&filter, &syn(PEER, OWN, 58436)), Ok(()));
+    for packet in
+        [syn(PEER, OWN, 58437), udp((PEER, 1), (OWN, 58436)), syn(PEER, "fd7a:115c:a1e0::1", 58436), syn(PEER, "192.0.2.1", 58436)]
+    {
+        assert!(judge(&filter, &packet).is_err(), "{packet:?}");
+    }
+    let shields = Filter::new(&FilterConfig { shields_up: true, ..door });
+    assert_eq!(judge(&shields, &syn(PEER, OWN, 58436)), Err(Refusal::NotAllowed));
+}
+
+#[test]
+fn what_a_source_may_ask_of_the_internet_is_told_whatever_this_node_carries() {
+    let filter = Filter::new(&config(vec![rule(&[PEER], &[("0.0.0.0/5", 0, 65535), ("2000::/3", 53, 53)], &[])]));
+    let asks = |from: &str, to: &str, port| filter.allows_datagram(from.parse().unwrap(), to.parse().unwrap(), port);
+    assert!(asks(PEER, "0.0.0.0", 53) && asks(PEER, "2000::", 53));
+    assert!(!asks(PEER, "2000::", 54) && !asks("100.64.0.8", "0.0.0.0", 53) && !asks(PEER, "9.9.9.9", 53));
+}
+
+#[test]
 fn a_rule_allows_its_sources_its_destinations_its_ports_and_its_protocols_and_no_more() {
     let filter = Filter::new(&config(vec![
         rule(&[PEER], &[(OWN, 22, 22), (OWN, 8000, 8999)], &[6]),

@@ -203,7 +203,8 @@ impl Effect {
 
     /// Listens for what other nodes ask, at the addresses the map gives this node, while it offers to be their exit.
     fn offer_peer_api(&mut self, map: &NetMap, prefs: &Prefs) {
-        let wanted: Vec<IpAddr> = map.node.addresses.iter().map(IpNet::addr).filter(|_| prefs.advertise_exit_node).collect();
+        let offers = prefs.advertise_exit_node && !prefs.shields_up;
+        let wanted: Vec<IpAddr> = map.node.addresses.iter().map(IpNet::addr).filter(|_| offers).collect();
         if self.peer_api().iter().map(SocketAddr::ip).eq(wanted.iter().copied()) {
             return;
         }
