@@ -104,9 +104,12 @@ fn at_a_door_every_peer_may_knock_and_nowhere_else() {
     let door = FilterConfig { doors, ..config(vec![]) };
     let filter = Filter::new(&door);
     assert_eq!(judge(&filter, &syn(PEER, OWN, 58436)), Ok(()));
-    for packet in
-        [syn(PEER, OWN, 58437), udp((PEER, 1), (OWN, 58436)), syn(PEER, "fd7a:115c:a1e0::1", 58436), syn(PEER, "192.0.2.1", 58436)]
-    {
+    for packet in [
+        syn(PEER, OWN, 58437),
+        udp((PEER, 1), (OWN, 58436)),
+        syn("fd7a:115c:a1e0::7", "fd7a:115c:a1e0::1", 58436),
+        syn(PEER, "192.0.2.1", 58436),
+    ] {
         assert!(judge(&filter, &packet).is_err(), "{packet:?}");
     }
     let shields = Filter::new(&FilterConfig { shields_up: true, ..door });
