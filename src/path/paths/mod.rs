@@ -192,6 +192,20 @@ impl Paths {
         }
     }
 
+    /// Measures a peer: pings it as [`Self::ping`] does, by each way that may be good, but does not count as data, so that nothing goes on
+    /// afterwards. [`Event::Answered`] tells the first answer.
+    ///
+    /// # Errors
+    /// There is nothing to ping.
+    pub fn measure(&mut self, now: Time, key: &NodePublic, token: u64) -> Result<(), Unreached> {
+        let entry = self.peers.get(key).ok_or(Unreached::NoPeer)?;
+        entry.paths.disco().ok_or(Unreached::NoDisco)?;
+        match self.with(now, *key, |paths, draw| paths.measure(now, token, draw)) {
+            Some(true) => Ok(()),
+            _ => Err(Unreached::NoAddress),
+        }
+    }
+
     /// Where data to a peer goes.
     pub fn route(&self, key: &NodePublic) -> Choice {
         let choice = self.peers.get(key).map(|entry| entry.paths.choice()).unwrap_or_default();

@@ -104,6 +104,25 @@ impl PeerPaths {
         true
     }
 
+    /// Finds out whether and how fast the peer answers, and starts nothing that goes on: no data is on its way to it. The address in use
+    /// is not enough, even if it is proven, for it may just have died. The peer is told our addresses, so that a direct way can open.
+    /// `false` if there is nothing to ping.
+    pub(in crate::path) fn measure(&mut self, now: Time, token: u64, draw: &mut Draw<'_>) -> bool {
+        let trusted = self.best.filter(|_| self.is_trusted(now));
+        let direct = self.candidates.iter().map(|c| c.address).filter(|address| trusted.is_none_or(|best| best == *address));
+        let targets: Vec<Path> = direct.map(Path::Direct).chain(self.relay.map(Path::Relay)).collect();
+        if self.disco.is_none() || targets.is_empty() {
+            return false;
+        }
+        for target in targets {
+            self.probe(now, target, Some(token), draw);
+        }
+        if trusted.is_none() && self.relay.is_some() && self.calls.make(now) {
+            draw.effects.call = true;
+        }
+        true
+    }
+
     /// Does what is due.
     pub(in crate::path) fn handle_timeout(&mut self, now: Time, draw: &mut Draw<'_>) {
         let lost = self.best.is_some_and(|best| self.probes.has_lost(now, Path::Direct(best)));

@@ -94,3 +94,17 @@ fn unanswered_candidates_are_tried_again_ever_more_slowly_and_only_while_there_i
     assert_eq!(tries[..7], [0, 500, 1500, 3500, 7500, 12_500, 17_500]);
     assert!(tries.last().is_some_and(|last| *last <= 48_000), "{tries:?}");
 }
+
+#[test]
+fn measuring_a_peer_gives_its_latency_and_starts_nothing_that_goes_on() {
+    let mut bench = Bench::new(&[WAN]);
+    bench.paths.measure(at(0), &node(THEM), 7).unwrap();
+    let pings = bench.pings();
+    assert_eq!(pings.iter().map(|(to, _)| *to).collect::<Vec<_>>(), [address(WAN)]);
+    bench.pong(at(0) + Duration::from_millis(20), WAN, pings[0].1);
+    let told = |event: &Event| matches!(event, Event::Answered { token: 7, pong: Some(pong) } if pong.latency == Duration::from_millis(20));
+    assert!(bench.events().iter().any(told));
+    bench.pass(at(120));
+    assert_eq!(bench.pinged(), [], "nobody is pinged who is not talked to");
+    assert_eq!(bench.paths.measure(at(120), &node(US), 8), Err(Unreached::NoPeer));
+}

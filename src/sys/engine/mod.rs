@@ -290,6 +290,22 @@ impl Engine {
         self.shared.ping(peer)
     }
 
+    /// The same for one who only wants to know whether and how fast a peer answers: it does not count as data, so nothing is kept for it.
+    ///
+    /// # Errors
+    ///
+    /// See [`Engine::ping`].
+    pub fn measure(&self, peer: &NodePublic) -> Result<oneshot::Receiver<Pong>, Unreached> {
+        self.shared.measure(peer)
+    }
+
+    /// Bytes of IP packets sent to a peer and received from it; `None` if there is no such peer.
+    pub fn carried(&self, peer: &NodePublic) -> Option<(u64, u64)> {
+        let table = self.shared.table();
+        let peer = table.by_key(peer)?;
+        Some((peer.tx_bytes.load(Ordering::Relaxed), peer.rx_bytes.load(Ordering::Relaxed)))
+    }
+
     /// This machine's networks have changed: what was known of ways is to be proven anew.
     pub fn network_changed(&self) {
         self.shared.attend(|paths, now| paths.network_changed(now));

@@ -158,11 +158,19 @@ impl Shared {
     }
 
     pub(super) fn ping(&self, peer: &NodePublic) -> Result<oneshot::Receiver<Pong>, Unreached> {
+        self.ask_for_pong(|paths, now, token| paths.ping(now, peer, token))
+    }
+
+    pub(super) fn measure(&self, peer: &NodePublic) -> Result<oneshot::Receiver<Pong>, Unreached> {
+        self.ask_for_pong(|paths, now, token| paths.measure(now, peer, token))
+    }
+
+    fn ask_for_pong(&self, ask: impl FnOnce(&mut Paths, Time, u64) -> Result<(), Unreached>) -> Result<oneshot::Receiver<Pong>, Unreached> {
         let token = self.probing.next_token.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         self.probing.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(token, sender);
         let mut result = Ok(());
-        self.attend(|paths, now| result = paths.ping(now, peer, token));
+        self.attend(|paths, now| result = ask(paths, now, token));
         if let Err(error) = result {
             self.probing.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
             return Err(error);
