@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::report::is_reachable;
-use super::{ExitNode, PeerConfig, Prefs, RouterConfig, TUN_MTU, find_exit_node};
+use super::{AutoChoice, ExitNode, PeerConfig, Prefs, RouterConfig, TUN_MTU, find_exit_node, is_auto};
 use crate::coord::client::NetMap;
 use crate::filter::FilterConfig;
 use crate::ident::{NodeId, QUAD100_V4, QUAD100_V6, RegionId, is_mesh_address};
@@ -33,6 +33,8 @@ pub struct Situation<'a> {
     pub peer_api: &'a [SocketAddr],
     /// The time by this machine's clock; expiry is judged by the coordinator's.
     pub now: Wall,
+    /// The exit node that was chosen, where that is left to the node.
+    pub exit: Option<AutoChoice>,
 }
 
 /// What the map means here.
@@ -52,9 +54,13 @@ pub struct Assembly {
 
 /// Turns map and preferences into peers and routes.
 pub fn assemble(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> Assembly {
-    let exit_node = find_exit_node(map, &prefs.exit_node);
+    let exit_node = find_exit_node(map, &prefs.exit_node, situation.exit);
     let mut notes = Vec::new();
-    note_exit_node(&mut notes, map, prefs, exit_node);
+    if is_auto(&prefs.exit_node) {
+        note_auto(&mut notes, map, situation.exit);
+    } else {
+        note_exit_node(&mut notes, map, prefs, exit_node);
+    }
     let now = map.control_time(situation.now);
     let usable = !map.node.has_expired(now);
     if !usable {
@@ -204,6 +210,15 @@ fn note_exit_node(notes: &mut Vec<String>, map: &NetMap, prefs: &Prefs, exit_nod
             notes.push(format!("the exit node `{wanted}` is offline"));
         }
         ExitNode::Chosen(_) | ExitNode::Unwanted => {}
+    }
+}
+
+fn note_auto(notes: &mut Vec<String>, map: &NetMap, choice: Option<AutoChoice>) {
+    let offers = |peer: &&Node| peer.online != Some(false) && peer.routed().iter().any(|net| net.prefix_len() == 0);
+    if choice.is_some_and(|choice| !choice.answers) {
+        notes.push("no exit node answers; internet traffic is held back until one does".to_owned());
+    } else if choice.is_none() && !map.peers.values().any(|peer| offers(&peer)) {
+        notes.push("no node that is online carries internet traffic; internet traffic is held back until one does".to_owned());
     }
 }
 

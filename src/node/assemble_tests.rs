@@ -38,7 +38,8 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 }
 
 fn assembled(map: &NetMap, prefs: &Prefs, local: &[&str]) -> Assembly {
-    assemble(map, prefs, Situation { interface: "pvemesh0", local_networks: &nets(local), peer_api: &[], now: now() })
+    let local_networks = &nets(local);
+    assemble(map, prefs, Situation { interface: "pvemesh0", local_networks, peer_api: &[], now: now(), exit: None })
 }
 
 fn allowed(assembly: &Assembly, id: i64) -> Vec<String> {
@@ -116,19 +117,19 @@ fn a_network_with_two_routers_goes_to_the_one_online() {
 fn the_exit_node_is_found_by_name_address_and_stable_id() {
     let map = map();
     for wanted in ["exit-1", "EXIT-1", "exit-1.mesh", "exit-1.mesh.", "100.64.0.3", "fd7a:115c:a1e0::3", "nThree"] {
-        assert_eq!(find_exit_node(&map, wanted), ExitNode::Chosen(NodeId(3)), "{wanted}");
+        assert_eq!(find_exit_node(&map, wanted, None), ExitNode::Chosen(NodeId(3)), "{wanted}");
     }
-    assert_eq!(find_exit_node(&map, "nas"), ExitNode::NotOffered(NodeId(2)));
-    assert_eq!(find_exit_node(&map, "nobody"), ExitNode::Missing);
-    assert_eq!(find_exit_node(&map, " "), ExitNode::Unwanted);
+    assert_eq!(find_exit_node(&map, "nas", None), ExitNode::NotOffered(NodeId(2)));
+    assert_eq!(find_exit_node(&map, "nobody", None), ExitNode::Missing);
+    assert_eq!(find_exit_node(&map, " ", None), ExitNode::Unwanted);
 }
 
 #[test]
 fn a_short_name_that_two_peers_share_names_neither() {
     let mut map = map();
     map.peers.get_mut(&NodeId(2)).unwrap().name = "exit-1.other.".to_owned();
-    assert_eq!(find_exit_node(&map, "exit-1"), ExitNode::Missing);
-    assert_eq!(find_exit_node(&map, "exit-1.mesh"), ExitNode::Chosen(NodeId(3)));
+    assert_eq!(find_exit_node(&map, "exit-1", None), ExitNode::Missing);
+    assert_eq!(find_exit_node(&map, "exit-1.mesh", None), ExitNode::Chosen(NodeId(3)));
 }
 
 #[test]
@@ -157,6 +158,27 @@ fn traffic_waits_for_an_exit_node_that_is_away() {
         assert!(routes.contains(&"0.0.0.0/0".to_owned()) && routes.contains(&"::/0".to_owned()), "{wanted}");
         assert_eq!(assembly.notes.len(), 1, "{wanted}");
     }
+}
+
+#[test]
+fn the_word_auto_leaves_the_choice_to_the_node_and_traffic_waits_for_it() {
+    let map = map();
+    let prefs = Prefs { exit_node: "auto".to_owned(), ..Default::default() };
+    let with = |map: &NetMap, exit| assemble(map, &prefs, Situation { interface: "pvemesh0", local_networks: &[], now: now(), exit });
+    let held = |assembly: &Assembly| texts(&assembly.router.routes).contains(&"0.0.0.0/0".to_owned());
+    let none = with(&map, None);
+    assert!((none.exit_node, held(&none), none.notes.len()) == (ExitNode::Missing, true, 0), "it is being looked for: {:?}", none.notes);
+    let choice = AutoChoice { id: NodeId(3), why: crate::node::Why::Fastest, answers: true, latency: None };
+    let chosen = with(&map, Some(choice));
+    assert!(allowed(&chosen, 3).contains(&"0.0.0.0/0".to_owned()) && chosen.exit_node == ExitNode::Chosen(NodeId(3)));
+    assert!(chosen.notes.is_empty() && held(&chosen));
+    let dead = with(&map, Some(AutoChoice { answers: false, ..choice }));
+    assert!(held(&dead) && dead.exit_node == chosen.exit_node && dead.notes[0].contains("no exit node answers"), "{:?}", dead.notes);
+    let mut nobody = map.clone();
+    nobody.peers.get_mut(&NodeId(3)).unwrap().online = Some(false);
+    let nobody = with(&nobody, None);
+    assert!(held(&nobody) && nobody.notes[0].contains("no node that is online"), "{:?}", nobody.notes);
+    assert!(["auto", "AUTO:any", " auto "].iter().all(|word| is_auto(word)) && !is_auto("auto.mesh"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::AutoChoice;
 use crate::coord::client::NetMap;
 use crate::ident::NodeId;
 use crate::wire::control::Node;
@@ -11,7 +12,7 @@ use crate::wire::control::Node;
 pub enum ExitNode {
     /// None is wanted.
     Unwanted,
-    /// No peer answers to what was asked for. Internet traffic goes nowhere rather than past the tunnel.
+    /// No peer answers to what was asked for, or none is chosen yet where the choice is ours. Internet traffic goes nowhere rather than past the tunnel.
     Missing,
     /// A peer does, but it does not carry internet traffic: it offers it and nobody approved, or it does not offer it.
     NotOffered(NodeId),
@@ -19,15 +20,23 @@ pub enum ExitNode {
     Chosen(NodeId),
 }
 
-/// Finds the peer that a text names: an address, a stable id, a full name or its first label.
+/// Whether a wish for an exit node leaves the choice to the node. A node of that name is wished for by its full name.
+pub fn is_auto(wanted: &str) -> bool {
+    let wanted = wanted.trim();
+    ["auto", "auto:any"].iter().any(|word| wanted.eq_ignore_ascii_case(word))
+}
+
+/// Finds the peer that a text names: an address, a stable id, a full name or its first label; or the one that was chosen, if the text
+/// leaves that to the node.
 ///
 /// A first label that several peers share names none of them.
-pub fn find_exit_node(map: &NetMap, wanted: &str) -> ExitNode {
+pub fn find_exit_node(map: &NetMap, wanted: &str, choice: Option<AutoChoice>) -> ExitNode {
     let wanted = wanted.trim();
     if wanted.is_empty() {
         return ExitNode::Unwanted;
     }
-    match find_peer(map, wanted) {
+    let peer = if is_auto(wanted) { choice.and_then(|choice| map.peers.get(&choice.id)) } else { find_peer(map, wanted) };
+    match peer {
         None => ExitNode::Missing,
         Some(peer) if peer.routed().iter().any(|net| net.prefix_len() == 0) => ExitNode::Chosen(peer.id),
         Some(peer) => ExitNode::NotOffered(peer.id),

@@ -4,6 +4,7 @@
 //! router, `hostinfo` and `endpoints` make what is reported to the coordinator, `status` and `NetworkReport` what is shown, `resolve` answers names.
 
 mod assemble;
+mod auto_exit;
 mod config;
 mod exit;
 mod health;
@@ -17,8 +18,9 @@ mod report;
 mod status;
 
 pub use assemble::{Assembly, Situation, assemble};
+pub use auto_exit::{AutoChoice, AutoExit, MAX_CANDIDATES, PATIENCE, ROUND, SILENCE, STEADY, Why};
 pub use config::{PeerConfig, RouterConfig};
-pub use exit::{ExitNode, find_exit_node};
+pub use exit::{ExitNode, find_exit_node, is_auto};
 pub use health::health;
 pub use names::{DnsStatus, NameAnswer, Outcome, RecordType, dns_status, names, resolve};
 pub use network::{NetworkReport, PingReply, worth_telling};

@@ -22,7 +22,7 @@ pub struct Prefs {
     pub hostname: Option<NodeName>,
     /// Use the networks that other nodes offer.
     pub accept_routes: bool,
-    /// Send internet traffic through this node: a name, an address or a stable id. Empty means none.
+    /// Send internet traffic through this node: a name, an address or a stable id; `auto` leaves the choice to the node. Empty means none.
     pub exit_node: String,
     /// With an exit node, keep reaching the local networks directly.
     pub exit_node_allow_lan_access: bool,

@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 use super::health::health;
-use super::{Assembly, ExitNode, Prefs};
+use super::{Assembly, AutoChoice, ExitNode, Prefs};
 use crate::coord::client::NetMap;
 use crate::ident::{NodeId, NodePublic, RegionId, StableId, UserId};
 use crate::time::Wall;
@@ -144,7 +144,7 @@ pub struct Network {
 }
 
 /// The exit node in use.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ExitNodeStatus {
     /// Its stable id.
@@ -155,6 +155,18 @@ pub struct ExitNodeStatus {
     /// Its addresses.
     #[serde(rename = "TailscaleIPs")]
     pub addresses: Vec<IpNet>,
+    /// The node has chosen it itself. Ours, as the next three.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto: bool,
+    /// Why it did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Whether it answers; absent unless the choice was the node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<bool>,
+    /// How long its answers took when it was last asked, in milliseconds.
+    #[serde(rename = "LatencyMS", default, skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<f64>,
 }
 
 /// A node in a [`Status`].
@@ -286,13 +298,15 @@ pub struct Sources<'a> {
     pub map: Option<&'a NetMap>,
     /// What was made of it, while the node takes part.
     pub assembly: Option<&'a Assembly>,
+    /// The exit node the node has chosen itself, if it was to.
+    pub auto: Option<AutoChoice>,
     /// This machine's clock.
     pub now: Wall,
 }
 
 /// Puts together what is shown. `traffic` gives what the engine knows of a peer.
 pub fn status(sources: Sources<'_>, traffic: impl Fn(&NodePublic) -> Traffic) -> Status {
-    let Sources { prefs, progress, map, assembly, now } = sources;
+    let Sources { prefs, progress, map, assembly, auto, now } = sources;
     let exit = match assembly.map(|a| a.exit_node) {
         Some(ExitNode::Chosen(id)) => Some(id),
         _ => None,
@@ -321,11 +335,7 @@ pub fn status(sources: Sources<'_>, traffic: impl Fn(&NodePublic) -> Traffic) ->
     status.cert_domains.clone_from(&map.dns.cert_domains);
     status.extra_records.clone_from(&map.dns.extra_records);
     status.user.clone_from(&map.users);
-    status.exit_node_status = exit.and_then(|id| map.peers.get(&id)).map(|peer| ExitNodeStatus {
-        id: peer.stable_id.clone(),
-        online: peer.online != Some(false),
-        addresses: peer.addresses.clone(),
-    });
+    status.exit_node_status = exit.and_then(|id| map.peers.get(&id)).map(|peer| exit_node_status(map, peer, auto));
     let in_engine: std::collections::BTreeSet<NodeId> = assembly.iter().flat_map(|a| a.peers.iter().map(|peer| peer.id)).collect();
     status.peer = map
         .peers
@@ -338,6 +348,19 @@ pub fn status(sources: Sources<'_>, traffic: impl Fn(&NodePublic) -> Traffic) ->
         })
         .collect();
     status
+}
+
+fn exit_node_status(map: &NetMap, peer: &Node, auto: Option<AutoChoice>) -> ExitNodeStatus {
+    let auto = auto.filter(|choice| choice.id == peer.id);
+    ExitNodeStatus {
+        id: peer.stable_id.clone(),
+        online: peer.online != Some(false),
+        addresses: peer.addresses.clone(),
+        auto: auto.is_some(),
+        reason: auto.map(|choice| choice.why.text(map)).unwrap_or_default(),
+        answers: auto.map(|choice| choice.answers),
+        latency_ms: auto.and_then(|choice| choice.latency).map(|latency| latency.as_secs_f64() * 1000.0),
+    }
 }
 
 /// How far the node is. Having a map counts, even from before the coordinator went away; having a relay does not.

@@ -34,7 +34,7 @@ fn shown(prefs: &Prefs, progress: &Progress, map: Option<&NetMap>) -> Status {
         let since = at.parse().ok().map(|at| (at, "it has answered"));
         Traffic { endpoint, relay: (!busy).then_some(RegionId(900)), since, last_handshake: at.parse().ok(), rx_bytes: 5, tx_bytes: 6 }
     };
-    status(Sources { prefs, progress, map, assembly: None, now: now() }, traffic)
+    status(Sources { prefs, progress, map, assembly: None, auto: None, now: now() }, traffic)
 }
 
 fn wanted() -> Prefs {

@@ -11,6 +11,7 @@
     reason = "test code"
 )]
 
+mod auto;
 mod client;
 mod dial;
 mod failover;

@@ -101,7 +101,8 @@ struct Wishes {
     /// The name to be known by.
     #[arg(long)]
     hostname: Option<NodeName>,
-    /// Send internet traffic through this node: a name, an address or a stable id; empty for none.
+    /// Send internet traffic through this node: a name, an address or a stable id; `auto` for the fastest that answers, and another one
+    /// when it dies; empty for none.
     #[arg(long, value_name = "NODE")]
     exit_node: Option<String>,
     /// With an exit node, keep reaching the local networks directly (the default).

@@ -82,6 +82,9 @@ fn table(status: &Status) -> String {
         let [wa, wb, wc, wd] = widths;
         let _ = writeln!(text, "{a:wa$}  {b:wb$}  {c:wc$}  {d:wd$}  {e}");
     }
+    if let Some(line) = chosen(status) {
+        let _ = writeln!(text, "\n# {line}");
+    }
     if !status.health.is_empty() {
         let _ = writeln!(text, "\n# Health check:");
         for line in &status.health {
@@ -93,6 +96,15 @@ fn table(status: &Status) -> String {
         let _ = writeln!(text, "\n# Another program changed what the mesh needs; put right {times} at {last:.0}: {what}");
     }
     text
+}
+
+/// Which exit node the node has chosen itself, and why.
+fn chosen(status: &Status) -> Option<String> {
+    let exit = status.exit_node_status.as_ref().filter(|exit| exit.auto)?;
+    let name = status.peer.values().find(|peer| peer.id == exit.id).map_or("", PeerStatus::name);
+    let latency = exit.latency_ms.map(|ms| format!(", {ms:.1} ms away")).unwrap_or_default();
+    let answers = if exit.answers == Some(false) { "; it does not answer" } else { "" };
+    Some(format!("Exit node {}, chosen automatically{latency}: {}{answers}", printable(name), printable(&exit.reason)))
 }
 
 fn row(node: &PeerStatus, doing: String) -> [String; 5] {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Exit, Failure, Node, Output, Place, Wishes, duration, unreached};
 use crate::ident::Secret;
-use crate::node::{BackendState, PeerStatus, PrefsChange, Status};
+use crate::node::{BackendState, PeerStatus, PrefsChange, Status, is_auto};
 use crate::sys::daemon::private_directory;
 use crate::sys::local_api::{self, Client, LocalError};
 
@@ -201,16 +201,20 @@ fn late(up: &Up, status: &Status) -> Failure {
     let tried = format!("join the mesh at {}", status.login_server);
     let limit = up.timeout.as_secs_f32();
     if status.backend_state == BackendState::Running {
+        let wanted = up.wishes.exit_node.as_deref().unwrap_or_default();
         let offered: Vec<&str> = status.peer.values().filter(|p| p.exit_node_option).map(PeerStatus::name).collect();
         let next = if offered.is_empty() {
             "no node carries internet traffic yet; make one with `pvemesh create-exit-node`, or approve its routes at the coordinator"
                 .to_owned()
         } else {
-            format!("choose one of: {}", offered.join(", "))
+            format!("offered are: {}", offered.join(", "))
         };
-        let wanted = up.wishes.exit_node.as_deref().unwrap_or_default();
-        return Failure::new(tried, format!("the exit node `{wanted}` is not there after {limit} s; it is not used"), next)
-            .exit(Exit::Conflict);
+        let happened = if is_auto(wanted) {
+            format!("no exit node is online after {limit} s; none is used")
+        } else {
+            format!("the exit node `{wanted}` is not there after {limit} s; it is not used")
+        };
+        return Failure::new(tried, happened, next).exit(Exit::Conflict);
     }
     if !status.auth_url.is_empty() {
         let next = format!("visit {}, or pass a join key with --auth-key-file; the node goes on waiting", status.auth_url);

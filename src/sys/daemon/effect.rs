@@ -15,7 +15,7 @@ use crate::filter::{Filter, FilterConfig};
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::peer_api::callers;
 use crate::node::policy_routing::BYPASS_MARK;
-use crate::node::{Assembly, ExitNode, Prefs, Repairs, Situation, TUN_MTU, Traffic, assemble};
+use crate::node::{Assembly, AutoChoice, ExitNode, Prefs, Repairs, Situation, TUN_MTU, Traffic, assemble};
 use crate::sys::clock;
 use crate::sys::engine::{Engine, EngineOptions};
 use crate::sys::names::PeerApi;
@@ -151,8 +151,8 @@ impl Effect {
         self.outside.as_mut().map(Outside::look).unwrap_or_default()
     }
 
-    /// Gives engine and router what map, preferences and networks mean together.
-    pub(super) async fn apply(&mut self, map: &NetMap, prefs: &Prefs) {
+    /// Gives engine and router what map, preferences, networks and the choice of an exit node mean together.
+    pub(super) async fn apply(&mut self, map: &NetMap, prefs: &Prefs, exit: Option<AutoChoice>) {
         self.offer_peer_api(map, prefs);
         let Some(engine) = &self.engine else { return };
         let situation = Situation {
@@ -160,6 +160,7 @@ impl Effect {
             local_networks: &self.surroundings.networks,
             peer_api: self.peer_api(),
             now: clock::wall(),
+            exit,
         };
         let assembly = assemble(map, prefs, situation);
         if let Some(outside) = &self.outside {

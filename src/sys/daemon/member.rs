@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::chooser::{Chooser, Step};
 use super::effect::{Effect, Kept};
 use super::kept_map::KeptMap;
 use super::membership::Membership;
@@ -49,6 +50,8 @@ pub(super) enum News {
     Session(Event),
     /// More is known of the network.
     Outlook,
+    /// Of the exit nodes.
+    Exit(Step),
 }
 
 /// The node.
@@ -59,6 +62,8 @@ pub(super) struct Member {
     membership: Membership,
     map: KeptMap,
     effect: Effect,
+    /// The exit node, where the choice is the node's.
+    exit: Chooser,
     session: Session,
     progress: Progress,
     /// The network around the node, as the coordinator is told; and where others see the node.
@@ -85,6 +90,7 @@ impl Member {
             machine: surroundings::machine(),
             map: KeptMap::load(store, membership.state()),
             effect: Effect::new(&options.interface, port).await?,
+            exit: Chooser::default(),
             session: Session::default(),
             progress: Progress { interface: options.interface.clone(), ..Default::default() },
             network: NetInfo::default(),
@@ -108,6 +114,7 @@ impl Member {
         tokio::select! {
             event = self.session.next() => News::Session(event),
             () = self.effect.outlook_changed() => News::Outlook,
+            step = self.exit.next() => News::Exit(step),
         }
     }
 
@@ -116,6 +123,13 @@ impl Member {
         match news {
             News::Session(event) => self.on_event(event).await,
             News::Outlook => self.on_outlook(),
+            News::Exit(step) => {
+                if self.exit.on(&step, self.effect.engine()) {
+                    self.note_exit_node();
+                    self.put_into_effect().await;
+                }
+                return;
+            }
         }
         if let Some(outside) = self.effect.outside() {
             outside.set_told(self.progress.online).await;
@@ -289,12 +303,31 @@ impl Member {
     async fn put_into_effect(&mut self) {
         if let Some(map) = self.map.get() {
             self.expired = map.has_expired(clock::wall());
+            let prefs = self.membership.prefs();
+            if self.effect.runs() {
+                self.exit.set(map, prefs);
+            }
             let before = self.effect.peer_api().to_vec();
-            self.effect.apply(map, self.membership.prefs()).await;
+            self.effect.apply(map, prefs, self.exit.choice()).await;
+            self.exit.ask(self.effect.engine());
             self.tell_nat();
             if self.effect.peer_api() != before {
                 self.publish();
             }
+        }
+    }
+
+    /// Has the log say which exit node was chosen.
+    fn note_exit_node(&self) {
+        if let Some((choice, map)) = self.exit.choice().zip(self.map.get())
+            && let Some(peer) = map.peers.get(&choice.id)
+        {
+            tracing::info!(
+                answers = choice.answers,
+                "the exit node is {}: {}",
+                peer.short_name().escape_debug(),
+                choice.why.text(map).escape_debug()
+            );
         }
     }
 
@@ -327,6 +360,9 @@ impl Member {
         let slept = self.sleep.look(clock::now(), clock::wall());
         if self.effect.runs() {
             let changed = self.effect.look().await;
+            if changed {
+                self.exit.network_changed();
+            }
             if changed {
                 self.publish();
             }
@@ -465,6 +501,7 @@ impl Member {
     /// Forgets the membership: keys, pin, map. The machine key and the other preferences stay.
     fn forget(&mut self) -> std::io::Result<()> {
         self.session.end();
+        self.exit.end();
         self.effect.forget();
         self.membership.forget()?;
         self.map.forget();
@@ -477,6 +514,7 @@ impl Member {
             progress: &self.progress,
             map: self.map.get(),
             assembly: self.effect.assembly(),
+            auto: self.exit.choice(),
             now: clock::wall(),
         };
         let mut status = status(sources, self.effect.traffic());
@@ -493,6 +531,7 @@ impl Member {
         self.local = None;
         self.renewing = false;
         self.progress = Progress { interface: self.options.interface.clone(), ..Default::default() };
+        self.exit.end();
         self.effect.undo().await;
     }
 

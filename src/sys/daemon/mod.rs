@@ -4,6 +4,7 @@
 //! TUN away; what a killed one left is cleared at the next start. Keys and preferences are on disk before anything depends on them.
 
 mod changes;
+mod chooser;
 mod effect;
 mod guest;
 mod kept_map;
