@@ -251,9 +251,8 @@ impl AutoExit {
         let Some(used) = self.used else { return };
         let kind = self.check.map(|check| check.kind);
         let silent = used.waiting.is_some_and(|at| now.since(at) >= SILENCE) && used.answers && self.quiet_until <= now;
-        if silent && kind != Some(Kind::Doubt) {
-            self.doubt(now);
-        } else if kind.is_none() && self.retry.is_some_and(|at| at <= now) {
+        let again = kind.is_none() && self.retry.is_some_and(|at| at <= now);
+        if silent || again {
             self.doubt(now);
         } else if kind.is_none() && used.answers && self.busy && self.round.is_some_and(|at| at <= now) {
             self.busy = false;
