@@ -164,7 +164,9 @@ fn traffic_waits_for_an_exit_node_that_is_away() {
 fn the_word_auto_leaves_the_choice_to_the_node_and_traffic_waits_for_it() {
     let map = map();
     let prefs = Prefs { exit_node: "auto".to_owned(), ..Default::default() };
-    let with = |map: &NetMap, exit| assemble(map, &prefs, Situation { interface: "pvemesh0", local_networks: &[], now: now(), exit });
+    let with = |map: &NetMap, exit| {
+        assemble(map, &prefs, Situation { interface: "pvemesh0", local_networks: &[], peer_api: &[], now: now(), exit })
+    };
     let held = |assembly: &Assembly| texts(&assembly.router.routes).contains(&"0.0.0.0/0".to_owned());
     let none = with(&map, None);
     assert!((none.exit_node, held(&none), none.notes.len()) == (ExitNode::Missing, true, 0), "it is being looked for: {:?}", none.notes);
