@@ -152,7 +152,7 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
         routes,
         local_routes,
         forward: carries,
-        masquerade: carries,
+        masquerade: carries && (prefs.snat_subnet_routes || prefs.advertise_exit_node),
         shields_up: prefs.shields_up,
         mtu: TUN_MTU,
     }

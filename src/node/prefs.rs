@@ -30,6 +30,8 @@ pub struct Prefs {
     pub advertise_exit_node: bool,
     /// Networks this node offers to carry.
     pub advertise_routes: Vec<IpNet>,
+    /// What enters a carried network has this node's own address there. What leaves an exit node has it always.
+    pub snat_subnet_routes: bool,
     /// Tags this node claims; the coordinator decides which it gets.
     pub advertise_tags: Vec<Tag>,
     /// Let other nodes open no connections to this machine or what is behind it.
@@ -94,6 +96,7 @@ impl Default for Prefs {
             exit_node_allow_lan_access: true,
             advertise_exit_node: false,
             advertise_routes: Vec::new(),
+            snat_subnet_routes: true,
             advertise_tags: Vec::new(),
             shields_up: false,
             accept_dns: true,
@@ -114,6 +117,7 @@ impl Prefs {
         self.accept_routes = guest.accept_routes;
         self.advertise_exit_node = guest.advertise_exit_node;
         self.advertise_routes.clone_from(&guest.advertise_routes);
+        self.snat_subnet_routes = guest.snat_subnet_routes;
         self.endpoints.clone_from(&guest.endpoints);
     }
 
@@ -151,6 +155,8 @@ pub struct PrefsChange {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise_routes: Option<Vec<IpNet>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub snat_subnet_routes: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise_tags: Option<Vec<Tag>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shields_up: Option<bool>,
@@ -183,6 +189,7 @@ impl PrefsChange {
         set(&mut prefs.exit_node_allow_lan_access, self.exit_node_allow_lan_access);
         set(&mut prefs.advertise_exit_node, self.advertise_exit_node);
         set(&mut prefs.advertise_routes, self.advertise_routes);
+        set(&mut prefs.snat_subnet_routes, self.snat_subnet_routes);
         set(&mut prefs.advertise_tags, self.advertise_tags);
         set(&mut prefs.shields_up, self.shields_up);
         set(&mut prefs.accept_dns, self.accept_dns);

@@ -308,7 +308,7 @@ impl Maker<'_> {
         let approve_routes = match kind {
             NodeKind::Member => Vec::new(),
             NodeKind::ExitNode => exit_routes(),
-            NodeKind::SubnetRouter(routes) => routes.clone(),
+            NodeKind::SubnetRouter { routes, .. } => routes.clone(),
         };
         let key = CreateKey {
             user: OWNER.to_owned(),
@@ -418,7 +418,7 @@ impl Maker<'_> {
                 let offers = match kind {
                     NodeKind::Member => Vec::new(),
                     NodeKind::ExitNode => exit_routes(),
-                    NodeKind::SubnetRouter(routes) => routes.clone(),
+                    NodeKind::SubnetRouter { routes, .. } => routes.clone(),
                 };
                 (server, offers)
             }
@@ -485,8 +485,9 @@ impl Maker<'_> {
                     port: DEFAULT_PORT,
                     endpoints: endpoints.clone(),
                     advertise_exit_node: *kind == NodeKind::ExitNode,
-                    advertise_routes: if let NodeKind::SubnetRouter(routes) = kind { routes.clone() } else { Vec::new() },
+                    advertise_routes: if let NodeKind::SubnetRouter { routes, .. } = kind { routes.clone() } else { Vec::new() },
                     accept_routes: false,
+                    snat_subnet_routes: !matches!(kind, NodeKind::SubnetRouter { snat: false, .. }),
                 });
             }
         }

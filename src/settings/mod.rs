@@ -187,6 +187,13 @@ pub struct Node {
     /// Use the networks that other nodes offer.
     #[serde(default)]
     pub accept_routes: bool,
+    /// What enters a carried network has this node's own address there.
+    #[serde(default = "yes")]
+    pub snat_subnet_routes: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_port() -> u16 {

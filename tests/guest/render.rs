@@ -26,6 +26,7 @@ fn member() -> Node {
         advertise_exit_node: false,
         advertise_routes: Vec::new(),
         accept_routes: false,
+        snat_subnet_routes: true,
     }
 }
 
@@ -204,6 +205,7 @@ prop_compose! {
             advertise_exit_node: flags.0,
             advertise_routes: vec!["192.168.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()],
             accept_routes: flags.1,
+            snat_subnet_routes: flags.0,
         };
         let (login_text, verify_url) = (url.clone(), domain.clone());
         let coordinator = Coordinator {

@@ -90,6 +90,7 @@ fn apply_sets_up_a_node_and_clear_leaves_the_machine_as_it_was() {
         assert!(netns.run("ip -6 route show default").contains("2001:db8::1"), "forwarding lost the IPv6 default route");
         let ruleset = netns.run("nft list ruleset");
         for line in [
+            "oifname \"pvemesh0\" tcp flags syn tcp option maxseg size set rt mtu",
             "iifname \"pvemesh0\" meta mark set meta mark & 0xff04ffff | 0x00040000",
             "oifname != \"pvemesh0\" meta mark & 0x00ff0000 == 0x00040000 masquerade",
             "type filter hook forward priority filter; policy accept;",

@@ -23,4 +23,5 @@ mod manners;
 mod names;
 mod scripted;
 mod session;
+mod subnet;
 mod world;

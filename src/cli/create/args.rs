@@ -131,4 +131,8 @@ pub(in crate::cli) struct CreateSubnetRouter {
     /// A network that the node makes reachable; several times for several.
     #[arg(long, value_name = "CIDR", required = true)]
     pub(super) route: Vec<String>,
+    /// Give what enters these networks the node's own address there, so that their machines need no route back. With `false` they see who it
+    /// is, and need one.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub(super) snat_subnet_routes: bool,
 }

@@ -91,14 +91,14 @@ pub(super) async fn member(args: NodeArgs, output: &Output) -> Result<(), Failur
 pub(super) async fn subnet_router(args: CreateSubnetRouter, output: &Output) -> Result<(), Failure> {
     let tried = format!("make subnet router {}", args.node.guest.vmid);
     let routes = routes("--route", &args.route).map_err(|e| refusal(tried, &Refusal::Option(e)))?;
-    node(args.node, NodeKind::SubnetRouter(routes), output).await
+    node(args.node, NodeKind::SubnetRouter { routes, snat: args.snat_subnet_routes }, output).await
 }
 
 async fn node(args: NodeArgs, kind: NodeKind, output: &Output) -> Result<(), Failure> {
     let what = match kind {
         NodeKind::Member => "node",
         NodeKind::ExitNode => "exit node",
-        NodeKind::SubnetRouter(_) => "subnet router",
+        NodeKind::SubnetRouter { .. } => "subnet router",
     };
     let tried = format!("make {what} {}", args.guest.vmid);
     let wrong = |e: OptionError| refusal(&tried, &Refusal::Option(e));

@@ -117,6 +117,10 @@ struct Wishes {
     /// Offer to carry these networks, separated by commas; empty for none.
     #[arg(long, value_name = "CIDRS")]
     advertise_routes: Option<String>,
+    /// Give what enters these networks this node's own address there, so that their machines need no route back (the default). What leaves an
+    /// exit node has it always.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    snat_subnet_routes: Option<bool>,
     /// Claim these tags, separated by commas; empty for none. The coordinator decides which are given.
     #[arg(long, value_name = "TAGS")]
     advertise_tags: Option<String>,
@@ -147,6 +151,7 @@ impl Wishes {
             accept_routes: self.accept_routes,
             advertise_exit_node: self.advertise_exit_node,
             advertise_routes: self.advertise_routes.as_deref().map(routes).transpose()?,
+            snat_subnet_routes: self.snat_subnet_routes,
             advertise_tags: self.advertise_tags.as_deref().map(tags).transpose()?,
             shields_up: self.shields_up,
             accept_dns: self.accept_dns,

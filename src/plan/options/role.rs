@@ -73,7 +73,12 @@ pub enum NodeKind {
     /// The internet.
     ExitNode,
     /// Networks.
-    SubnetRouter(Vec<IpNet>),
+    SubnetRouter {
+        /// Which.
+        routes: Vec<IpNet>,
+        /// What enters them has the router's own address; else their machines need a route back.
+        snat: bool,
+    },
 }
 
 impl Role {
@@ -84,7 +89,7 @@ impl Role {
             Self::Relay { .. } => "relay",
             Self::Node { kind: NodeKind::Member, .. } => "node",
             Self::Node { kind: NodeKind::ExitNode, .. } => "exit-node",
-            Self::Node { kind: NodeKind::SubnetRouter(_), .. } => "subnet-router",
+            Self::Node { kind: NodeKind::SubnetRouter { .. }, .. } => "subnet-router",
         }
     }
 
@@ -100,7 +105,7 @@ impl Role {
             Self::Relay { .. } => "relay",
             Self::Node { kind: NodeKind::Member, .. } => "mesh node",
             Self::Node { kind: NodeKind::ExitNode, .. } => "exit node",
-            Self::Node { kind: NodeKind::SubnetRouter(_), .. } => "subnet router",
+            Self::Node { kind: NodeKind::SubnetRouter { .. }, .. } => "subnet router",
         }
     }
 
@@ -111,7 +116,7 @@ impl Role {
             Self::Relay { .. } => "relay",
             Self::Node { kind: NodeKind::Member, .. } => "node",
             Self::Node { kind: NodeKind::ExitNode, .. } => "exit",
-            Self::Node { kind: NodeKind::SubnetRouter(_), .. } => "router",
+            Self::Node { kind: NodeKind::SubnetRouter { .. }, .. } => "router",
         }
     }
 
@@ -122,7 +127,7 @@ impl Role {
             Self::Relay { .. } => "create-relay",
             Self::Node { kind: NodeKind::Member, .. } => "create-node",
             Self::Node { kind: NodeKind::ExitNode, .. } => "create-exit-node",
-            Self::Node { kind: NodeKind::SubnetRouter(_), .. } => "create-subnet-router",
+            Self::Node { kind: NodeKind::SubnetRouter { .. }, .. } => "create-subnet-router",
         }
     }
 }

@@ -23,6 +23,35 @@ const CT_KEY: u16 = 2;
 const CT_STATE: u32 = 0;
 /// The states `established` and `related`.
 const CT_KNOWN: u32 = 2 | 4;
+/// `NFTA_PAYLOAD_*` and `NFT_PAYLOAD_TRANSPORT_HEADER`.
+const PAYLOAD_REGISTER: u16 = 1;
+const PAYLOAD_BASE: u16 = 2;
+const PAYLOAD_OFFSET: u16 = 3;
+const PAYLOAD_LENGTH: u16 = 4;
+const TRANSPORT_HEADER: u32 = 2;
+/// `NFTA_RT_*` and `NFT_RT_TCPMSS`.
+const RT_REGISTER: u16 = 1;
+const RT_KEY: u16 = 2;
+const RT_TCP_MSS: u32 = 3;
+/// `NFTA_BYTEORDER_*` and `NFT_BYTEORDER_HTON`.
+const BYTEORDER_SOURCE: u16 = 1;
+const BYTEORDER_DESTINATION: u16 = 2;
+const BYTEORDER_OPERATION: u16 = 3;
+const BYTEORDER_LENGTH: u16 = 4;
+const BYTEORDER_SIZE: u16 = 5;
+const HOST_TO_NETWORK: u32 = 1;
+/// `NFTA_EXTHDR_*` and `NFT_EXTHDR_OP_TCPOPT`.
+const EXTHDR_TYPE: u16 = 2;
+const EXTHDR_OFFSET: u16 = 3;
+const EXTHDR_LENGTH: u16 = 4;
+const EXTHDR_OPERATION: u16 = 6;
+const EXTHDR_SOURCE: u16 = 7;
+const TCP_OPTION: u32 = 1;
+/// TCP's number, its option "maximum segment size", and where the flags are (RFC 9293).
+const TCP: u8 = 6;
+const MAXIMUM_SEGMENT_SIZE: u8 = 2;
+const TCP_FLAGS: u32 = 13;
+const SYN: u8 = 2;
 /// `NF_IP_PRI_FILTER`: where filtering is.
 const PRIORITY_FILTER: i32 = 0;
 /// `NF_IP_PRI_NAT_SRC`: where source addresses are translated.
@@ -57,8 +86,11 @@ pub(super) fn batch(messages: &[Message]) -> Vec<u8> {
 }
 
 /// The table in place of what is there: made if it is missing, so that the removal that follows cannot fail.
-pub(super) fn replace(rules: &Rules, flags: TableFlags) -> Vec<Message> {
+pub(super) fn replace(rules: &Rules, clamps: bool, flags: TableFlags) -> Vec<Message> {
     let mut messages = vec![table(flags), delete(), table(flags), chain("forward", "filter", InetHookNumber::Forward, PRIORITY_FILTER)];
+    if rules.forward && clamps {
+        messages.push(rule("forward", clamp_towards(&rules.interface)));
+    }
     if rules.masquerade {
         messages.extend([
             chain("postrouting", "nat", InetHookNumber::PostRouting, PRIORITY_SRCNAT),
@@ -77,8 +109,8 @@ pub(super) fn replace(rules: &Rules, flags: TableFlags) -> Vec<Message> {
 }
 
 /// How many rules [`replace`] makes.
-pub(super) fn count(rules: &Rules) -> usize {
-    2 * (usize::from(rules.masquerade) + usize::from(rules.shields_up))
+pub(super) fn count(rules: &Rules, clamps: bool) -> usize {
+    usize::from(rules.forward && clamps) + 2 * (usize::from(rules.masquerade) + usize::from(rules.shields_up))
 }
 
 /// The question for all rules of the table.
@@ -150,6 +182,55 @@ fn masquerade_marked(interface: &str) -> Vec<Expressions> {
         compare(Operator::Equal, FORWARD_MARK.to_ne_bytes().to_vec()),
         // The crate has no name for it; it takes no attributes.
         Expressions::Other { expression_type: "masq".to_owned(), attributes: Vec::new() },
+    ]
+}
+
+/// `oifname "…" tcp flags syn tcp option maxseg size set rt mtu`. The kernel only ever makes it smaller.
+fn clamp_towards(interface: &str) -> Vec<Expressions> {
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    let register = Register::Reg1.into();
+    let other = |kind: &str, attributes| Expressions::Other { expression_type: kind.to_owned(), attributes };
+    let one_byte = |value: u8| DataAttribute::Value(vec![value]);
+    let compare_byte =
+        |operator, value| Expressions::Cmp(vec![Cmp::SourceRegister(Register::Reg1), Cmp::Op(operator), Cmp::Data(one_byte(value))]);
+    let flags = vec![
+        number(PAYLOAD_REGISTER, register),
+        number(PAYLOAD_BASE, TRANSPORT_HEADER),
+        number(PAYLOAD_OFFSET, TCP_FLAGS),
+        number(PAYLOAD_LENGTH, 1),
+    ];
+    let to_network = vec![
+        number(BYTEORDER_SOURCE, register),
+        number(BYTEORDER_DESTINATION, register),
+        number(BYTEORDER_OPERATION, HOST_TO_NETWORK),
+        number(BYTEORDER_LENGTH, 2),
+        number(BYTEORDER_SIZE, 2),
+    ];
+    let option = vec![
+        DefaultNla::new(EXTHDR_TYPE, vec![MAXIMUM_SEGMENT_SIZE]),
+        // Behind the option's kind and length.
+        number(EXTHDR_OFFSET, 2),
+        number(EXTHDR_LENGTH, 2),
+        number(EXTHDR_OPERATION, TCP_OPTION),
+        number(EXTHDR_SOURCE, register),
+    ];
+    vec![
+        load(MetaKey::Oifname),
+        compare(Operator::Equal, name_bytes(interface)),
+        load(MetaKey::L4Proto),
+        compare_byte(Operator::Equal, TCP),
+        other("payload", flags),
+        Expressions::Bitwise(vec![
+            Bitwise::SourceRegister(Register::Reg1),
+            Bitwise::DestinationRegister(Register::Reg1),
+            Bitwise::Length(1),
+            Bitwise::Mask(one_byte(SYN)),
+            Bitwise::Xor(one_byte(0)),
+        ]),
+        compare_byte(Operator::NotEqual, 0),
+        other("rt", vec![number(RT_REGISTER, register), number(RT_KEY, RT_TCP_MSS)]),
+        other("byteorder", to_network),
+        other("exthdr", option),
     ]
 }
 

@@ -5,10 +5,11 @@
 //!     flags owner
 //!     chain forward {
 //!         type filter hook forward priority filter; policy accept;
-//!         iifname "pvemesh0" meta mark set meta mark & 0xff00ffff | 0x00040000      # a node that forwards
+//!         oifname "pvemesh0" tcp flags syn tcp option maxseg size set rt mtu        # a node that forwards
+//!         iifname "pvemesh0" meta mark set meta mark & 0xff00ffff | 0x00040000      # one that masquerades
 //!         iifname "pvemesh0" ct state & (established | related) == 0 drop           # shields up
 //!     }
-//!     chain postrouting {                                                           # a node that forwards
+//!     chain postrouting {                                                           # one that masquerades
 //!         type nat hook postrouting priority srcnat; policy accept;
 //!         oifname != "pvemesh0" meta mark & 0x00ff0000 == 0x00040000 masquerade
 //!     }
@@ -62,6 +63,9 @@ pub enum NftError {
 pub struct Rules {
     /// The interface that the mesh's packets come in by.
     pub interface: String,
+    /// This machine forwards: connections that go into the mesh from its other networks are told what fits through the tunnel, because the message
+    /// that says so later is lost in many networks (RFC 4459, section 3.2).
+    pub forward: bool,
     /// What is forwarded leaves with this machine's own address.
     pub masquerade: bool,
     /// Nothing that comes in by the interface opens a connection, to this machine or past it.
@@ -73,6 +77,8 @@ pub struct Firewall {
     socket: Socket,
     /// What it was last given.
     set: Option<Rules>,
+    /// Whether the kernel can change the size that a connection is told; all from 4.15 on that were built for it.
+    clamps: bool,
 }
 
 impl std::fmt::Debug for Firewall {
@@ -92,7 +98,7 @@ impl Firewall {
         socket.bind_auto().map_err(NftError::Open)?;
         // The kernel handles a batch within the send, so the replies are there when it returns.
         socket.set_non_blocking(true).map_err(NftError::Open)?;
-        let mut firewall = Self { socket, set: None };
+        let mut firewall = Self { socket, set: None, clamps: true };
         firewall.apply(rules)?;
         Ok(firewall)
     }
@@ -108,15 +114,23 @@ impl Firewall {
             Some(libc::EPERM) if rustix::process::geteuid().is_root() => NftError::Owned,
             _ => NftError::Refused { tried: "set", error },
         };
-        match self.send(&message::replace(rules, TableFlags::Owner)) {
-            // A kernel before 5.12, or a table there that has no owner: the latter cannot get one.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-                self.send(&message::replace(rules, TableFlags::empty())).map_err(refused)?;
-            }
-            result => result.map_err(refused)?,
+        if self.clamps && rules.forward && matches!(self.set_table(rules), Err(error) if error.raw_os_error() == Some(libc::ENOENT)) {
+            tracing::info!("this kernel cannot clamp the segment size of TCP; networks that lose ICMP messages may stall");
+            self.clamps = false;
         }
+        self.set_table(rules).map_err(refused)?;
         self.set = Some(rules.clone());
         Ok(())
+    }
+
+    fn set_table(&self, rules: &Rules) -> io::Result<()> {
+        match self.send(&message::replace(rules, self.clamps, TableFlags::Owner)) {
+            // A kernel before 5.12, or a table there that has no owner: the latter cannot get one.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+                self.send(&message::replace(rules, self.clamps, TableFlags::empty()))
+            }
+            result => result,
+        }
     }
 
     /// Whether the table has just these rules still. An owned one can be changed by nobody else; others may flush or remove the plain one
@@ -127,7 +141,7 @@ impl Firewall {
     /// When the kernel does not say.
     pub fn holds(&self, rules: &Rules) -> Result<bool, NftError> {
         let refused = |error| NftError::Refused { tried: "list", error };
-        Ok(self.set.as_ref() == Some(rules) && self.count_rules().map_err(refused)? == message::count(rules))
+        Ok(self.set.as_ref() == Some(rules) && self.count_rules().map_err(refused)? == message::count(rules, self.clamps))
     }
 
     /// The number of rules in the table; none, if it is not there.
@@ -227,7 +241,7 @@ fn answers(bytes: &[u8]) -> impl Iterator<Item = io::Result<()>> {
 pub fn remove_leftover() -> Result<(), NftError> {
     let Ok(mut socket) = Socket::new(NETLINK_NETFILTER) else { return Ok(()) };
     socket.bind_auto().and_then(|_| socket.set_non_blocking(true)).map_err(NftError::Open)?;
-    match (Firewall { socket, set: None }).remove() {
+    match (Firewall { socket, set: None, clamps: true }).remove() {
         // The kernel refuses so when the table has a living owner, when we are not root, or when it has no nf_tables.
         Err(NftError::Refused { error, .. }) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::EINVAL)) => {
             Ok(())

@@ -115,6 +115,7 @@ impl Router {
         changed.settings = self.sysctls.apply(config.forward, policy_routing::carries_outside_traffic(config), name)?;
         changed.firewall = self.set_firewall(&Rules {
             interface: name.to_owned(),
+            forward: config.forward,
             masquerade: config.forward && config.masquerade,
             shields_up: config.shields_up,
         })?;
@@ -122,7 +123,7 @@ impl Router {
     }
 
     fn set_firewall(&mut self, rules: &Rules) -> Result<bool, NftError> {
-        if rules.masquerade || rules.shields_up {
+        if rules.forward || rules.shields_up {
             match &mut self.firewall {
                 Some(firewall) if firewall.holds(rules)? => Ok(false),
                 Some(firewall) => firewall.apply(rules).map(|()| true),
