@@ -1,10 +1,12 @@
 //! One node at work: what the control session tells, what the user asks and what the machine's networks are, put together.
 //!
 //! Each part owns its state: [`Membership`] what is on disk, [`Session`] the coordinator, [`Effect`] engine and routing, [`KeptMap`]
-//! the map. Here is only what follows from one for the others.
+//! the map. Here is only what follows from one for the others; `requests` is what the user asks, `whereabouts` what others are told.
+
+mod requests;
+mod whereabouts;
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use super::chooser::{Chooser, Step};
 use super::effect::{Effect, Kept};
@@ -16,23 +18,13 @@ use super::state::Store;
 use super::{DaemonError, Options, guest, surroundings};
 use crate::coord::client::{NetMap, SleepWatch};
 use crate::ident::{DiscoPrivate, NodePrivate};
-use crate::node::{
-    Endpoint, Machine, Prefs, PrefsChange, Progress, Renewal, Sources, Status, Whereabouts, dns_status, endpoints, hostinfo, renewal,
-    resolve, status, worth_telling,
-};
+use crate::node::{Machine, Progress, Renewal, renewal};
 use crate::path;
-use crate::portmap::Services;
 use crate::settings::DEFAULT_PORT;
-use crate::sys::control::{self, Event, Report};
+use crate::sys::control::Event;
 use crate::sys::engine::Engine;
-use crate::sys::local_api::{Reply, Request, Up};
 use crate::sys::{clock, entropy};
 use crate::wire::control::NetInfo;
-
-/// How long logging out may take.
-const LOGOUT_LIMIT: Duration = Duration::from_secs(15);
-
-const NO_MAP: &str = "the coordinator has not told this node anything yet; join with `pvemesh node up`";
 
 /// Why another node key is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,45 +128,6 @@ impl Member {
         }
     }
 
-    /// Tells peers and coordinator where the node may be reached now, and which relay is its home.
-    fn on_outlook(&mut self) {
-        let outlook = self.effect.outlook();
-        let home = outlook.home.map_or(0, |home| home.0.into());
-        self.nat = outlook.report.as_ref().and_then(|report| match report.v4 {
-            Some(SocketAddr::V4(seen)) => Some(path::Outside { seen, varies: report.mapping_varies }),
-            _ => None,
-        });
-        self.tell_nat();
-        let report = outlook.report.map(|report| report.net_info()).unwrap_or_default();
-        let services = self.outside().and_then(|outside| outside.ports().services);
-        let speaks = |which: fn(&Services) -> bool| services.as_ref().map(which);
-        let (pmp, pcp, upnp) = (speaks(|s| s.pmp), speaks(|s| s.pcp), speaks(|s| s.upnp));
-        self.network = worth_telling(std::mem::take(&mut self.network), NetInfo { preferred_derp: home, pmp, pcp, upnp, ..report });
-        self.seen = outlook.seen;
-        if let Some(engine) = self.effect.engine() {
-            engine.set_endpoints(self.endpoints().into_iter().map(|endpoint| endpoint.address).collect());
-        }
-        self.publish();
-    }
-
-    /// Tells the engine of the NAT in front of it, if ports may be guessed.
-    fn tell_nat(&self) {
-        if let Some(engine) = self.effect.engine() {
-            engine.set_outside(self.nat.filter(|_| self.membership.prefs().port_guessing));
-        }
-    }
-
-    fn endpoints(&self) -> Vec<Endpoint> {
-        endpoints(Whereabouts {
-            explicit: &self.membership.prefs().endpoints,
-            seen: &self.seen,
-            mapped: self.outside().and_then(|outside| outside.ports().mapping).map(|mapping| mapping.external.into()),
-            hard_nat: self.network.mapping_varies_by_dest_ip == Some(true),
-            local: &self.effect.surroundings().addresses,
-            port: self.effect.port(),
-        })
-    }
-
     pub(super) fn engine(&self) -> Option<&Engine> {
         self.effect.engine()
     }
@@ -209,15 +162,6 @@ impl Member {
         self.local = None;
         let identity = self.membership.identity(self.disco.public(), renew != Renew::No, renew == Renew::Due);
         self.session.start(identity, self.report());
-    }
-
-    fn report(&self) -> Report {
-        let prefs = self.membership.prefs();
-        Report { hostinfo: hostinfo(prefs, &self.machine, self.network.clone(), self.effect.peer_api()), endpoints: self.endpoints() }
-    }
-
-    fn publish(&self) {
-        self.session.publish(self.report());
     }
 
     /// Reacts to what the session tells.
@@ -383,146 +327,6 @@ impl Member {
     fn connection_is_doubtful(&self) -> bool {
         let has = |ip: IpAddr| ip.is_loopback() || self.effect.surroundings().addresses.contains(&ip);
         self.local.is_none_or(|ip| !has(ip))
-    }
-
-    /// Answers the local socket.
-    pub(super) async fn answer(&mut self, request: Request) -> Result<Reply, String> {
-        match request {
-            Request::Prefs => return Ok(self.prefs()),
-            Request::Set(change) => {
-                self.set(change).await?;
-                return Ok(self.prefs());
-            }
-            Request::Dns => {
-                let map = self.map.get().ok_or(NO_MAP)?;
-                return Ok(Reply::Dns(Box::new(dns_status(map, self.membership.prefs()))));
-            }
-            Request::Query(query) => {
-                let map = self.map.get().ok_or(NO_MAP)?;
-                return Ok(Reply::Name(Box::new(resolve(map, self.effect.exit_node(), &query.name, query.kind))));
-            }
-            Request::Status | Request::Stop | Request::Netcheck | Request::Ping(_) => {}
-            Request::Up(up) => self.up(*up).await?,
-            Request::Down => {
-                self.membership.change(|state| state.prefs.want_running = false)?;
-                self.halt().await;
-            }
-            Request::LogOut => {
-                let untold = self.log_out().await?;
-                let mut status = self.status();
-                status.health.extend(untold);
-                return Ok(Reply::Status(Box::new(status)));
-            }
-        }
-        Ok(Reply::Status(Box::new(self.status())))
-    }
-
-    fn prefs(&self) -> Reply {
-        Reply::Prefs(Box::new(self.membership.prefs().clone()))
-    }
-
-    async fn up(&mut self, up: Up) -> Result<(), String> {
-        let mut prefs = self.membership.prefs().clone();
-        up.change.apply(&mut prefs);
-        prefs.want_running = true;
-        self.point_to(&prefs)?;
-        let expired = self.map.get().is_some_and(|map| map.has_expired(clock::wall()));
-        // A page that waits for the user goes on waiting, unless there is something new to offer.
-        let waits = self.progress.logging_in && !self.progress.auth_url.is_empty() && up.auth_key.is_none();
-        let renew = if (up.force_reauth || expired) && !waits { Renew::Asked } else { Renew::No };
-        let settled = self.membership.state().registered && self.progress.online;
-        // A settled node keeps a join key for the day its own key expires.
-        let begins_anew = renew != Renew::No || (up.auth_key.is_some() && !settled) || !self.progress.refusal.is_empty();
-        let other_trust = prefs.ca_file != self.membership.prefs().ca_file;
-        self.membership.change(|state| {
-            state.prefs = prefs;
-            state.auth_key = up.auth_key.or(state.auth_key.take());
-        })?;
-        if begins_anew || other_trust || !self.effect.runs() || !self.session.runs() {
-            return self.go(renew).await.map_err(|e| e.to_string());
-        }
-        if !self.progress.online {
-            self.session.wake();
-        }
-        self.publish();
-        self.put_into_effect().await;
-        Ok(())
-    }
-
-    async fn set(&mut self, change: PrefsChange) -> Result<(), String> {
-        let mut prefs = self.membership.prefs().clone();
-        change.apply(&mut prefs);
-        let was = self.membership.prefs().want_running;
-        let before = self.membership.prefs();
-        let moved = prefs.login_server != before.login_server || prefs.ca_file != before.ca_file;
-        if prefs.want_running {
-            self.point_to(&prefs)?;
-        }
-        let wants = prefs.want_running;
-        self.membership.change(|state| state.prefs = prefs)?;
-        match (was, wants) {
-            (true, false) => self.halt().await,
-            (_, true) if !was || moved => self.go(Renew::No).await.map_err(|e| e.to_string())?,
-            _ => {
-                self.publish();
-                self.put_into_effect().await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks the coordinator's address; a new one means a new membership.
-    fn point_to(&mut self, prefs: &Prefs) -> Result<(), String> {
-        if self.membership.moves(prefs)? {
-            self.forget().map_err(|e| e.to_string())?;
-        }
-        Ok(())
-    }
-
-    /// Gives the membership up. A coordinator that cannot be told, for it is gone or another one now, does not keep the user in it; what
-    /// it was not told is said.
-    async fn log_out(&mut self) -> Result<Option<String>, String> {
-        let mut untold = None;
-        if self.membership.state().registered {
-            let (identity, report) = (self.membership.identity(self.disco.public(), false, false), self.report());
-            let told = tokio::time::timeout(LOGOUT_LIMIT, control::log_out(&identity, &report)).await;
-            let told = told.unwrap_or_else(|_| Err(format!("no answer within {} s", LOGOUT_LIMIT.as_secs())));
-            untold = told.err().map(|error| format!("the coordinator could not be told, remove the node there: {error}"));
-        }
-        self.halt().await;
-        self.forget().map_err(|e| e.to_string())?;
-        self.membership.change(|state| {
-            state.prefs.want_running = false;
-            state.prefs.login_server.clear();
-        })?;
-        Ok(untold)
-    }
-
-    /// Forgets the membership: keys, pin, map. The machine key and the other preferences stay.
-    fn forget(&mut self) -> std::io::Result<()> {
-        self.session.end();
-        self.exit.end();
-        self.effect.forget();
-        self.membership.forget()?;
-        self.map.forget();
-        Ok(())
-    }
-
-    fn status(&self) -> Status {
-        let sources = Sources {
-            prefs: self.membership.prefs(),
-            progress: &self.progress,
-            map: self.map.get(),
-            assembly: self.effect.assembly(),
-            auto: self.exit.choice(),
-            now: clock::wall(),
-        };
-        let mut status = status(sources, self.effect.traffic());
-        status.health.extend(self.effect.trouble());
-        status.health.extend(self.effect.name_trouble());
-        status.health.extend(self.effect.outside().and_then(Outside::health));
-        status.repairs = self.effect.repairs().clone();
-        status
     }
 
     /// Takes the node out of the mesh: session, routes, TUN.
