@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::choose::{self, Choice, Place};
+use super::lan;
 use super::mark::{Mark, RunId, TAG};
 use super::observed::{Observed, Target};
 use super::options::{GuestOptions, Join, NodeKind, ROOT_VOLUME, Role};
@@ -137,13 +138,15 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
     if version < Version::DEVICES {
         return Err(Refusal::TooOld { host: place.host, version, needed: Version::DEVICES });
     }
-    let (name, why_name) = choose::name(options, role, observed)?;
+    let (role, route) = lan::resolved(role, options, &place, observed)?;
+    let (name, why_name) = choose::name(options, &role, observed)?;
     let delivery = Delivery::choose(&observed.identity, version);
     let mut choices = vec![Choice { what: "name", value: name.to_string(), why: why_name }];
     choices.extend(place.reasons.iter().cloned());
     choices.push(Choice { what: "address", value: address_words(options), why: address_why(options).to_owned() });
+    choices.extend(route);
     choices.push(delivery.reason());
-    let maker = Maker { options, role, observed, image, run, place: &place, name: &name };
+    let maker = Maker { options, role: &role, observed, image, run, place: &place, name: &name };
     let steps = maker.steps(delivery)?;
     Ok(Outcome::Plan(Plan { vmid: options.vmid, name, role: role.name(), host: place.host.clone(), run, choices, steps }))
 }

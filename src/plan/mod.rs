@@ -12,6 +12,7 @@ mod choose;
 pub mod create;
 pub mod destroy;
 pub mod journal;
+mod lan;
 pub mod mark;
 pub mod observed;
 pub mod options;

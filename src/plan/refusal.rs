@@ -175,6 +175,14 @@ pub enum Refusal {
         /// The names there are.
         known: String,
     },
+    /// Nobody says which network a bridge leads to.
+    #[error("the network behind {bridge} on {host} is not known: the host has no address on it, and the guest gets its own by DHCP")]
+    NoNetwork {
+        /// Where.
+        host: HostName,
+        /// The bridge.
+        bridge: BridgeName,
+    },
     /// No bridge at all.
     #[error("{0} has no active bridge")]
     NoBridge(HostName),
@@ -224,6 +232,7 @@ impl Refusal {
                 format!("choose another storage, or allow this content: Datacenter > Storage > Edit > Content ({content})")
             }
             Self::UnknownBridge { .. } => "choose one of them with --bridge".to_owned(),
+            Self::NoNetwork { .. } => "say which: --route 192.168.1.0/24".to_owned(),
             Self::NoBridge(host) => format!("make a bridge on {host}: Node > System > Network > Create > Linux Bridge"),
             Self::NotOurs { .. } => "remove it with Proxmox's own tools if you mean it".to_owned(),
             Self::NoSuchGuest(_) => "pvemesh list shows what is there".to_owned(),

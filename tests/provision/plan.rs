@@ -124,6 +124,32 @@ fn a_coordinator_behind_a_reverse_proxy_is_told_whose_word_to_take() {
 }
 
 #[test]
+fn a_subnet_router_takes_the_network_it_stands_in_where_somebody_says_which() {
+    let router = |routes: &[&str]| {
+        let routes = routes.iter().map(|net| net.parse().unwrap()).collect();
+        Role::Node { kind: NodeKind::SubnetRouter { routes, lan: true, snat: true }, join: Join::Ours(known()), endpoints: Vec::new() }
+    };
+    let delivered = |plan: &Plan| {
+        let guest = plan.steps.iter().find_map(|step| match &step.action {
+            Action::Deliver { guest, .. } => guest.node.clone(),
+            _ => None,
+        });
+        guest.unwrap().advertise_routes.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let approved = |plan: &Plan| shown(plan).contains("192.168.50.0/24");
+    let mut lan = one_host();
+    lan.hosts[0].bridges[0].address = "192.168.50.2/24".parse().ok();
+    let by_host = plan(&router(&["10.0.0.0/8"]), &lan).unwrap();
+    assert_eq!((delivered(&by_host), approved(&by_host)), (vec!["10.0.0.0/8".to_owned(), "192.168.50.0/24".to_owned()], true));
+    assert!(chosen(&by_host, "route").1.contains("pve's own network on vmbr0"), "{:?}", chosen(&by_host, "route"));
+    let mut fixed = texts();
+    (fixed.ip, fixed.gw) = (Some("192.168.77.9/24".to_owned()), Some("192.168.77.1".to_owned()));
+    assert_eq!(delivered(&plan_with(&fixed, &router(&[]), &one_host()).unwrap()), ["192.168.77.0/24"]);
+    let refusal = plan(&router(&[]), &one_host()).unwrap_err();
+    assert!(matches!(refusal, Refusal::NoNetwork { .. }) && refusal.next().contains("--route"), "{refusal}");
+}
+
+#[test]
 fn the_steps_of_a_relay_are_these() {
     let relay = Role::Relay { coordinator: known(), address: None };
     insta::assert_snapshot!(shown(&plan(&relay, &one_host()).unwrap()));

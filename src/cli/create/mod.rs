@@ -90,8 +90,9 @@ pub(super) async fn member(args: NodeArgs, output: &Output) -> Result<(), Failur
 /// Runs `create-subnet-router`.
 pub(super) async fn subnet_router(args: CreateSubnetRouter, output: &Output) -> Result<(), Failure> {
     let tried = format!("make subnet router {}", args.node.guest.vmid);
-    let routes = routes("--route", &args.route).map_err(|e| refusal(tried, &Refusal::Option(e)))?;
-    node(args.node, NodeKind::SubnetRouter { routes, snat: args.snat_subnet_routes }, output).await
+    let (auto, named): (Vec<String>, Vec<String>) = args.route.into_iter().partition(|text| text == "auto");
+    let routes = routes("--route", &named).map_err(|e| refusal(tried, &Refusal::Option(e)))?;
+    node(args.node, NodeKind::SubnetRouter { routes, lan: !auto.is_empty(), snat: args.snat_subnet_routes }, output).await
 }
 
 async fn node(args: NodeArgs, kind: NodeKind, output: &Output) -> Result<(), Failure> {

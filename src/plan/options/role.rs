@@ -76,6 +76,8 @@ pub enum NodeKind {
     SubnetRouter {
         /// Which.
         routes: Vec<IpNet>,
+        /// And the one that the guest stands in.
+        lan: bool,
         /// What enters them has the router's own address; else their machines need a route back.
         snat: bool,
     },
