@@ -16,6 +16,7 @@ mod prefs;
 mod renewal;
 mod report;
 mod status;
+pub mod trial;
 
 pub use assemble::{Assembly, Situation, assemble};
 pub use auto_exit::{AutoChoice, AutoExit, MAX_CANDIDATES, PATIENCE, ROUND, SILENCE, STEADY, Why};

@@ -32,11 +32,25 @@ impl Pinger {
     /// # Errors
     /// The system allows neither kind of socket, or has no route to the address.
     pub fn new(address: IpAddr) -> io::Result<Self> {
+        Self::with(address, |_| Ok(()))
+    }
+
+    /// The same past the mesh's routes, as the node's own packets go.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn past_the_tunnel(address: IpAddr) -> io::Result<Self> {
+        Self::with(address, |socket| super::dial::mark_socket(socket))
+    }
+
+    /// `prepare` comes before the system chooses a way, and by it the address that the packets come from.
+    fn with(address: IpAddr, prepare: impl FnOnce(&Socket) -> io::Result<()>) -> io::Result<Self> {
         let (domain, protocol) = if address.is_ipv4() { (Domain::IPV4, Protocol::ICMPV4) } else { (Domain::IPV6, Protocol::ICMPV6) };
         let (socket, raw) = match Socket::new(domain, Type::DGRAM, Some(protocol)) {
             Ok(socket) => (socket, false),
             Err(_) => (Socket::new(domain, Type::RAW, Some(protocol))?, true),
         };
+        prepare(&socket)?;
         // Connected, it receives from this address only, and hears when the address cannot be reached.
         socket.connect(&SocketAddr::new(address, 0).into())?;
         Ok(Self { socket, address, raw, token: entropy::bytes()? })

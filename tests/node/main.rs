@@ -24,4 +24,5 @@ mod names;
 mod scripted;
 mod session;
 mod subnet;
+mod trial;
 mod world;

@@ -16,6 +16,7 @@ mod resolver;
 mod session;
 pub mod state;
 mod surroundings;
+mod watch;
 
 use std::io;
 use std::path::PathBuf;

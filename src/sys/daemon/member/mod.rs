@@ -15,9 +15,11 @@ use super::membership::Membership;
 use super::outside::Outside;
 use super::session::Session;
 use super::state::Store;
+use super::watch::Watch;
 use super::{DaemonError, Options, guest, surroundings};
 use crate::coord::client::{NetMap, SleepWatch};
 use crate::ident::{DiscoPrivate, NodePrivate};
+use crate::node::trial::Reach;
 use crate::node::{Machine, Progress, Renewal, renewal};
 use crate::path;
 use crate::settings::DEFAULT_PORT;
@@ -44,6 +46,8 @@ pub(super) enum News {
     Outlook,
     /// Of the exit nodes.
     Exit(Step),
+    /// What a change on trial leaves within reach.
+    Reach(Reach),
 }
 
 /// The node.
@@ -56,6 +60,8 @@ pub(super) struct Member {
     effect: Effect,
     /// The exit node, where the choice is the node's.
     exit: Chooser,
+    /// The last change of routing, until it has proven itself.
+    watch: Watch,
     session: Session,
     progress: Progress,
     /// The network around the node, as the coordinator is told; and where others see the node.
@@ -83,6 +89,7 @@ impl Member {
             map: KeptMap::load(store, membership.state()),
             effect: Effect::new(&options.interface, port).await?,
             exit: Chooser::default(),
+            watch: Watch::default(),
             session: Session::default(),
             progress: Progress { interface: options.interface.clone(), ..Default::default() },
             network: NetInfo::default(),
@@ -107,6 +114,7 @@ impl Member {
             event = self.session.next() => News::Session(event),
             () = self.effect.outlook_changed() => News::Outlook,
             step = self.exit.next() => News::Exit(step),
+            reach = self.watch.next() => News::Reach(reach),
         }
     }
 
@@ -119,6 +127,12 @@ impl Member {
                 if self.exit.on(&step, self.effect.engine()) {
                     self.note_exit_node();
                     self.put_into_effect().await;
+                }
+                return;
+            }
+            News::Reach(reach) => {
+                if let Some(prefs) = self.watch.on(reach, self.membership.prefs()) {
+                    self.take_back(prefs).await;
                 }
                 return;
             }
@@ -336,6 +350,7 @@ impl Member {
         self.renewing = false;
         self.progress = Progress { interface: self.options.interface.clone(), ..Default::default() };
         self.exit.end();
+        self.watch.end();
         self.effect.undo().await;
     }
 

@@ -1,12 +1,16 @@
 //! What the user asks of the node, through the local socket.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{Member, Renew};
+use crate::node::trial::{Trial, is_risky};
 use crate::node::{Prefs, PrefsChange, Sources, Status, dns_status, resolve, status};
 use crate::sys::clock;
 use crate::sys::control;
 use crate::sys::daemon::outside::Outside;
+use crate::sys::daemon::watch::Landmarks;
+use crate::sys::dial::Origin;
 use crate::sys::local_api::{Reply, Request, Up};
 
 /// How long logging out may take.
@@ -64,6 +68,7 @@ impl Member {
         // A settled node keeps a join key for the day its own key expires.
         let begins_anew = renew != Renew::No || (up.auth_key.is_some() && !settled) || !self.progress.refusal.is_empty();
         let other_trust = prefs.ca_file != self.membership.prefs().ca_file;
+        let trial = self.trial_of(&prefs).await;
         self.membership.change(|state| {
             state.prefs = prefs;
             state.auth_key = up.auth_key.or(state.auth_key.take());
@@ -76,7 +81,35 @@ impl Member {
         }
         self.publish();
         self.put_into_effect().await;
+        trial.into_iter().for_each(|trial| self.watch.begin(trial));
         Ok(())
+    }
+
+    /// What is to be watched if these preferences take the place of those in force, and what is reached before they do.
+    async fn trial_of(&self, prefs: &Prefs) -> Option<(Trial, Landmarks)> {
+        let before = self.membership.prefs();
+        if !self.effect.runs() || !is_risky(before, prefs) {
+            return None;
+        }
+        let state = self.membership.state();
+        let port = prefs.login_server.parse().ok().map(|origin: Origin| origin.port);
+        let coordinator = state.coordinator.zip(port).filter(|_| self.progress.online);
+        let landmarks = Landmarks {
+            gateway: self.effect.surroundings().gateway,
+            past_the_tunnel: !prefs.exit_node.is_empty() && !prefs.exit_node_allow_lan_access,
+            coordinator: coordinator.map(SocketAddr::from),
+        };
+        Trial::begin(clock::now(), before, prefs, landmarks.look().await).map(|trial| (trial, landmarks))
+    }
+
+    /// Goes back to these preferences.
+    pub(super) async fn take_back(&mut self, prefs: Prefs) {
+        if let Err(error) = self.membership.change(|state| state.prefs = prefs) {
+            tracing::error!("the change could not be taken back: {error}");
+            return;
+        }
+        self.publish();
+        self.put_into_effect().await;
     }
 
     async fn set(&mut self, change: PrefsChange) -> Result<(), String> {
@@ -89,6 +122,7 @@ impl Member {
             self.point_to(&prefs)?;
         }
         let wants = prefs.want_running;
+        let trial = self.trial_of(&prefs).await;
         self.membership.change(|state| state.prefs = prefs)?;
         match (was, wants) {
             (true, false) => self.halt().await,
@@ -98,6 +132,7 @@ impl Member {
                 self.put_into_effect().await;
             }
         }
+        trial.into_iter().for_each(|trial| self.watch.begin(trial));
         Ok(())
     }
 
@@ -150,6 +185,7 @@ impl Member {
         let mut status = status(sources, self.effect.traffic());
         status.health.extend(self.effect.trouble());
         status.health.extend(self.effect.name_trouble());
+        status.health.extend(self.watch.note());
         status.health.extend(self.effect.outside().and_then(Outside::health));
         status.repairs = self.effect.repairs().clone();
         status
