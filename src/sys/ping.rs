@@ -40,7 +40,7 @@ impl Pinger {
     /// # Errors
     /// As there.
     pub fn past_the_tunnel(address: IpAddr) -> io::Result<Self> {
-        Self::with(address, |socket| super::dial::mark_socket(socket))
+        Self::with(address, super::dial::mark_socket)
     }
 
     /// `prepare` comes before the system chooses a way, and by it the address that the packets come from.

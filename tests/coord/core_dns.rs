@@ -158,3 +158,62 @@ fn trap_25_settings_that_would_break_names_are_refused_and_change_nothing() {
     }
     assert_eq!(world.server.dns(), before);
 }
+
+fn records(config: &DnsConfig) -> Vec<(&str, &str)> {
+    config.extra_records.iter().map(|record| (record.name.as_str(), record.value.as_str())).collect()
+}
+
+#[test]
+fn an_alias_stands_for_its_node_through_renames_and_vanishes_with_it() {
+    let mut world = World::new();
+    world.join(1, "alpha");
+    world.join(2, "beta");
+    let mut dns = world.server.dns();
+    dns.records = [("nas.home.lan".to_owned(), vec!["192.168.1.9".parse().unwrap()])].into();
+    dns.aliases = [("Git.home.lan.", "beta.mesh.test"), ("*.apps.home.lan", "beta"), ("files.lan", "nas.home.lan"), ("gone.lan", "nobody")]
+        .map(|(name, target)| (name.to_owned(), target.to_owned()))
+        .into();
+    let kept = world.server.set_dns(&dns).unwrap();
+    assert_eq!(kept.aliases["git.home.lan"], "beta");
+    let (a, config) = first(&mut world, 1);
+    let node = world.server.nodes().into_iter().find(|node| node.name.as_str() == "beta").unwrap();
+    let [v4, v6] = [node.addresses[0].to_string(), node.addresses[1].to_string()];
+    let mut expected = vec![("nas.home.lan", "192.168.1.9"), ("files.lan", "192.168.1.9")];
+    for name in ["*.apps.home.lan", "git.home.lan"] {
+        expected.extend([(name, v4.as_str()), (name, v6.as_str())]);
+    }
+    let mut told = records(&config);
+    told.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(told, expected);
+    assert!(config.routes.contains_key("apps.home.lan") && config.routes.contains_key("gone.lan"), "{:?}", config.routes);
+
+    // It is the name that counts: another node by this name takes over, and without one there is nothing.
+    world.server.rename(world.at, node.id, &"gamma".parse().unwrap()).unwrap();
+    let config = world.take(a).unwrap().dns_config.unwrap();
+    assert_eq!(records(&config).iter().filter(|(name, _)| *name == "git.home.lan").count(), 0);
+    world.join(3, "beta");
+    let config = world.take(a).unwrap().dns_config.unwrap();
+    let now: Vec<_> = records(&config).into_iter().filter(|(name, _)| *name == "git.home.lan").collect();
+    assert!(now.len() == 2 && now.iter().all(|(_, address)| ![&v4, &v6].contains(&&(*address).to_owned())), "{now:?}");
+    world.restart();
+    assert_eq!(world.server.dns().aliases, kept.aliases);
+}
+
+#[test]
+fn an_alias_of_an_alias_or_of_a_name_with_addresses_is_refused() {
+    let world = World::new();
+    let mut server = world.server;
+    for (records, aliases) in [
+        (vec![], vec![("a.lan", "b.lan"), ("b.lan", "beta")]),
+        (vec![], vec![("a.lan", "a.lan")]),
+        (vec!["a.lan"], vec![("a.lan", "beta")]),
+        (vec![], vec![("a b.lan", "beta")]),
+        (vec![], vec![("a.*.lan", "beta")]),
+    ] {
+        let mut dns = server.dns();
+        dns.records = records.into_iter().map(|name: &str| (name.to_owned(), vec!["10.0.0.1".parse().unwrap()])).collect();
+        dns.aliases = aliases.iter().map(|(name, target)| ((*name).to_owned(), (*target).to_owned())).collect();
+        assert!(matches!(server.set_dns(&dns), Err(CommandError::Invalid(_))), "{aliases:?}");
+    }
+}

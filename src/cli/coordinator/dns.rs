@@ -35,6 +35,9 @@ pub(crate) enum Dns {
     /// Names of things that are no nodes.
     #[command(subcommand)]
     Records(Records),
+    /// Names that stand for nodes.
+    #[command(subcommand)]
+    Aliases(Aliases),
 }
 
 /// Name servers for everything but the mesh's own names.
@@ -135,6 +138,29 @@ pub(crate) enum Records {
     },
 }
 
+/// Names that stand for a node, or for a name of `records`, whatever its addresses are.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Aliases {
+    /// Let a name stand for a node; one that it stood for before is replaced.
+    Add {
+        /// The full name, such as git.home.lan; `*.` in front stands for every name below.
+        name: String,
+        /// The node's name, or a name of the records.
+        #[arg(value_name = "NODE")]
+        target: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove names.
+    Remove {
+        /// The full names.
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
 pub(super) fn run(command: Dns, output: &Output) -> Result<(), Failure> {
     match command {
         Dns::Show(place) => {
@@ -197,6 +223,16 @@ pub(super) fn run(command: Dns, output: &Output) -> Result<(), Failure> {
             let named: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             remove(list, &named, ToString::to_string)
         }),
+        Dns::Aliases(Aliases::Add { name, target, place }) => edit(&place, output, |dns| {
+            dns.aliases.insert(plain(&name), plain(&target));
+            Ok(())
+        }),
+        Dns::Aliases(Aliases::Remove { names, place }) => edit(&place, output, |dns| {
+            for name in names.iter().map(|name| plain(name)) {
+                dns.aliases.remove(&name).ok_or_else(|| missing(&name))?;
+            }
+            Ok(())
+        }),
     }
 }
 
@@ -258,6 +294,9 @@ fn shown(dns: &DnsSettings) -> String {
     }
     for (name, addresses) in &dns.records {
         lines.push(format!("record       {name}: {}", joined(addresses)));
+    }
+    for (name, target) in &dns.aliases {
+        lines.push(format!("alias        {name}: {target}"));
     }
     lines.join("\n")
 }

@@ -13,6 +13,8 @@ use crate::wire::control::{DnsConfig, DnsRecord, Resolver};
 
 /// Most entries of each list: every client holds all of them.
 const MAX_ENTRIES: usize = 256;
+/// In front of a record's name.
+const BELOW: &str = "*.";
 /// Longest name.
 const MAX_DOMAIN: usize = 253;
 /// Longest URL of a name server.
@@ -34,11 +36,40 @@ impl Server {
             let before = self.dns_config();
             self.dns = dns;
             self.unsaved_dns = true;
+            self.aliased = self.alias_records();
             if self.dns_config() != before {
                 self.tell_part_to_all(Part::Dns);
             }
         }
         Ok(self.dns.clone())
+    }
+
+    /// What the aliases stand for: nothing, if a node or a record is not there (any more).
+    pub(super) fn alias_records(&self) -> Vec<DnsRecord> {
+        let addresses = |target: &str| -> Vec<IpAddr> {
+            if let Some(addresses) = self.dns.records.get(target) {
+                return addresses.clone();
+            }
+            let holder = target.parse::<NodeName>().ok().and_then(|name| self.registry.name_holder(&name));
+            holder.and_then(|id| self.registry.node(id)).map_or_else(Vec::new, |node| vec![node.v4.into(), node.v6.into()])
+        };
+        let records = |(name, target): (&String, &String)| {
+            let name = name.clone();
+            addresses(target).into_iter().map(move |address| record(&name, &address))
+        };
+        self.dns.aliases.iter().flat_map(records).collect()
+    }
+
+    /// Tells all nodes if a node that has aliases has come, gone, or got another name or address.
+    pub(super) fn renew_aliases(&mut self) {
+        if self.dns.aliases.is_empty() {
+            return;
+        }
+        let aliased = self.alias_records();
+        if self.aliased != aliased {
+            self.aliased = aliased;
+            self.tell_part_to_all(Part::Dns);
+        }
     }
 
     /// The settings as clients are told.
@@ -47,25 +78,31 @@ impl Server {
         let mut routes: BTreeMap<String, Vec<Resolver>> =
             dns.split.iter().map(|(domain, servers)| (domain.clone(), resolvers(servers))).collect();
         let base = &self.settings.base_domain;
-        for name in dns.records.keys() {
+        for name in dns.records.keys().chain(dns.aliases.keys()) {
             // Older clients ask the system for a record's name unless a route brings the question to them.
+            let name = name.strip_prefix(BELOW).unwrap_or(name);
             let covered = (dns.magic && within(name, base)) || dns.split.keys().any(|domain| within(name, domain));
             if !covered {
-                routes.insert(name.clone(), Vec::new());
+                routes.insert(name.to_owned(), Vec::new());
             }
         }
         let (primary, fallback) = if dns.override_local { (&dns.nameservers[..], &[][..]) } else { (&[][..], &dns.nameservers[..]) };
-        let record = |name: &String, address: &IpAddr| DnsRecord { name: name.clone(), r#type: String::new(), value: address.to_string() };
+        let records = dns.records.iter().flat_map(|(name, all)| all.iter().map(move |address| record(name, address)));
         DnsConfig {
             resolvers: resolvers(primary),
             fallback_resolvers: resolvers(fallback),
             routes,
             domains: dns.magic.then(|| base.clone()).into_iter().chain(dns.search.iter().cloned()).collect(),
             proxied: dns.magic,
-            extra_records: dns.records.iter().flat_map(|(name, all)| all.iter().map(move |address| record(name, address))).collect(),
+            extra_records: records.chain(self.alias_records()).collect(),
             ..DnsConfig::default()
         }
     }
+}
+
+/// As clients want it: the type follows from the address.
+fn record(name: &str, address: &IpAddr) -> DnsRecord {
+    DnsRecord { name: name.to_owned(), r#type: String::new(), value: address.to_string() }
 }
 
 fn resolvers(servers: &[NameServer]) -> Vec<Resolver> {
@@ -82,7 +119,8 @@ fn within(name: &str, domain: &str) -> bool {
 /// The settings in the form that is kept: names in lower case without a dot at their end, nothing twice.
 fn checked(wanted: &DnsSettings, base: &str) -> Result<DnsSettings, CommandError> {
     let invalid = |text: String| CommandError::Invalid(text);
-    let lengths = [wanted.nameservers.len(), wanted.split.len(), wanted.search.len(), wanted.records.values().map(Vec::len).sum()];
+    let records: usize = wanted.records.values().map(Vec::len).sum();
+    let lengths = [wanted.nameservers.len(), wanted.split.len(), wanted.search.len(), records, wanted.aliases.len()];
     if lengths.into_iter().chain(wanted.split.values().map(Vec::len)).any(|length| length > MAX_ENTRIES) {
         return Err(invalid(format!("each list of the DNS settings has at most {MAX_ENTRIES} entries")));
     }
@@ -105,7 +143,7 @@ fn checked(wanted: &DnsSettings, base: &str) -> Result<DnsSettings, CommandError
         }
     }
     for (name, addresses) in &wanted.records {
-        let name = name_of(name)?;
+        let name = record_name(name)?;
         let list = kept.records.entry(name).or_default();
         for address in addresses {
             if !list.contains(address) {
@@ -114,6 +152,17 @@ fn checked(wanted: &DnsSettings, base: &str) -> Result<DnsSettings, CommandError
         }
     }
     kept.records.retain(|_, addresses| !addresses.is_empty());
+    for (name, target) in &wanted.aliases {
+        let (name, target) = (record_name(name)?, name_of(target)?);
+        let target = target.strip_suffix(base).and_then(|short| short.strip_suffix('.')).unwrap_or(&target).to_owned();
+        if kept.records.contains_key(&name) {
+            return Err(invalid(format!("{name} has addresses of its own; it cannot stand for {target} as well")));
+        }
+        if name == target || wanted.aliases.contains_key(&target) {
+            return Err(invalid(format!("{name} would stand for another alias: name the node or the record")));
+        }
+        kept.aliases.insert(name, target);
+    }
     Ok(kept)
 }
 
@@ -143,6 +192,14 @@ fn address_of(text: &str) -> Option<String> {
     }
     let address = text.parse::<IpAddr>().map(|ip| ip.to_string());
     address.or_else(|_| text.parse::<SocketAddr>().map(|socket| socket.to_string())).ok()
+}
+
+/// The name of a record as it is kept: `*.` in front stands for every name below.
+fn record_name(text: &str) -> Result<String, CommandError> {
+    match text.strip_prefix(BELOW) {
+        Some(domain) => name_of(domain).map(|domain| format!("{BELOW}{domain}")),
+        None => name_of(text),
+    }
 }
 
 /// A domain name as it is kept.

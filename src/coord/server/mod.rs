@@ -57,7 +57,7 @@ pub use waiting::WaitingState;
 use crate::ident::{AddressPlan, NodeId, UserId};
 use crate::time::{Deadline, Time, Wall};
 use crate::wire::admin::DnsSettings;
-use crate::wire::control::{DerpMap, DerpRegion};
+use crate::wire::control::{DerpMap, DerpRegion, DnsRecord};
 use describe::{Descriptions, shown_user};
 use journal::{Change, Position};
 use last_use::LastUses;
@@ -153,6 +153,8 @@ pub struct Server {
     tell_from: Time,
     descriptions: Descriptions,
     unsaved_dns: bool,
+    /// What the aliases of the DNS settings stood for when it was told last.
+    aliased: Vec<DnsRecord>,
     /// Regions that an admin added.
     relays: BTreeMap<i32, DerpRegion>,
     unsaved_relays: BTreeSet<i32>,
@@ -189,6 +191,7 @@ impl Server {
             tell_from: at.now,
             descriptions: Descriptions::default(),
             unsaved_dns: false,
+            aliased: Vec::new(),
             relays,
             unsaved_relays: BTreeSet::new(),
             unsaved_policy: false,
@@ -197,6 +200,7 @@ impl Server {
         server.restore_sight();
         server.restore_presences(at);
         server.elect(at.wall);
+        server.aliased = server.alias_records();
         Ok(server)
     }
 
@@ -254,6 +258,7 @@ impl Server {
 
     /// Tells the streams what has changed up to now, without waiting for the time to do so.
     pub fn publish(&mut self, now: Time) {
+        self.renew_aliases();
         self.untold = false;
         let mut behind: BTreeMap<ViewId, Position> = BTreeMap::new();
         for (id, view) in &mut self.views {

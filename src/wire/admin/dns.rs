@@ -21,6 +21,9 @@ pub struct DnsSettings {
     pub search: Vec<String>,
     /// Further names, by name.
     pub records: BTreeMap<String, Vec<IpAddr>>,
+    /// Names that stand for a node or for one of `records`, whatever its addresses are: by the full name, the node's short name or the record's.
+    /// Clients are told addresses, for they know no other kind of record.
+    pub aliases: BTreeMap<String, String>,
 }
 
 impl Default for DnsSettings {
@@ -32,6 +35,7 @@ impl Default for DnsSettings {
             split: BTreeMap::new(),
             search: Vec::new(),
             records: BTreeMap::new(),
+            aliases: BTreeMap::new(),
         }
     }
 }
