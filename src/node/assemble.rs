@@ -151,6 +151,7 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
         addresses: map.node.addresses.iter().copied().chain([IpNet::from(IpAddr::V4(QUAD100_V4))]).collect(),
         routes,
         local_routes,
+        lan_first: exit_node == ExitNode::Unwanted || prefs.exit_node_allow_lan_access,
         forward: carries,
         masquerade: carries && (prefs.snat_subnet_routes || prefs.advertise_exit_node),
         shields_up: prefs.shields_up,

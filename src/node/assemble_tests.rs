@@ -142,7 +142,12 @@ fn an_exit_node_takes_everything_but_the_local_networks() {
     assert!(!routes.contains(&"10.1.0.0/16".to_owned()), "its networks are a matter of accept_routes");
     assert_eq!(texts(&assembly.router.local_routes), ["169.254.0.0/16", "192.168.1.0/24", "2001:db8::/64", "fe80::/10"]);
     let strict = Prefs { exit_node_allow_lan_access: false, ..prefs };
-    assert_eq!(texts(&assembled(&map(), &strict, &["192.168.1.0/24"]).router.local_routes), ["169.254.0.0/16", "fe80::/10"]);
+    let strict = assembled(&map(), &strict, &["192.168.1.0/24"]).router;
+    assert_eq!(texts(&strict.local_routes), ["169.254.0.0/16", "fe80::/10"]);
+    assert!(assembly.router.lan_first && !strict.lan_first);
+    // Without an exit node there is nothing that could take the local networks.
+    let none = Prefs { exit_node_allow_lan_access: false, ..Prefs::default() };
+    assert!(assembled(&map(), &none, &["192.168.1.0/24"]).router.lan_first);
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub struct RouterConfig {
     pub routes: Vec<IpNet>,
     /// Prefixes that stay on the local network even where a mesh route covers them ("throw" routes, LAN-first).
     pub local_routes: Vec<IpNet>,
+    /// Whether what the machine reaches by itself stays as it is (LAN-first); without, only the node's own packets go beside the mesh's routes.
+    pub lan_first: bool,
     /// Whether this node forwards other nodes' packets.
     pub forward: bool,
     /// Whether forwarded packets leave with this machine's own address.

@@ -5,7 +5,8 @@
 //! 5230  fwmark 0x80000/0xff0000      lookup default
 //! 5250  fwmark 0x80000/0xff0000      unreachable
 //! 5255  to 100.64.0.0/10 (or ULA)    lookup 52, no default routes      mesh addresses, even where the carrier uses 100.64.0.0/10
-//! 5260  all                          lookup main, no default routes    LAN-first: what the machine reaches by itself it keeps
+//! 5260  all                          lookup main, no default routes    LAN-first: what the machine reaches by itself it keeps; left out
+//!                                                        while an exit node is to take the local networks too
 //! 5270  all                          lookup 52            everything else the mesh offers
 //! 32766 all                          lookup main          (the kernel's own)
 //! ```
@@ -34,6 +35,7 @@ pub const ORIGIN: u8 = 52;
 /// `2000::/3`. Local networks start at /8.
 pub const DEFAULT_LIKE: u32 = 7;
 
+const LAN_FIRST: u32 = 5260;
 const TABLE_DEFAULT: u32 = 253;
 const TABLE_MAIN: u32 = 254;
 
@@ -86,23 +88,25 @@ pub enum Via {
     Unreachable,
 }
 
-/// The rules of one family, in order of priority, which is also the order to add them in: bypass first, so that the node's own
+/// The rules of one family for a configuration, in order of priority, which is also the order to add them in: bypass first, so that the node's own
 /// connections are never caught by its own routes.
-pub fn rules(family: Family) -> Vec<Rule> {
+pub fn rules(config: &RouterConfig, family: Family) -> Vec<Rule> {
     let all = Rule { priority: 0, mark: None, to: None, target: Target::Unreachable };
     let marked = Rule { mark: Some((BYPASS_MARK, MARK_MASK)), ..all };
     let mesh = match family {
         Family::V4 => IpNet::V4(CGNAT_V4),
         Family::V6 => IpNet::V6(ULA_V6),
     };
-    vec![
+    let mut rules = vec![
         Rule { priority: 5210, target: Target::Lookup(TABLE_MAIN, None), ..marked },
         Rule { priority: 5230, target: Target::Lookup(TABLE_DEFAULT, None), ..marked },
         Rule { priority: 5250, target: Target::Unreachable, ..marked },
         Rule { priority: 5255, to: Some(mesh), target: Target::Lookup(TABLE, Some(0)), ..all },
-        Rule { priority: 5260, target: Target::Lookup(TABLE_MAIN, Some(DEFAULT_LIKE)), ..all },
+        Rule { priority: LAN_FIRST, target: Target::Lookup(TABLE_MAIN, Some(DEFAULT_LIKE)), ..all },
         Rule { priority: 5270, target: Target::Lookup(TABLE, None), ..all },
-    ]
+    ];
+    rules.retain(|rule| rule.priority != LAN_FIRST || config.lan_first);
+    rules
 }
 
 /// The routes of table 52 for one family. A prefix asked for both ways stays local. `usable` is whether the interface takes the family.
@@ -141,6 +145,7 @@ mod tests {
             addresses: Vec::new(),
             routes: nets(routes),
             local_routes: nets(local),
+            lan_first: true,
             forward: false,
             masquerade: false,
             shields_up: false,
@@ -150,10 +155,14 @@ mod tests {
 
     #[test]
     fn rules_are_in_ascending_order_and_bypass_comes_first() {
+        let config = config(&[], &[]);
+        let taking_all = RouterConfig { lan_first: false, ..config.clone() };
+        let priorities = |rules: &[Rule]| rules.iter().map(|rule| rule.priority).collect::<Vec<u32>>();
         for family in [Family::V4, Family::V6] {
-            let priorities: Vec<u32> = rules(family).iter().map(|rule| rule.priority).collect();
-            assert_eq!(priorities, [5210, 5230, 5250, 5255, 5260, 5270]);
-            assert!(rules(family).iter().take(3).all(|rule| rule.mark.is_some()));
+            let rules = |config| rules(config, family);
+            assert_eq!(priorities(&rules(&config)), [5210, 5230, 5250, 5255, 5260, 5270]);
+            assert_eq!(priorities(&rules(&taking_all)), [5210, 5230, 5250, 5255, 5270]);
+            assert!(rules(&config).iter().take(3).all(|rule| rule.mark.is_some()));
         }
     }
 

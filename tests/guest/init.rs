@@ -280,6 +280,7 @@ fn a_lease_sets_address_route_and_name_servers_also_with_strict_reverse_path_che
             addresses: vec!["100.64.0.1/32".parse().unwrap()],
             routes: Vec::new(),
             local_routes: Vec::new(),
+            lan_first: true,
             forward: true,
             masquerade: true,
             shields_up: false,

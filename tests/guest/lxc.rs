@@ -199,6 +199,7 @@ fn router_helper(memory: &Path) {
             addresses: vec!["100.64.0.1/32".parse().unwrap(), "fd7a:115c:a1e0::1/128".parse().unwrap()],
             routes: vec!["100.64.0.2/32".parse().unwrap(), "fd7a:115c:a1e0::2/128".parse().unwrap()],
             local_routes: Vec::new(),
+            lan_first: true,
             forward: true,
             masquerade: true,
             shields_up: false,

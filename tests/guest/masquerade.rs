@@ -65,6 +65,7 @@ fn forwarded_packets_of_both_families_leave_with_the_nodes_own_address() {
         addresses: vec!["100.64.0.1/32".parse().unwrap(), "fd7a:115c:a1e0::1/128".parse().unwrap()],
         routes: vec!["100.64.0.2/32".parse().unwrap(), "fd7a:115c:a1e0::2/128".parse().unwrap()],
         local_routes: Vec::new(),
+        lan_first: true,
         forward: true,
         masquerade: true,
         shields_up: false,

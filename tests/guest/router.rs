@@ -17,6 +17,7 @@ fn config(routes: &[&str], local: &[&str], forward: bool) -> RouterConfig {
         addresses: nets(&["100.64.0.1/32", "fd7a:115c:a1e0::1/128"]),
         routes: nets(routes),
         local_routes: nets(local),
+        lan_first: true,
         forward,
         masquerade: forward,
         shields_up: false,

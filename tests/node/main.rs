@@ -17,6 +17,7 @@ mod dial;
 mod failover;
 mod hostile;
 mod kept;
+mod lan;
 mod life;
 mod machine;
 mod manners;

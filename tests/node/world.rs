@@ -87,6 +87,35 @@ impl Machine {
         })
     }
 
+    /// Serves at an address of this machine, telling its callers their address.
+    pub(crate) fn tell_callers(&self, address: &str) {
+        let address: SocketAddr = address.parse().unwrap();
+        let (told, ready) = std::sync::mpsc::channel();
+        self.inside(move || {
+            let listener = TcpListener::bind(address).unwrap();
+            told.send(()).unwrap();
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let caller = stream.peer_addr().map(|a| a.ip().to_string()).unwrap_or_default();
+                let _ = stream.write_all(caller.as_bytes());
+            }
+        });
+        ready.recv().unwrap();
+    }
+
+    /// The address that such a server sees of this machine, if it is reached.
+    pub(crate) fn seen_by(&self, server: &str) -> Option<String> {
+        let server: SocketAddr = server.parse().unwrap();
+        let fetch = self.inside(move || {
+            let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(3)).ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+            let mut seen = String::new();
+            stream.read_to_string(&mut seen).ok()?;
+            Some(seen)
+        });
+        fetch.join().unwrap()
+    }
+
     pub(crate) fn node(&self, arguments: &[&str]) -> Output {
         self.command(PROGRAM).args(["node", "--socket"]).arg(self.path("node.sock")).args(arguments).output().unwrap()
     }
@@ -168,18 +197,7 @@ impl World {
         coordinator.children.push(child);
         wait_for("the coordinator", || coordinator.path("c.sock").exists().then_some(()));
 
-        // The web server tells its callers their address.
-        let (told, ready) = std::sync::mpsc::channel();
-        web.inside(move || {
-            let listener = TcpListener::bind(WEB).unwrap();
-            told.send(()).unwrap();
-            for stream in listener.incoming() {
-                let Ok(mut stream) = stream else { return };
-                let caller = stream.peer_addr().map(|a| a.ip().to_string()).unwrap_or_default();
-                let _ = stream.write_all(caller.as_bytes());
-            }
-        });
-        ready.recv().unwrap();
+        web.tell_callers(WEB);
         Self { coordinator, exit, laptop, web }
     }
 
@@ -211,14 +229,6 @@ impl World {
 
     /// The address that the web server sees, if the laptop reaches it.
     pub(crate) fn seen_by_web(&self) -> Option<String> {
-        let fetch = self.laptop.inside(|| {
-            let address: SocketAddr = WEB.parse().unwrap();
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3)).ok()?;
-            stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-            let mut seen = String::new();
-            stream.read_to_string(&mut seen).ok()?;
-            Some(seen)
-        });
-        fetch.join().unwrap()
+        self.laptop.seen_by(WEB)
     }
 }

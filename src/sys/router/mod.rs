@@ -110,7 +110,7 @@ impl Router {
         for family in families() {
             let usable = family == Family::V4 || usable6;
             changed.routes += routes::set(&self.handle, family, link.index, &policy_routing::routes(config, family, usable)).await?;
-            changed.rules += rules::set(&self.handle, family, &policy_routing::rules(family)).await?;
+            changed.rules += rules::set(&self.handle, family, &policy_routing::rules(config, family)).await?;
         }
         changed.settings = self.sysctls.apply(config.forward, policy_routing::carries_outside_traffic(config), name)?;
         changed.firewall = self.set_firewall(&Rules {
