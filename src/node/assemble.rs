@@ -75,11 +75,7 @@ pub fn assemble(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> Assemb
 
     let mut claims = Claims::default();
     let own: Vec<IpNet> = map.node.addresses.clone();
-    for peer in &candidates {
-        for net in peer.routed().iter().filter(|net| is_own_address(peer, net) && !own.contains(net)) {
-            claims.claim(*net, peer.id);
-        }
-    }
+    claim_addresses(&mut claims, &mut notes, &candidates, &own, situation.local_networks);
     if prefs.accept_routes {
         accept_routes(&mut claims, &mut notes, &candidates, &own, situation.local_networks);
     }
@@ -109,6 +105,24 @@ impl Claims {
     }
 }
 
+/// Gives the peers their addresses. Those that the coordinator has given them come first, whoever else offers them; the others, of services,
+/// are not believed where they would take the resolver or a machine on a local network, a carrier's gateway above all: mesh addresses win
+/// over local networks.
+fn claim_addresses(claims: &mut Claims, notes: &mut Vec<String>, candidates: &[&Node], own: &[IpNet], local: &[IpNet]) {
+    let offers = candidates.iter().flat_map(|peer| peer.routed().iter().map(move |net| (*peer, *net)));
+    let offers = offers.filter(|(peer, net)| is_own_address(peer, net) && !own.contains(net));
+    let (given, services): (Vec<_>, Vec<_>) = offers.partition(|(peer, net)| peer.addresses.contains(net));
+    for (peer, net) in given {
+        claims.claim(net, peer.id);
+    }
+    for (peer, net) in services.into_iter().filter(|(_, net)| ![IpAddr::V4(QUAD100_V4), IpAddr::V6(QUAD100_V6)].contains(&net.addr())) {
+        match local.iter().find(|local| local.contains(&net)) {
+            Some(local) => note_overlap(notes, peer, net, *local),
+            None => claims.claim(net, peer.id),
+        }
+    }
+}
+
 /// Takes other nodes' networks, those of peers that are online first, none that touches a local network or an own address.
 fn accept_routes(claims: &mut Claims, notes: &mut Vec<String>, candidates: &[&Node], own: &[IpNet], local: &[IpNet]) {
     let mut offers: Vec<(bool, &Node, IpNet)> = Vec::new();
@@ -120,7 +134,7 @@ fn accept_routes(claims: &mut Claims, notes: &mut Vec<String>, candidates: &[&No
     for (_, peer, net) in offers {
         let touched = local.iter().find(|local| overlap(local, &net));
         if let Some(local) = touched {
-            notes.push(format!("the route {net} of {} is not taken: it overlaps the local network {local}", peer.short_name()));
+            note_overlap(notes, peer, net, *local);
         } else if !own.iter().any(|own| net.contains(own)) {
             claims.claim(net, peer.id);
         }
@@ -198,6 +212,10 @@ fn peer_config(peer: &Node, map: &NetMap, claims: &Claims) -> PeerConfig {
 fn ends(own: &Node, peer: &Node) -> Option<(IpAddr, IpAddr)> {
     let ours = |theirs: IpAddr| own.addresses.iter().map(IpNet::addr).find(|ours| ours.is_ipv4() == theirs.is_ipv4());
     peer.addresses.iter().map(IpNet::addr).find_map(|theirs| Some((ours(theirs)?, theirs)))
+}
+
+fn note_overlap(notes: &mut Vec<String>, peer: &Node, net: IpNet, local: IpNet) {
+    notes.push(format!("the route {net} of {} is not taken: it overlaps the local network {local}", peer.short_name()));
 }
 
 fn note_exit_node(notes: &mut Vec<String>, map: &NetMap, prefs: &Prefs, exit_node: ExitNode) {

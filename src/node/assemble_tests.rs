@@ -82,6 +82,21 @@ fn a_peer_cannot_claim_this_nodes_own_address() {
 }
 
 #[test]
+fn a_single_mesh_address_that_a_peer_offers_takes_no_others_place() {
+    let mut map = map();
+    let offered = ["100.64.0.2/32", "100.64.0.4/32", "100.72.5.1/32", "100.100.100.100/32", "fd7a:115c:a1e0::53/128", "100.99.0.9/32"];
+    map.peers.get_mut(&NodeId(2)).unwrap().allowed_ips = Some(nets(&offered));
+    // A local network of the carrier's, with a gateway; and a peer that has an address there.
+    map.peers.get_mut(&NodeId(3)).unwrap().addresses = nets(&["100.72.5.3/32"]);
+    map.peers.get_mut(&NodeId(3)).unwrap().allowed_ips = None;
+    let assembly = assembled(&map, &Prefs::default(), &["100.72.5.0/24"]);
+    assert_eq!(allowed(&assembly, 2), ["100.64.0.2/32", "100.99.0.9/32"]);
+    assert_eq!(allowed(&assembly, 3), ["100.72.5.3/32"]);
+    assert_eq!(allowed(&assembly, 4), ["100.64.0.4/32"]);
+    assert_eq!(assembly.notes, ["the route 100.72.5.1/32 of nas is not taken: it overlaps the local network 100.72.5.0/24"]);
+}
+
+#[test]
 fn endpoints_that_lead_nowhere_are_left_out() {
     let assembly = assembled(&map(), &Prefs::default(), &[]);
     assert_eq!(assembly.peers[0].endpoints, ["192.168.1.7:41641".parse().unwrap()]);
