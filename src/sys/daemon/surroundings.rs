@@ -6,14 +6,14 @@ use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader};
 use rtnetlink::RouteMessageBuilder;
 
 use crate::ident::is_mesh_address;
 use crate::node::Machine;
 
-/// The networks and addresses of the machine's own interfaces.
+/// The networks and addresses of the machine's own interfaces, of those that are switched on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Surroundings {
     /// Networks that are reached without a router.
@@ -35,17 +35,21 @@ pub(super) async fn look(tunnel: &str) -> Result<Surroundings, rtnetlink::Error>
 }
 
 async fn read(handle: &rtnetlink::Handle, tunnel: &str) -> Result<Surroundings, rtnetlink::Error> {
-    let mut ours = Vec::new();
+    let (mut ours, mut off) = (Vec::new(), Vec::new());
     let mut links = handle.link().get().execute();
     while let Some(link) = links.try_next().await? {
         if link.attributes.iter().any(|a| matches!(a, LinkAttribute::IfName(name) if name == tunnel)) {
             ours.push(link.header.index);
         }
+        if !link.header.flags.contains(LinkFlags::Up) {
+            off.push(link.header.index);
+        }
     }
     let mut found = Surroundings::default();
     let mut messages = handle.address().get().execute();
     while let Some(message) = messages.try_next().await? {
-        if !ours.contains(&message.header.index) {
+        // What is switched off has addresses still, but leads nowhere.
+        if ![&ours, &off].iter().any(|links| links.contains(&message.header.index)) {
             add(&mut found, &message);
         }
     }
