@@ -17,16 +17,16 @@ const LIMIT: Duration = Duration::from_secs(3);
 const SLACK: Duration = Duration::from_secs(4);
 
 /// The addresses that the web server sees of the two exit nodes, and of the laptop when it goes past them.
-const SEEN: [&str; 2] = ["203.0.113.2", "203.0.113.6"];
+pub(crate) const SEEN: [&str; 2] = ["203.0.113.2", "203.0.113.6"];
 
 /// Two exit nodes, each with a cable to the web server, which the laptop would also reach without a tunnel.
-struct Exits {
-    world: World,
+pub(crate) struct Exits {
+    pub(crate) world: World,
     second: Machine,
 }
 
 impl Exits {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut world = World::new();
         let mut second = Machine::new("y");
         world.coordinator.cable("home2", "10.9.3.1/24", &second, "eth0", "10.9.3.2/24");
@@ -52,7 +52,7 @@ impl Exits {
     }
 
     /// How many packets of the laptop have gone past the tunnel so far, whether they were answered or not.
-    fn leaked(&self) -> u64 {
+    pub(crate) fn leaked(&self) -> u64 {
         let rules = self.world.coordinator.sh("nft list chain ip watch past");
         let count = rules.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
         count.unwrap().parse().unwrap()
@@ -67,8 +67,12 @@ impl Exits {
     }
 
     fn laptop_up(&self) {
+        self.laptop_up_with("auto");
+    }
+
+    pub(crate) fn laptop_up_with(&self, exit: &str) {
         let key = self.world.key(&[]);
-        let up = ["--login-server", "http://10.9.1.1:8080", "--auth-key-file", &key, "--hostname", "laptop", "--exit-node", "auto"];
+        let up = ["--login-server", "http://10.9.1.1:8080", "--auth-key-file", &key, "--hostname", "laptop", "--exit-node", exit];
         let out = self.world.laptop.up(&up);
         assert!(out.status.success(), "{}", text(&out.stderr));
     }
@@ -82,12 +86,12 @@ impl Exits {
         Some((number, exit.clone()))
     }
 
-    fn exit(&mut self, number: usize) -> &mut Machine {
+    pub(crate) fn exit(&mut self, number: usize) -> &mut Machine {
         if number == 0 { &mut self.world.exit } else { &mut self.second }
     }
 
     /// The laptop opens connections without pause until told to stop; the result is whom the web server saw, and when.
-    fn browse(&self) -> Browsing {
+    pub(crate) fn browse(&self) -> Browsing {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let seen = self.world.laptop.inside(move || {
@@ -142,19 +146,19 @@ impl Exits {
     }
 }
 
-struct Browsing {
+pub(crate) struct Browsing {
     stop: Arc<AtomicBool>,
     seen: JoinHandle<Vec<(Instant, String)>>,
 }
 
 impl Browsing {
-    fn end(self) -> Vec<(Instant, String)> {
+    pub(crate) fn end(self) -> Vec<(Instant, String)> {
         self.stop.store(true, Ordering::Relaxed);
         self.seen.join().unwrap()
     }
 }
 
-fn kill(machine: &mut Machine) {
+pub(crate) fn kill(machine: &mut Machine) {
     let mut child = machine.children.pop().unwrap();
     child.kill().unwrap();
     child.wait().unwrap();

@@ -5,19 +5,19 @@ use serde_json::Value;
 use super::world::{Machine, World, possible, text, wait_for};
 
 /// A LAN with the laptop, the machine of the other node, and a device that runs nothing of ours.
-const LAPTOP: &str = "10.9.6.2";
+pub(crate) const LAPTOP: &str = "10.9.6.2";
 const ROUTER: &str = "10.9.6.1";
-const DEVICE: &str = "10.9.6.9:80";
+pub(crate) const DEVICE: &str = "10.9.6.9:80";
 /// Another of the device's addresses, in the upper half of the LAN.
 const UPPER: &str = "10.9.6.200:80";
 
 /// One network of laptop, router and device; the device is the switch, too.
-struct Lan {
+pub(crate) struct Lan {
     device: Machine,
 }
 
 impl Lan {
-    fn new(world: &World, addresses: [&str; 3], servers: &[&str]) -> Self {
+    pub(crate) fn new(world: &World, addresses: [&str; 3], servers: &[&str]) -> Self {
         let device = Machine::new("d");
         let [own, laptop, router] = addresses;
         device.sh("ip link add br0 type bridge && ip link set br0 up");
@@ -37,12 +37,12 @@ impl Lan {
         Self { device }
     }
 
-    fn plain(world: &World) -> Self {
+    pub(crate) fn plain(world: &World) -> Self {
         Self::new(world, ["10.9.6.9/24", "10.9.6.2/24", "10.9.6.1/24"], &[DEVICE, UPPER])
     }
 
     /// How many TCP packets have come straight from the laptop.
-    fn direct(&self) -> u64 {
+    pub(crate) fn direct(&self) -> u64 {
         packets(&self.device, "bridge watch")
     }
 }
@@ -53,7 +53,7 @@ fn packets(machine: &Machine, table: &str) -> u64 {
     rules.split("packets ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap()
 }
 
-fn join(world: &World, machine: &Machine, name: &str, key: &[&str], options: &[&str]) -> Value {
+pub(crate) fn join(world: &World, machine: &Machine, name: &str, key: &[&str], options: &[&str]) -> Value {
     let key = world.key(key);
     let up = ["--login-server", "http://10.9.1.1:8080", "--auth-key-file", &key, "--hostname", name];
     let out = machine.up(&[&up, options].concat());
@@ -62,18 +62,18 @@ fn join(world: &World, machine: &Machine, name: &str, key: &[&str], options: &[&
 }
 
 /// The other node offers these networks, and the laptop takes what it takes. They are approved: nobody but the laptop itself is to refuse.
-fn offered(world: &World, networks: &str, options: &[&str]) {
+pub(crate) fn offered(world: &World, networks: &str, options: &[&str]) {
     let exit = ["--approve-exit-node", "--approve-routes", networks];
     join(world, &world.exit, "exit-1", &exit, &["--advertise-exit-node", "--advertise-routes", networks]);
     join(world, &world.laptop, "laptop", &[], &[&["--accept-routes"], options].concat());
 }
 
-fn table(machine: &Machine) -> String {
+pub(crate) fn table(machine: &Machine) -> String {
     machine.sh("ip route show table 52; ip -6 route show table 52")
 }
 
 /// Waits until the laptop has taken this route, so what it has not taken by then it has refused.
-fn taken(world: &World, route: &str) -> String {
+pub(crate) fn taken(world: &World, route: &str) -> String {
     wait_for(&format!("the route {route}"), || Some(table(&world.laptop)).filter(|table| table.contains(&format!("{route} dev pvemesh0"))))
 }
 
@@ -176,19 +176,23 @@ fn an_exit_node_leaves_the_lan_alone_unless_told_to_take_it_too() {
         return;
     }
     let world = World::new();
-    let lan = Lan::plain(&world);
+    let lan = Lan::new(&world, ["10.9.6.9/24", "10.9.6.2/24", "10.9.6.1/24"], &[DEVICE, UPPER, "10.9.8.9:80"]);
+    // A network behind the device is part of what is local, although the laptop has no address in it.
+    world.laptop.sh("ip route add 10.9.8.0/24 via 10.9.6.9");
     world.coordinator.tell_callers("10.9.2.1:80");
     offered(&world, "10.9.7.0/24", &["--exit-node", "exit-1"]);
     let web = || world.seen_by_web();
     wait_for("the exit node", || (web()? == "203.0.113.2").then_some(()));
-    assert_eq!(world.laptop.seen_by(DEVICE).as_deref(), Some(LAPTOP));
-    assert_eq!(world.laptop.seen_by("10.9.2.1:80").as_deref(), Some("10.9.2.2"));
+    for (server, seen) in [(DEVICE, LAPTOP), ("10.9.8.9:80", LAPTOP), ("10.9.2.1:80", "10.9.2.2")] {
+        assert_eq!(world.laptop.seen_by(server).as_deref(), Some(seen), "{server}");
+    }
+    assert!(table(&world.laptop).contains("throw 10.9.6.0/24"));
 
     // Without: nothing on the LAN is reached past the tunnel, nor through it, for an exit node does not lead to its own networks.
     assert!(world.laptop.node(&["set", "--exit-node-allow-lan-access=false"]).status.success());
     wait_for("the end of the LAN", || world.laptop.sh("ip route get 10.9.6.9").contains("dev pvemesh0").then_some(()));
     let before = lan.direct();
-    for server in [DEVICE, UPPER, "10.9.2.1:80"] {
+    for server in [DEVICE, UPPER, "10.9.8.9:80", "10.9.2.1:80"] {
         assert_eq!(world.laptop.seen_by(server), None, "{server}");
     }
     println!("{} packets past the tunnel to the device", lan.direct() - before);

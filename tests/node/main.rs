@@ -18,6 +18,8 @@ mod failover;
 mod hostile;
 mod kept;
 mod lan;
+mod lan_carrier;
+mod lan_leaks;
 mod life;
 mod machine;
 mod manners;

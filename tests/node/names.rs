@@ -21,7 +21,7 @@ fn question(name: &str, kind: RecordType) -> Vec<u8> {
 }
 
 /// Asks from a machine by UDP; `None` if nothing comes back.
-fn ask(machine: &Machine, name: &str, kind: RecordType) -> Option<Message> {
+pub(crate) fn ask(machine: &Machine, name: &str, kind: RecordType) -> Option<Message> {
     let question = question(name, kind);
     let asked = machine.inside(move || {
         let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
@@ -34,7 +34,7 @@ fn ask(machine: &Machine, name: &str, kind: RecordType) -> Option<Message> {
     asked.join().unwrap()
 }
 
-fn addresses(message: &Message) -> Vec<Ipv4Addr> {
+pub(crate) fn addresses(message: &Message) -> Vec<Ipv4Addr> {
     message.answers.iter().filter_map(|record| if let RData::A(a) = &record.data { Some(a.0) } else { None }).collect()
 }
 
