@@ -57,7 +57,7 @@ fn nothing_passes_a_named_exit_node_that_is_killed_or_exchanged_for_another() {
     kill(exits.exit(0));
     wait_for("the news", || exits.world.laptop.status().filter(|status| status["ExitNodeStatus"]["Online"] == false));
     held_back(&exits, Duration::from_secs(4));
-    // What is named while the one in use is dead, exists or does not, holds back too, and what follows carries.
+    // The other carries when it is named; a dead one that is named holds back, and carries once it is there.
     set_exit(&exits.world.laptop, "exit-2");
     wait_for("the second", || reached(&exits, 1));
     set_exit(&exits.world.laptop, "exit-1");
