@@ -187,7 +187,8 @@ fn http(machine: &Machine, to: SocketAddr, head: &str, body: Vec<u8>) -> String 
     let said = machine.inside(move || {
         let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
+        // Who says no need not read it all.
+        let _ = stream.write_all(&[head.as_bytes(), &body].concat());
         let mut said = Vec::new();
         let _ = stream.read_to_end(&mut said);
         said
@@ -228,7 +229,8 @@ fn names_of_the_internet_are_resolved_where_the_exit_node_is_and_only_for_those_
     assert!(post("", &question).starts_with("HTTP/1.1 200"), "{}", post("", &question));
     assert!(post("Origin: http://evil.example\r\n", &question).starts_with("HTTP/1.1 403"));
     assert!(post("", &question[..9]).starts_with("HTTP/1.1 400"));
-    assert!(post("", &vec![0; 100_000]).starts_with("HTTP/1.1 413"));
+    // Little enough to be read with the head: a connection that is closed over unread bytes may lose its answer.
+    assert!(post("", &vec![0; 5000]).starts_with("HTTP/1.1 413"));
     assert!(http(&world.laptop, to, &format!("GET / HTTP/1.1\r\nHost: {to}\r\n"), Vec::new()).starts_with("HTTP/1.1 200"));
 
     // A node that may reach the exit node's machine but not the internet through it knocks in vain.
