@@ -4,6 +4,7 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use rustix::event::{PollFlags, Timespec};
@@ -16,6 +17,8 @@ use crate::sys::offload;
 
 /// Enough for a quarter of a second at 200 Mbit/s, as stock clients ask for. The kernel gives less without CAP_NET_ADMIN.
 const BUFFER: usize = 7 << 20;
+/// How long a port that is in use is waited for.
+const HELD: Duration = Duration::from_millis(200);
 /// How long a full send buffer is waited for before the batch is dropped.
 const FULL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// The most bytes one send may carry: the largest IPv4 datagram (65,535) less IP and UDP headers.
@@ -52,7 +55,7 @@ fn open(family: Domain, port: u16, mark: Option<u32>) -> io::Result<UdpSocket> {
         socket.set_send_buffer_size(BUFFER)?;
     }
     let address = SocketAddr::new(any, port);
-    match socket.bind(&address.into()) {
+    match bind(&socket, address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && port != 0 => {
             tracing::warn!(port, "the UDP port is in use, taking a free one");
             socket.bind(&SocketAddr::new(any, 0).into())?;
@@ -60,6 +63,18 @@ fn open(family: Domain, port: u16, mark: Option<u32>) -> io::Result<UdpSocket> {
         other => other?,
     }
     Ok(socket.into())
+}
+
+/// Binds, and waits a moment for a port that is in use: an engine that has just ended leaves it to a program that is being started meanwhile,
+/// until that begins.
+fn bind(socket: &socket2::Socket, address: SocketAddr) -> io::Result<()> {
+    let patience = Instant::now() + HELD;
+    loop {
+        match socket.bind(&address.into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < patience => std::thread::sleep(HELD / 10),
+            bound => return bound,
+        }
+    }
 }
 
 impl Socket {
