@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::FilterConfig;
-use crate::ident::PrefixMap;
+use crate::ident::{PrefixMap, is_quad100};
 
 const fn v4(a: u8, b: u8, length: u8) -> IpNet {
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, 0, 0), length))
@@ -58,6 +58,10 @@ impl Scope {
     }
 
     pub(super) fn contains(&self, destination: IpAddr) -> bool {
+        // This machine's programs' alone, whatever network it lies in.
+        if is_quad100(destination) {
+            return false;
+        }
         if self.addresses.contains(&destination) {
             return true;
         }

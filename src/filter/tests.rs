@@ -192,6 +192,15 @@ fn only_what_is_this_nodes_is_reached() {
         assert_eq!([here(&plain, to), here(&router, to), here(&exit, to)], expected, "{to}");
     }
     assert!(here(&metadata, "169.254.169.254") && !here(&metadata, "169.254.1.1"));
+    // The resolver is never the mesh's, whatever is carried and whichever addresses a coordinator gives.
+    let nets = |texts: [&str; 2]| texts.map(|text| text.parse().unwrap()).to_vec();
+    let all = vec![rule(&["*"], &[("*", 0, 65535)], &[])];
+    let wide = FilterConfig { subnets: nets(["100.64.0.0/10", "fd00::/8"]), exit: true, ..config(all.clone()) };
+    let given = FilterConfig { addresses: nets(["100.100.100.100/32", "fd7a:115c:a1e0::53/128"]), ..config(all) };
+    for filter in [Filter::new(&wide), Filter::new(&given)] {
+        assert!(!here(&filter, "100.100.100.100") && !here(&filter, "fd7a:115c:a1e0::53"));
+    }
+    assert!(here(&Filter::new(&wide), "fd7a:115c:a1e0::54"));
     assert_eq!(judge(&plain, &syn(PEER, "8.8.8.8", 80)), Err(Refusal::NotHere));
 }
 

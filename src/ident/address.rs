@@ -15,6 +15,14 @@ pub const QUAD100_V4: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 100);
 /// The IPv6 form of the service address.
 pub const QUAD100_V6: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0x53);
 
+/// Whether this is the service address in either form, also written as an IPv6 address (RFC 4291, section 2.5.5.2).
+pub fn is_quad100(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4 == QUAD100_V4,
+        IpAddr::V6(v6) => v6 == QUAD100_V6,
+    }
+}
+
 /// Whether an address lies in the mesh's own ranges.
 pub fn is_mesh_address(address: IpAddr) -> bool {
     match address {

@@ -8,7 +8,7 @@ mod key;
 mod name;
 mod prefix_map;
 
-pub use address::{AddressPlan, CGNAT_V4, CHROMEOS_V4, QUAD100_V4, QUAD100_V6, ULA_V6, is_mesh_address};
+pub use address::{AddressPlan, CGNAT_V4, CHROMEOS_V4, QUAD100_V4, QUAD100_V6, ULA_V6, is_mesh_address, is_quad100};
 pub use id::{NodeId, RegionId, StableId, UserId, Vmid};
 pub use key::{
     DiscoPrivate, DiscoPublic, KeyError, MachinePrivate, MachinePublic, MeshKey, NodePrivate, NodePublic, RelayPrivate, RelayPublic, Secret,

@@ -12,7 +12,7 @@ use super::report::is_reachable;
 use super::{AutoChoice, ExitNode, PeerConfig, Prefs, RouterConfig, TUN_MTU, find_exit_node, is_auto};
 use crate::coord::client::NetMap;
 use crate::filter::FilterConfig;
-use crate::ident::{NodeId, QUAD100_V4, QUAD100_V6, RegionId, is_mesh_address};
+use crate::ident::{NodeId, QUAD100_V4, QUAD100_V6, RegionId, is_mesh_address, is_quad100};
 use crate::time::Wall;
 use crate::wire::control::{FilterRule, Node};
 
@@ -115,7 +115,7 @@ fn claim_addresses(claims: &mut Claims, notes: &mut Vec<String>, candidates: &[&
     for (peer, net) in given {
         claims.claim(net, peer.id);
     }
-    for (peer, net) in services.into_iter().filter(|(_, net)| ![IpAddr::V4(QUAD100_V4), IpAddr::V6(QUAD100_V6)].contains(&net.addr())) {
+    for (peer, net) in services.into_iter().filter(|(_, net)| !is_quad100(net.addr())) {
         match local.iter().find(|local| local.contains(&net)) {
             Some(local) => note_overlap(notes, peer, net, *local),
             None => claims.claim(net, peer.id),
@@ -161,8 +161,7 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
     let carries = prefs.advertise_exit_node || !prefs.advertise_routes.is_empty();
     RouterConfig {
         interface: situation.interface.to_owned(),
-        // The resolver's own, which only this machine uses.
-        addresses: map.node.addresses.iter().copied().chain([IpNet::from(IpAddr::V4(QUAD100_V4))]).collect(),
+        addresses: interface_addresses(&map.node.addresses),
         routes,
         local_routes,
         lan_first: exit_node == ExitNode::Unwanted || prefs.exit_node_allow_lan_access,
@@ -171,6 +170,13 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
         shields_up: prefs.shields_up,
         mtu: TUN_MTU,
     }
+}
+
+/// This node's addresses, and the resolver's, which only this machine uses. A node without an IPv6 address of its own does not get that of the
+/// resolver: the kernel, which prefers any other one as a source, would have no other one.
+fn interface_addresses(own: &[IpNet]) -> Vec<IpNet> {
+    let v6 = own.iter().any(|net| net.addr().is_ipv6()).then_some(IpAddr::V6(QUAD100_V6));
+    own.iter().copied().chain([IpAddr::V4(QUAD100_V4)].into_iter().chain(v6).map(IpNet::from)).collect()
 }
 
 fn filter(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> FilterConfig {

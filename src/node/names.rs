@@ -90,10 +90,13 @@ pub struct DnsStatus {
     pub extra_records: Vec<DnsRecord>,
     /// Names this node may get certificates for.
     pub cert_domains: Vec<String>,
+    /// Where this machine's programs reach the resolver; none, if it does not run. Without IPv6 on the machine there is one address.
+    #[serde(rename = "ResolverAddresses", default)]
+    pub listening: Vec<IpAddr>,
 }
 
-/// What the coordinator has delivered.
-pub fn dns_status(map: &NetMap, prefs: &Prefs) -> DnsStatus {
+/// What the coordinator has delivered, and where the resolver listens.
+pub fn dns_status(map: &NetMap, prefs: &Prefs, listening: Vec<IpAddr>) -> DnsStatus {
     let dns = &map.dns;
     DnsStatus {
         enabled: dns.proxied,
@@ -106,6 +109,7 @@ pub fn dns_status(map: &NetMap, prefs: &Prefs) -> DnsStatus {
         search_domains: dns.domains.clone(),
         extra_records: dns.extra_records.clone(),
         cert_domains: dns.cert_domains.clone(),
+        listening,
     }
 }
 

@@ -54,11 +54,13 @@ pub fn kernel_has_ipv6() -> bool {
 /// The setting goes away with the interface, so nothing has to be remembered.
 pub fn enable_ipv6(interface: &str) -> bool {
     let path = Path::new(ROOT).join("ipv6/conf").join(interface).join("disable_ipv6");
-    match std::fs::read_to_string(&path) {
-        Ok(value) if value.trim() == "0" => true,
-        Ok(_) => std::fs::write(&path, "0").is_ok(),
-        Err(_) => false,
-    }
+    carries_ipv6(interface) || (path.exists() && std::fs::write(path, "0").is_ok())
+}
+
+/// Whether an interface carries IPv6. What a machine sends to itself goes over `lo`.
+pub fn carries_ipv6(interface: &str) -> bool {
+    let path = Path::new(ROOT).join("ipv6/conf").join(interface).join("disable_ipv6");
+    std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "0")
 }
 
 /// Turns on the kernel's address autoconfiguration for an uplink, or off. A missing IPv6 is no fault.

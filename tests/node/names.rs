@@ -22,11 +22,16 @@ fn question(name: &str, kind: RecordType) -> Vec<u8> {
 
 /// Asks from a machine by UDP; `None` if nothing comes back.
 pub(crate) fn ask(machine: &Machine, name: &str, kind: RecordType) -> Option<Message> {
-    let question = question(name, kind);
+    ask_at(machine, RESOLVER, name, kind, Duration::from_secs(5))
+}
+
+/// The same at this address, for so long.
+pub(crate) fn ask_at(machine: &Machine, resolver: &str, name: &str, kind: RecordType, patience: Duration) -> Option<Message> {
+    let (question, resolver) = (question(name, kind), resolver.parse::<SocketAddr>().unwrap());
     let asked = machine.inside(move || {
-        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-        socket.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        socket.send_to(&question, RESOLVER).ok()?;
+        let socket = UdpSocket::bind(if resolver.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).ok()?;
+        socket.set_read_timeout(Some(patience)).ok()?;
+        socket.send_to(&question, resolver).ok()?;
         let mut buffer = [0; 4096];
         let (length, _) = socket.recv_from(&mut buffer).ok()?;
         Message::from_vec(&buffer[..length]).ok()
@@ -34,11 +39,33 @@ pub(crate) fn ask(machine: &Machine, name: &str, kind: RecordType) -> Option<Mes
     asked.join().unwrap()
 }
 
+/// Asks by TCP for IPv4 addresses, twice on one connection.
+pub(crate) fn ask_by_tcp(machine: &Machine, resolver: &str, name: &str) -> Message {
+    let (question, resolver) = (question(name, RecordType::A), resolver.parse::<SocketAddr>().unwrap());
+    let answer = machine.inside(move || {
+        let mut stream = TcpStream::connect_timeout(&resolver, Duration::from_secs(5)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut message = Vec::new();
+        for _ in 0..2 {
+            stream.write_all(&u16::try_from(question.len()).unwrap().to_be_bytes()).unwrap();
+            stream.write_all(&question).unwrap();
+        }
+        for _ in 0..2 {
+            let mut length = [0; 2];
+            stream.read_exact(&mut length).unwrap();
+            message = vec![0; usize::from(u16::from_be_bytes(length))];
+            stream.read_exact(&mut message).unwrap();
+        }
+        Message::from_vec(&message).unwrap()
+    });
+    answer.join().unwrap()
+}
+
 pub(crate) fn addresses(message: &Message) -> Vec<Ipv4Addr> {
     message.answers.iter().filter_map(|record| if let RData::A(a) = &record.data { Some(a.0) } else { None }).collect()
 }
 
-fn up(world: &World, machine: &Machine, name: &str) -> Ipv4Addr {
+pub(crate) fn up(world: &World, machine: &Machine, name: &str) -> Ipv4Addr {
     up_as(world, machine, name, &[])
 }
 
@@ -76,19 +103,7 @@ fn run_with_own_etc(machine: &mut Machine, resolv_conf: &str) -> (PathBuf, Strin
     for file in ["passwd", "group"] {
         std::fs::copy(format!("/etc/{file}"), etc.join(file)).unwrap();
     }
-    let script = format!(
-        "mount --bind {} /etc && exec {} node --socket {} run --state-dir {}",
-        etc.display(),
-        super::world::PROGRAM,
-        machine.path("node.sock").display(),
-        machine.path("state").display()
-    );
-    let mut command = machine.command("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-ec", &script]);
-    let child = command.spawn().unwrap();
-    let pid = child.id().to_string();
-    machine.children.push(child);
-    wait_for("the node's socket", || machine.path("node.sock").exists().then_some(()));
+    let pid = machine.run_node_after(&format!("mount --bind {} /etc", etc.display()));
     (etc, pid)
 }
 
@@ -110,21 +125,7 @@ fn names_are_answered_by_udp_and_tcp_appear_with_a_node_and_vanish_with_it() {
     assert!(!std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default().contains("pvemesh"));
     let reverse = ask(&world.laptop, &format!("{d}.{c}.{b}.{a}.in-addr.arpa."), RecordType::PTR).unwrap();
     assert!(matches!(&reverse.answers[0].data, RData::PTR(name) if name.0.to_ascii() == "nas.mesh.internal."), "{reverse:?}");
-    let by_tcp = question("nas.mesh.internal.", RecordType::A);
-    let answer = world.laptop.inside(move || {
-        let mut stream = TcpStream::connect(RESOLVER).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        for _ in 0..2 {
-            stream.write_all(&u16::try_from(by_tcp.len()).unwrap().to_be_bytes()).unwrap();
-            stream.write_all(&by_tcp).unwrap();
-        }
-        let mut length = [0; 2];
-        stream.read_exact(&mut length).unwrap();
-        let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
-        stream.read_exact(&mut message).unwrap();
-        Message::from_vec(&message).unwrap()
-    });
-    assert_eq!(addresses(&answer.join().unwrap()), [nas]);
+    assert_eq!(addresses(&ask_by_tcp(&world.laptop, RESOLVER, "nas.mesh.internal.")), [nas]);
     // What leaves for others has the node's own address, not the resolver's.
     assert_eq!(world.laptop.sh(&format!("ip -o route get {nas} | grep -o 'src [0-9.]*'")).trim().matches("100.100.100.100").count(), 0);
 

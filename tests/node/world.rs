@@ -133,6 +133,22 @@ impl Machine {
         self.children.push(command.args(arguments).stderr(log).spawn().unwrap());
     }
 
+    /// Starts `node run` with mounts of its own, after these commands; gives its process number.
+    pub(crate) fn run_node_after(&mut self, commands: &str) -> String {
+        let script = format!(
+            "{commands}; exec {PROGRAM} node --socket {} run --state-dir {}",
+            self.path("node.sock").display(),
+            self.path("state").display()
+        );
+        let mut command = self.command("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-ec", &script]);
+        let child = command.spawn().unwrap();
+        let pid = child.id().to_string();
+        self.children.push(child);
+        wait_for("the node's socket", || self.path("node.sock").exists().then_some(()));
+        pid
+    }
+
     pub(crate) fn status(&self) -> Option<serde_json::Value> {
         let out = self.node(&["--json", "status"]);
         out.status.success().then(|| serde_json::from_slice(&out.stdout).unwrap())

@@ -97,9 +97,9 @@ fn shown(status: &DnsStatus) -> String {
         let _ = writeln!(text, "record          {} {}", printable(&record.name), printable(&record.value));
     }
     let follows = if status.accepted { "accepted (--accept-dns)" } else { "not accepted (--accept-dns=false)" };
-    let _ =
-        writeln!(text, "\nThis is what the coordinator delivered; it is {follows}. This version does not change the machine's resolver:");
-    let _ = writeln!(text, "look names up with `pvemesh node dns query NAME`.");
+    let listening: Vec<String> = status.listening.iter().map(ToString::to_string).collect();
+    let _ = writeln!(text, "answered on     {}", list(&listening));
+    let _ = writeln!(text, "\nThis is what the coordinator delivered; it is {follows}. `pvemesh node dns query NAME` looks a name up in it.");
     text
 }
 

@@ -12,7 +12,7 @@ use super::resolver::Resolver;
 use super::surroundings::{self, Surroundings};
 use crate::coord::client::NetMap;
 use crate::filter::{Filter, FilterConfig};
-use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
+use crate::ident::{DiscoPrivate, NodePrivate, NodePublic, QUAD100_V6};
 use crate::node::peer_api::callers;
 use crate::node::policy_routing::BYPASS_MARK;
 use crate::node::{Assembly, AutoChoice, ExitNode, Prefs, Repairs, Situation, TUN_MTU, Traffic, assemble};
@@ -22,6 +22,7 @@ use crate::sys::names::PeerApi;
 use crate::sys::portmap::Wish;
 use crate::sys::router::{Router, RouterError};
 use crate::sys::survey::Outlook;
+use crate::sys::sysctl;
 use crate::time::Time;
 
 /// How often at most the log says that another program is at work.
@@ -277,6 +278,13 @@ impl Effect {
     /// What the user should know of names.
     pub(super) fn name_trouble(&self) -> Option<String> {
         self.names.as_ref().and_then(Resolver::trouble)
+    }
+
+    /// Where this machine's programs reach the resolver.
+    pub(super) fn resolver_addresses(&self) -> Vec<IpAddr> {
+        let v6 = self.assembly.as_ref().is_some_and(|assembly| assembly.router.addresses.iter().any(|net| net.addr() == IpAddr::V6(QUAD100_V6)))
+            && ["lo", &self.interface].into_iter().all(sysctl::carries_ipv6);
+        self.names.iter().flat_map(|names| names.server().addresses()).copied().filter(|address| address.is_ipv4() || v6).collect()
     }
 
     /// What the user should know of routing.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::PeerStatus;
-use crate::ident::{NodePrivate, NodePublic, PrefixMap};
+use crate::ident::{NodePrivate, NodePublic, PrefixMap, is_quad100};
 use crate::node::PeerConfig;
 use crate::path::{self, Paths, Route, Way};
 use crate::time::{Time, Wall};
@@ -103,9 +103,10 @@ impl Table {
         self.by_endpoint.get(&address)
     }
 
-    /// The peer that packets to this address go to, and that packets from it may come from.
+    /// The peer that packets to this address go to, and that packets from it may come from. The resolver's address is this machine's alone,
+    /// whatever network or exit it lies in: while it is missing from the interface, questions wait rather than leave.
     pub(super) fn by_address(&self, address: IpAddr) -> Option<&Arc<Peer>> {
-        self.routes.find(address)
+        if is_quad100(address) { None } else { self.routes.find(address) }
     }
 }
 

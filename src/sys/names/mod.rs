@@ -1,7 +1,7 @@
-//! The resolver of this machine's programs, on 100.100.100.100: sockets for what `crate::names` decides.
+//! The resolver of this machine's programs, on 100.100.100.100 and fd7a:115c:a1e0::53: sockets for what `crate::names` decides.
 //!
-//! It hears what is sent to the tunnel's own address by programs here, and not the LAN; what comes from the mesh for that address, the packet filter drops. A question costs a task while others are
-//! asked about it; beyond [`IN_FLIGHT`] of them questions are dropped, and come again.
+//! It hears what programs here send to these addresses of the tunnel's, and not the LAN; what comes from the mesh for them, the packet filter
+//! drops. A question costs a task while others are asked about it; beyond [`IN_FLIGHT`] of them questions are dropped, and come again.
 
 mod forward;
 mod over_http;
@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::ident::{QUAD100_V4, QUAD100_V6};
+use crate::ident::{QUAD100_V4, QUAD100_V6, is_quad100};
 use crate::names::{MAX_MESSAGE, Table, Upstream, Verdict, answer, failed, fitted, refused};
 
 const PORT: u16 = 53;
@@ -56,7 +56,8 @@ struct Shared {
 #[derive(Debug)]
 pub(in crate::sys) struct NameServer {
     shared: Arc<Shared>,
-    tasks: [JoinHandle<()>; 2],
+    addresses: Vec<IpAddr>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Drop for NameServer {
@@ -65,28 +66,46 @@ impl Drop for NameServer {
     }
 }
 
-/// A socket on the resolver's address, which need not exist yet, heard by this machine's own programs only.
-fn bound(interface: &str, kind: Type, protocol: Protocol) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, kind, Some(protocol))?;
+/// A socket on an address of the resolver's, which need not exist yet, heard by this machine's own programs only.
+fn bound(interface: &str, ip: IpAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 }, kind, Some(protocol))?;
     socket.set_reuse_address(true)?;
-    socket.set_freebind_v4(true)?;
+    if ip.is_ipv4() {
+        socket.set_freebind_v4(true)?;
+    } else {
+        socket.set_only_v6(true)?;
+        socket.set_freebind_v6(true)?;
+    }
     // The kernel counts what a machine sends to itself as come in by the interface that has the address.
     socket.bind_device(Some(interface.as_bytes()))?;
-    socket.bind(&SocketAddr::new(IpAddr::V4(QUAD100_V4), PORT).into())?;
+    socket.bind(&SocketAddr::new(ip, PORT).into())?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
 
+/// The sockets of one address: for datagrams, and for connections.
+fn listen(interface: &str, ip: IpAddr) -> io::Result<(UdpSocket, TcpListener)> {
+    let datagrams = UdpSocket::from_std(bound(interface, ip, Type::DGRAM, Protocol::UDP)?.into())?;
+    let listener = bound(interface, ip, Type::STREAM, Protocol::TCP)?;
+    listener.listen(16)?;
+    Ok((datagrams, TcpListener::from_std(listener.into())?))
+}
+
 impl NameServer {
-    /// Listens on the tunnel's interface, which is there; until a table is set everything is asked elsewhere.
+    /// Listens on the tunnel's interface, which is there; until a table is set everything is asked elsewhere. A kernel without IPv6 is no fault.
     ///
     /// # Errors
     /// The system gives no such sockets.
     pub(in crate::sys) fn start(interface: &str) -> io::Result<Self> {
-        let datagrams = UdpSocket::from_std(bound(interface, Type::DGRAM, Protocol::UDP)?.into())?;
-        let listener = bound(interface, Type::STREAM, Protocol::TCP)?;
-        listener.listen(16)?;
-        let listener = TcpListener::from_std(listener.into())?;
+        let mut addresses = vec![IpAddr::V4(QUAD100_V4)];
+        let mut sockets = vec![listen(interface, IpAddr::V4(QUAD100_V4))?];
+        match listen(interface, IpAddr::V6(QUAD100_V6)) {
+            Ok(more) => {
+                addresses.push(IpAddr::V6(QUAD100_V6));
+                sockets.push(more);
+            }
+            Err(error) => tracing::debug!("names are not resolved on {QUAD100_V6}: {error}"),
+        }
         let known = Arc::<RwLock<Known>>::default();
         let shared = Arc::new(Shared {
             http: HttpClient::new(known.clone()),
@@ -94,8 +113,15 @@ impl NameServer {
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         });
-        let tasks = [tokio::spawn(by_udp(shared.clone(), Arc::new(datagrams))), tokio::spawn(by_tcp(shared.clone(), listener))];
-        Ok(Self { shared, tasks })
+        let tasks = sockets.into_iter().flat_map(|(datagrams, listener)| {
+            [tokio::spawn(by_udp(shared.clone(), Arc::new(datagrams))), tokio::spawn(by_tcp(shared.clone(), listener))]
+        });
+        Ok(Self { tasks: tasks.collect(), addresses, shared })
+    }
+
+    /// Where it listens.
+    pub(in crate::sys) fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
     }
 
     /// For those who have questions of others.
@@ -131,7 +157,7 @@ impl Questions {
 
 /// Whether a server is this resolver itself: asking it would never end.
 fn is_own(server: &Upstream) -> bool {
-    matches!(server, Upstream::At(address) if [IpAddr::V4(QUAD100_V4), IpAddr::V6(QUAD100_V6)].contains(&address.ip()))
+    matches!(server, Upstream::At(address) if is_quad100(address.ip()))
 }
 
 impl Shared {

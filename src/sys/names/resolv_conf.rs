@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::ident::{QUAD100_V4, QUAD100_V6};
+use crate::ident::{QUAD100_V4, is_quad100};
 use crate::names::Upstream;
 
 /// Where the system's libraries look.
@@ -48,7 +48,7 @@ fn parse(text: &str) -> Contents {
             _ => {}
         }
     }
-    contents.servers.retain(|server| ![IpAddr::V4(QUAD100_V4), IpAddr::V6(QUAD100_V6)].contains(server));
+    contents.servers.retain(|server| !is_quad100(*server));
     contents
 }
 

@@ -6,14 +6,17 @@ use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_core::ErrorMessage;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo};
 use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::route::{RouteAttribute, RouteProtocol};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use super::RouterError;
-use crate::ident::QUAD100_V4;
+use crate::ident::is_quad100;
 use crate::node::policy_routing::Family;
+
+/// A lifetime without end (RFC 4862, section 5.5.3).
+const FOR_EVER: u32 = u32::MAX;
 
 /// What is known of a link.
 #[derive(Debug, Clone, Copy)]
@@ -117,22 +120,53 @@ pub(in crate::sys) async fn set_addresses(
         .filter_map(|message| Some((address_of(&message)?, message)))
         .filter(|(net, _)| families.contains(&Family::of(net.addr())))
         .collect();
+    // The kernel does not change what an address is for: a wrong one goes first.
+    let is_right = |(net, message): &(IpNet, AddressMessage)| !is_quad100(net.addr()) || is_no_source(message);
+    let (present, wrong): (Vec<_>, Vec<_>) = present.into_iter().partition(is_right);
+    for (net, message) in wrong {
+        remove(handle, name, net, message).await?;
+        changed += 1;
+    }
     for net in wanted.iter().filter(|net| present.iter().all(|(other, _)| other != *net)) {
         let mut request = handle.address().add(index, net.addr(), net.prefix_len());
-        if net.addr() == IpAddr::V4(QUAD100_V4) {
-            // Of this machine alone: the kernel takes no such address as the source of what leaves by the interface.
-            request.message_mut().header.scope = AddressScope::Host;
+        if is_quad100(net.addr()) {
+            make_no_source(request.message_mut());
         }
         let added = request.execute().await;
         unless(&[libc::EEXIST], added).map_err(failed(format!("add address {net} to {name}")))?;
         changed += 1;
     }
     for (net, message) in present.into_iter().filter(|(net, _)| !wanted.contains(net)) {
-        let removed = handle.address().del(message).execute().await;
-        unless(&[libc::EADDRNOTAVAIL, libc::ENODEV], removed).map_err(failed(format!("remove address {net} from {name}")))?;
+        remove(handle, name, net, message).await?;
         changed += 1;
     }
     Ok(changed)
+}
+
+async fn remove(handle: &Handle, name: &str, net: IpNet, message: AddressMessage) -> Result<(), RouterError> {
+    let removed = handle.address().del(message).execute().await;
+    unless(&[libc::EADDRNOTAVAIL, libc::ENODEV], removed).map_err(failed(format!("remove address {net} from {name}")))
+}
+
+/// Makes an address one that the kernel does not take as the source of what this machine sends: for IPv4 one of this machine alone, for IPv6, which
+/// knows no such thing, one that is deprecated from the beginning (RFC 6724, section 5, rule 3).
+fn make_no_source(message: &mut AddressMessage) {
+    match message.header.family {
+        AddressFamily::Inet6 => {
+            let mut lifetime = CacheInfo::default();
+            (lifetime.ifa_preferred, lifetime.ifa_valid) = (0, FOR_EVER);
+            message.attributes.push(AddressAttribute::CacheInfo(lifetime));
+        }
+        _ => message.header.scope = AddressScope::Host,
+    }
+}
+
+/// Whether an address is such a one.
+fn is_no_source(message: &AddressMessage) -> bool {
+    match message.header.family {
+        AddressFamily::Inet6 => message.header.flags.contains(AddressHeaderFlags::Deprecated),
+        _ => message.header.scope == AddressScope::Host,
+    }
 }
 
 /// Sets the default route of one family in the main table, or takes it away. The gateway need not be in the interface's own network.

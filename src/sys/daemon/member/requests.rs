@@ -29,7 +29,7 @@ impl Member {
             }
             Request::Dns => {
                 let map = self.map.get().ok_or(NO_MAP)?;
-                return Ok(Reply::Dns(Box::new(dns_status(map, self.membership.prefs()))));
+                return Ok(Reply::Dns(Box::new(dns_status(map, self.membership.prefs(), self.effect.resolver_addresses()))));
             }
             Request::Query(query) => {
                 let map = self.map.get().ok_or(NO_MAP)?;
