@@ -8,6 +8,8 @@ PEERS := $(OUT)/examples/pvemesh-interop
 # What the lab and the bundled C code need from Debian, and what only the tests do.
 PACKAGES      := build-essential busybox-static dnsmasq-base iperf3 iproute2 iputils-ping lxc nftables uidmap zstd
 TEST_PACKAGES := miniupnpd-nftables nginx
+# Who leads a machine's programs to name servers: unpacked for the tests, not installed, for this machine's own names are not to change.
+NAME_PACKAGES := systemd-resolved resolvconf openresolv
 
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := noise map_stream requests policy derp disco stun portmap
@@ -30,6 +32,9 @@ deps: ## install what is missing from Debian's packages (asks for nothing, print
 
 test-deps: deps
 	$(call install,$(TEST_PACKAGES))
+	@set -e; for p in $(NAME_PACKAGES); do test -e target/name-programs/$$p && continue; \
+		new=$$(mktemp -d); (cd $$new && apt-get download -qq $$p && dpkg -x *.deb unpacked); \
+		mkdir -p target/name-programs && chmod 755 $$new/unpacked && mv $$new/unpacked target/name-programs/$$p; rm -rf $$new; done
 
 build: ## the release binary and the lab
 	cargo build --release --bin pvemesh --example pvemesh-lab

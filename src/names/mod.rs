@@ -4,11 +4,14 @@
 //! answer for. [`answer`] reads a DNS message (RFC 1035, RFC 6891) and gives the reply, or says that others are to be asked; sockets and
 //! waiting are the driver's.
 //!
+//! [`system`] says who has a machine's resolving in hand, and what he is told.
+//!
 //! What is below a suffix of ours and unknown does not exist; nobody else is asked about it. What belongs to nobody goes to the coordinator's
 //! resolvers, or the machine's own where it names none.
 
 mod message;
 mod reverse;
+pub mod system;
 mod table;
 
 pub use message::{MAX_MESSAGE, Verdict, answer, failed, fitted, is_reply_to, refused, with_id};

@@ -68,7 +68,10 @@ fn by_default_only_the_nodes_themselves_are_reached() {
             "fd7a:115c:a1e0::53/128"
         ]
     );
-    assert_eq!(texts(&assembly.router.addresses), ["100.64.0.1/32", "fd7a:115c:a1e0::1/128", "100.100.100.100/32", "fd7a:115c:a1e0::53/128"]);
+    assert_eq!(
+        texts(&assembly.router.addresses),
+        ["100.64.0.1/32", "fd7a:115c:a1e0::1/128", "100.100.100.100/32", "fd7a:115c:a1e0::53/128"]
+    );
     let mut v4_only = map();
     v4_only.node.addresses.retain(|net| net.addr().is_ipv4());
     assert_eq!(texts(&assembled(&v4_only, &Prefs::default(), &[]).router.addresses), ["100.64.0.1/32", "100.100.100.100/32"]);

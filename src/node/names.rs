@@ -93,10 +93,13 @@ pub struct DnsStatus {
     /// Where this machine's programs reach the resolver; none, if it does not run. Without IPv6 on the machine there is one address.
     #[serde(rename = "ResolverAddresses", default)]
     pub listening: Vec<IpAddr>,
+    /// By whom programs are led there, if they are: `/etc/resolv.conf`, `systemd-resolved`, `resolvconf` or `openresolv`.
+    #[serde(rename = "LedBy", default)]
+    pub led_by: Option<String>,
 }
 
-/// What the coordinator has delivered, and where the resolver listens.
-pub fn dns_status(map: &NetMap, prefs: &Prefs, listening: Vec<IpAddr>) -> DnsStatus {
+/// What the coordinator has delivered; where the resolver listens, and by whom programs are led there.
+pub fn dns_status(map: &NetMap, prefs: &Prefs, listening: Vec<IpAddr>, led_by: Option<String>) -> DnsStatus {
     let dns = &map.dns;
     DnsStatus {
         enabled: dns.proxied,
@@ -110,6 +113,7 @@ pub fn dns_status(map: &NetMap, prefs: &Prefs, listening: Vec<IpAddr>) -> DnsSta
         extra_records: dns.extra_records.clone(),
         cert_domains: dns.cert_domains.clone(),
         listening,
+        led_by,
     }
 }
 

@@ -28,5 +28,6 @@ mod quad100;
 mod scripted;
 mod session;
 mod subnet;
+mod system;
 mod trial;
 mod world;

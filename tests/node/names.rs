@@ -77,7 +77,7 @@ fn up_as(world: &World, machine: &Machine, name: &str, key: &[&str]) -> Ipv4Addr
 }
 
 /// A server that answers every question with 192.0.2.7.
-fn start_name_server(machine: &Machine, address: &'static str) {
+pub(crate) fn start_name_server(machine: &Machine, address: &'static str) {
     let (ready, started) = std::sync::mpsc::channel();
     machine.inside(move || {
         let socket = UdpSocket::bind(address).unwrap();

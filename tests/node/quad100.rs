@@ -58,7 +58,10 @@ fn the_resolver_answers_on_both_addresses_to_this_machine_alone_and_neither_beco
 
     // Neither is a source of anything else, with an exit node and without.
     let own = world.laptop.wait_until_running()["Self"]["TailscaleIPs"].clone();
-    assert_eq!((source(&world.laptop, exit4).as_str(), source(&world.laptop, exit6).as_str()), (own[0].as_str().unwrap(), own[1].as_str().unwrap()));
+    assert_eq!(
+        (source(&world.laptop, exit4).as_str(), source(&world.laptop, exit6).as_str()),
+        (own[0].as_str().unwrap(), own[1].as_str().unwrap())
+    );
     assert!(world.laptop.node(&["set", "--exit-node", "exit-1"]).status.success());
     wait_for("the way through the exit node", || (source(&world.laptop, "192.0.2.1") == own[0].as_str()?).then_some(()));
     wait_for("the same for IPv6", || world.laptop.sh("ip -6 route show table 52").contains("default dev pvemesh0").then_some(()));

@@ -99,7 +99,10 @@ fn shown(status: &DnsStatus) -> String {
     let follows = if status.accepted { "accepted (--accept-dns)" } else { "not accepted (--accept-dns=false)" };
     let listening: Vec<String> = status.listening.iter().map(ToString::to_string).collect();
     let _ = writeln!(text, "answered on     {}", list(&listening));
-    let _ = writeln!(text, "\nThis is what the coordinator delivered; it is {follows}. `pvemesh node dns query NAME` looks a name up in it.");
+    let led_by = status.led_by.as_deref().map_or("nobody; this machine's programs ask its own name servers".to_owned(), printable);
+    let _ = writeln!(text, "led there by    {led_by}");
+    let _ =
+        writeln!(text, "\nThis is what the coordinator delivered; it is {follows}. `pvemesh node dns query NAME` looks a name up in it.");
     text
 }
 

@@ -182,7 +182,7 @@ impl Effect {
         }
         engine.set_peers(&assembly.peers);
         if let Some(names) = &mut self.names {
-            names.set(map, prefs, assembly.exit_node);
+            names.set(map, prefs, assembly.exit_node).await;
         }
         let applied = self.router.apply(&assembly.router).await;
         self.note_trouble(applied.err().map(|error| error.to_string()));
@@ -228,7 +228,11 @@ impl Effect {
         if self.engine.is_none() {
             return Kept::InterfaceGone;
         }
-        if self.names.as_mut().is_some_and(Resolver::keep) {
+        let put_right = match &mut self.names {
+            Some(names) => names.keep().await,
+            None => false,
+        };
+        if put_right {
             self.note_repair("the machine's resolver".to_owned());
         }
         let Some(assembly) = &self.assembly else { return Kept::Yes };
@@ -282,9 +286,15 @@ impl Effect {
 
     /// Where this machine's programs reach the resolver.
     pub(super) fn resolver_addresses(&self) -> Vec<IpAddr> {
-        let v6 = self.assembly.as_ref().is_some_and(|assembly| assembly.router.addresses.iter().any(|net| net.addr() == IpAddr::V6(QUAD100_V6)))
-            && ["lo", &self.interface].into_iter().all(sysctl::carries_ipv6);
+        let v6 =
+            self.assembly.as_ref().is_some_and(|assembly| assembly.router.addresses.iter().any(|net| net.addr() == IpAddr::V6(QUAD100_V6)))
+                && ["lo", &self.interface].into_iter().all(sysctl::carries_ipv6);
         self.names.iter().flat_map(|names| names.server().addresses()).copied().filter(|address| address.is_ipv4() || v6).collect()
+    }
+
+    /// By whom this machine's programs are led to the resolver, if they are.
+    pub(super) fn name_manager(&self) -> Option<String> {
+        self.names.as_ref().and_then(Resolver::manager).map(|manager| manager.to_string())
     }
 
     /// What the user should know of routing.

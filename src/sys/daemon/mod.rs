@@ -128,7 +128,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     if let Err(error) = router::clean_leftovers(&options.interface).await {
         tracing::warn!(%error, "what an earlier run left could not all be cleared");
     }
-    resolver::clean_leftovers();
+    resolver::clean_leftovers(&options.interface);
     let (questions, mut asked) = mpsc::channel(16);
     let socket = options.socket.clone();
     let background = options.background;

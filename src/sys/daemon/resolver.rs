@@ -1,31 +1,30 @@
-//! Names on this machine: the resolver on 100.100.100.100, and the machine's own file that leads to it.
+//! Names on this machine: the resolver on 100.100.100.100, and the machine led to it.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::coord::client::NetMap;
-use crate::names::{Records, Table};
+use crate::names::system::{Lead, Manager};
+use crate::names::{Records, Table, Upstream};
 use crate::node::{ExitNode, Prefs, names};
-use crate::sys::names::{NameServer, PATH, ResolvConf, is_another_networks};
+use crate::sys::names::{NameServer, System};
 
-/// Both, and what they were last told. Dropping it gives the machine its own file back.
+/// Both, and what they were last told. Dropping it leads the machine back to its own servers.
 #[derive(Debug)]
 pub(super) struct Resolver {
     server: NameServer,
-    file: ResolvConf,
+    system: Arc<Mutex<System>>,
     records: Option<Records>,
-    /// The search domains, while the machine is to ask us.
-    domains: Option<Vec<String>>,
+    /// The servers that were told last for what the coordinator names none for.
+    own: Vec<Upstream>,
+    /// What the machine is to ask us, while it is to.
+    lead: Option<Lead>,
     trouble: Option<String>,
 }
 
-/// Gives the machine back the file that a killed node has left ours in place of.
-pub(super) fn clean_leftovers() {
-    let path = Path::new(PATH);
-    if !is_another_networks(path)
-        && let Err(error) = ResolvConf::at(path).clean()
-    {
-        tracing::warn!("{PATH} could not be put back: {error}");
+/// Gives the machine back what a killed node has left ours in place of.
+pub(super) fn clean_leftovers(interface: &str) {
+    if let Err(error) = System::of(interface).clean() {
+        tracing::warn!("the machine's resolver could not be put back: {error}");
     }
 }
 
@@ -35,11 +34,18 @@ impl Drop for Resolver {
     }
 }
 
+fn locked(system: &Mutex<System>) -> MutexGuard<'_, System> {
+    system.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Resolver {
     /// Starts the resolver. Without one the node runs all the same; the log says why.
     pub(super) fn start(interface: &str) -> Option<Self> {
         match NameServer::start(interface) {
-            Ok(server) => Some(Self { server, file: ResolvConf::at(Path::new(PATH)), records: None, domains: None, trouble: None }),
+            Ok(server) => {
+                let system = Arc::new(Mutex::new(System::of(interface)));
+                Some(Self { server, system, records: None, own: Vec::new(), lead: None, trouble: None })
+            }
             Err(error) => {
                 tracing::warn!("names are not resolved on 100.100.100.100: {error}");
                 None
@@ -48,22 +54,22 @@ impl Resolver {
     }
 
     /// Takes over what map and preferences mean for names.
-    pub(super) fn set(&mut self, map: &NetMap, prefs: &Prefs, exit: ExitNode) {
+    pub(super) async fn set(&mut self, map: &NetMap, prefs: &Prefs, exit: ExitNode) {
         let records = names(map, exit);
+        let wanted = prefs.accept_dns && (map.dns.proxied || !map.dns.resolvers.is_empty());
+        let lead = wanted.then(|| Lead::new(&records, &map.dns.domains));
         if self.records.as_ref() != Some(&records) {
             self.records = Some(records);
             self.tell();
         }
-        let wanted = prefs.accept_dns && (map.dns.proxied || !map.dns.resolvers.is_empty());
-        let domains = wanted.then(|| map.dns.domains.clone());
-        if domains == self.domains {
+        if lead == self.lead {
             return;
         }
-        if domains.is_none() {
+        if lead.is_none() {
             self.give_back();
         }
-        self.domains = domains;
-        self.keep();
+        self.lead = lead;
+        self.keep().await;
     }
 
     /// The resolver itself.
@@ -72,33 +78,36 @@ impl Resolver {
     }
 
     /// Tells the resolver what is known.
-    fn tell(&self) {
+    fn tell(&mut self) {
         let Some(records) = &self.records else { return };
-        let own = self.file.servers();
-        let servers = if own.is_empty() { records.last_resort.clone() } else { own };
+        self.own = locked(&self.system).servers();
+        let servers = if self.own.is_empty() { records.last_resort.clone() } else { self.own.clone() };
         self.server.set(Arc::new(Table::new(records.clone())), servers);
     }
 
-    /// Points the machine at us if it is to ask us and somebody has changed that; says whether somebody had.
-    pub(super) fn keep(&mut self) -> bool {
-        let Some(domains) = &self.domains else { return false };
-        let path = Path::new(PATH);
-        if is_another_networks(path) {
-            return false;
+    /// Leads the machine to us if it is to ask us and is not; says whether somebody else had changed that.
+    pub(super) async fn keep(&mut self) -> bool {
+        let Some(lead) = self.lead.clone() else { return false };
+        let system = self.system.clone();
+        // Programs are run, which takes its time.
+        let looked = tokio::task::spawn_blocking(move || {
+            let mut system = locked(&system);
+            (system.take(&lead), system.servers())
+        });
+        let Ok((taken, own)) = looked.await else { return false };
+        if own != self.own {
+            self.tell();
         }
-        let first = self.trouble.is_none();
-        match self.file.take(domains) {
+        match taken {
             Ok(changed) => {
                 self.trouble = None;
-                if changed {
-                    // Another file may name other servers.
-                    self.tell();
-                }
                 changed
             }
+            // It was tried a moment ago.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && self.trouble.is_some() => false,
             Err(error) => {
-                let text = format!("{PATH} cannot be written, so names of the mesh are not resolved: {error}");
-                if first {
+                let text = format!("this machine's programs are not led to names of the mesh: {error}");
+                if self.trouble.as_ref() != Some(&text) {
                     tracing::warn!("{text}");
                 }
                 self.trouble = Some(text);
@@ -108,12 +117,17 @@ impl Resolver {
     }
 
     fn give_back(&mut self) {
-        if self.domains.take().is_some()
-            && !is_another_networks(Path::new(PATH))
-            && let Err(error) = self.file.give_back()
+        self.trouble = None;
+        if self.lead.take().is_some()
+            && let Err(error) = locked(&self.system).give_back()
         {
-            tracing::warn!("{PATH} could not be put back: {error}");
+            tracing::warn!("the machine's resolver could not be put back: {error}");
         }
+    }
+
+    /// By whom the machine's programs are led to us, if they are.
+    pub(super) fn manager(&self) -> Option<Manager> {
+        locked(&self.system).manager()
     }
 
     /// What the user should know.

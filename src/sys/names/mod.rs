@@ -6,12 +6,14 @@
 mod forward;
 mod over_http;
 mod peer_api;
+mod program;
 mod resolv_conf;
+mod system;
 
 use forward::Way;
 use over_http::HttpClient;
 pub(in crate::sys) use peer_api::PeerApi;
-pub(in crate::sys) use resolv_conf::{PATH, ResolvConf, is_another_networks};
+pub(in crate::sys) use system::System;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -6,61 +6,26 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::ident::{QUAD100_V4, is_quad100};
-use crate::names::Upstream;
+use crate::ident::QUAD100_V4;
+use crate::names::system::{ResolvConf as Contents, search_list};
 
 /// Where the system's libraries look.
-pub(in crate::sys) const PATH: &str = "/etc/resolv.conf";
+pub(super) const PATH: &str = "/etc/resolv.conf";
 /// How our file begins.
 const MARK: &str = "# Written by pvemesh";
 /// What is kept of the file that was there.
 const KEPT: &str = "resolv.conf.before-pvemesh";
 /// Longer files are not read.
 const MAX_FILE: u64 = 64 * 1024;
-const DNS_PORT: u16 = 53;
-/// Where systemd-resolved listens, and where it says whom it asks itself.
-const STUBS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
+/// Where systemd-resolved says whom it asks itself.
 const UPLINKS: &str = "/run/systemd/resolve/resolv.conf";
-/// glibc reads no more.
-const MAX_SEARCH: usize = 6;
-
-/// What a file says.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Contents {
-    servers: Vec<IpAddr>,
-    search: Vec<String>,
-    options: Vec<String>,
-}
-
-fn parse(text: &str) -> Contents {
-    let mut contents = Contents::default();
-    for line in text.lines().map(|line| line.split(['#', ';']).next().unwrap_or_default()) {
-        let mut words = line.split_whitespace();
-        match words.next() {
-            Some("nameserver") => contents.servers.extend(words.next().and_then(|word| word.parse::<IpAddr>().ok())),
-            // The last one counts.
-            Some("search" | "domain") => contents.search = words.map(str::to_owned).collect(),
-            Some("options") => contents.options.extend(words.map(str::to_owned)),
-            _ => {}
-        }
-    }
-    contents.servers.retain(|server| !is_quad100(*server));
-    contents
-}
 
 /// Our file: our resolver, the mesh's search domains in front of the machine's own.
 fn ours(domains: &[String], base: &Contents) -> String {
-    let mut search: Vec<&str> = Vec::new();
-    for domain in domains.iter().chain(&base.search).map(|domain| domain.trim_end_matches('.')) {
-        let plain = domain.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
-        if plain && !domain.is_empty() && !search.contains(&domain) && search.len() < MAX_SEARCH {
-            search.push(domain);
-        }
-    }
+    let search = search_list(domains, &base.search);
     let mut text =
         format!("{MARK}; `pvemesh node set --accept-dns=false` keeps it off. What was here is in {KEPT}.\nnameserver {QUAD100_V4}\n");
     if !search.is_empty() {
@@ -72,54 +37,55 @@ fn ours(domains: &[String], base: &Contents) -> String {
     text
 }
 
+/// Whether a file's text is of our making.
+pub(super) fn is_ours(text: &str) -> bool {
+    text.starts_with(MARK)
+}
+
+/// A file's text; none, if it cannot be read.
+pub(super) fn read(path: &Path) -> Option<String> {
+    let file = fs::File::open(path).ok()?;
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(file, MAX_FILE), &mut text).ok()?;
+    Some(text)
+}
+
 /// The file, and what is kept of the one before.
 #[derive(Debug)]
-pub(in crate::sys) struct ResolvConf {
+pub(super) struct ResolvConf {
     path: PathBuf,
     kept: PathBuf,
 }
 
 impl ResolvConf {
     /// The file at this path; nothing is changed yet.
-    pub(in crate::sys) fn at(path: &Path) -> Self {
+    pub(super) fn at(path: &Path) -> Self {
         Self { path: path.to_owned(), kept: path.with_file_name(KEPT) }
     }
 
-    fn read(path: &Path) -> Option<String> {
-        let file = fs::File::open(path).ok()?;
-        let mut text = String::new();
-        io::Read::read_to_string(&mut io::Read::take(file, MAX_FILE), &mut text).ok()?;
-        Some(text)
-    }
-
     /// The file as it is without us.
-    fn base(&self) -> Contents {
-        let current = Self::read(&self.path).unwrap_or_default();
-        let base = if current.starts_with(MARK) { Self::read(&self.kept).unwrap_or_default() } else { current };
-        let mut contents = parse(&base);
-        if !contents.servers.is_empty() && contents.servers.iter().all(|server| STUBS.contains(server)) {
+    pub(super) fn base(&self) -> Contents {
+        let current = read(&self.path).unwrap_or_default();
+        let base = if is_ours(&current) { read(&self.kept).unwrap_or_default() } else { current };
+        let mut contents = Contents::parse(&base);
+        if contents.asks_resolved() {
             // systemd-resolved would ask us what we ask it: those whom it asks are ours to ask, too.
-            contents.servers = parse(&Self::read(Path::new(UPLINKS)).unwrap_or_default()).servers;
+            contents.servers = Contents::parse(&read(Path::new(UPLINKS)).unwrap_or_default()).servers;
         }
         contents
-    }
-
-    /// The machine's own servers.
-    pub(in crate::sys) fn servers(&self) -> Vec<Upstream> {
-        self.base().servers.into_iter().map(|server| Upstream::At(SocketAddr::new(server, DNS_PORT))).collect()
     }
 
     /// Points the machine at our resolver. Says whether the file had to be changed.
     ///
     /// # Errors
     /// The file or its directory cannot be written.
-    pub(in crate::sys) fn take(&self, domains: &[String]) -> io::Result<bool> {
-        let current = Self::read(&self.path);
+    pub(super) fn take(&self, domains: &[String]) -> io::Result<bool> {
+        let current = read(&self.path);
         let wanted = ours(domains, &self.base());
         if current.as_deref() == Some(wanted.as_str()) {
             return Ok(false);
         }
-        if current.as_ref().is_some_and(|text| !text.starts_with(MARK)) {
+        if current.as_ref().is_some_and(|text| !is_ours(text)) {
             self.keep()?;
         }
         self.write(&wanted)?;
@@ -154,16 +120,16 @@ impl ResolvConf {
     ///
     /// # Errors
     /// The file or its directory cannot be written.
-    pub(in crate::sys) fn clean(&self) -> io::Result<()> {
-        if Self::read(&self.path).is_some_and(|text| text.starts_with(MARK)) { self.give_back().map(drop) } else { Ok(()) }
+    pub(super) fn clean(&self) -> io::Result<()> {
+        if read(&self.path).is_some_and(|text| is_ours(&text)) { self.give_back().map(drop) } else { Ok(()) }
     }
 
     /// Puts back what was there, if ours is there now. Says whether it was.
     ///
     /// # Errors
     /// The file or its directory cannot be written.
-    pub(in crate::sys) fn give_back(&self) -> io::Result<bool> {
-        if !Self::read(&self.path).is_some_and(|text| text.starts_with(MARK)) {
+    pub(super) fn give_back(&self) -> io::Result<bool> {
+        if !read(&self.path).is_some_and(|text| is_ours(&text)) {
             // Somebody has written another one since, which stays.
             let _ = fs::remove_file(&self.kept);
             return Ok(false);
@@ -182,7 +148,7 @@ impl ResolvConf {
 
 /// Whether the file at this path is the whole machine's while this process is in another network: in a network namespace beside the
 /// machine's own, whose other programs must not be sent to a resolver they cannot reach.
-pub(in crate::sys) fn is_another_networks(path: &Path) -> bool {
+pub(super) fn is_another_networks(path: &Path) -> bool {
     let id = |path: &Path| fs::metadata(path).ok().map(|data| (data.dev(), data.ino()));
     let Some(machine) = first_process() else { return false };
     let differs = |kind: &str| id(&Path::new("/proc/self/ns").join(kind)) != id(&machine.join("ns").join(kind));
@@ -232,16 +198,16 @@ mod tests {
     #[test]
     fn the_machine_is_pointed_at_our_resolver_and_gets_its_file_back() {
         let (dir, conf) = file(BEFORE);
-        let servers: Vec<String> = conf.servers().iter().map(ToString::to_string).collect();
+        let servers: Vec<String> = conf.base().servers.iter().map(ToString::to_string).collect();
         assert_eq!(servers, ["192.168.1.1", "fd00::1"]);
         assert!(conf.take(&["mesh.test".to_owned()]).unwrap());
-        let taken = parse(&now(&conf));
+        let taken = Contents::parse(&now(&conf));
         assert!(now(&conf).contains("nameserver 100.100.100.100"));
         assert_eq!(
             (taken.search, taken.options),
             (vec!["mesh.test".to_owned(), "home.lan".to_owned(), "lan".to_owned()], vec!["edns0".to_owned()])
         );
-        assert_eq!(conf.servers().len(), 2, "the servers of before are still known");
+        assert_eq!(conf.base().servers.len(), 2, "the servers of before are still known");
         assert!(!conf.take(&["mesh.test".to_owned()]).unwrap(), "nothing to do");
         assert!(conf.give_back().unwrap());
         assert_eq!(now(&conf), BEFORE);
@@ -255,7 +221,7 @@ mod tests {
         let other = "nameserver 10.0.0.1\n";
         fs::write(&conf.path, other).unwrap();
         assert!(conf.take(&[]).unwrap());
-        assert_eq!(conf.servers().first().map(ToString::to_string).as_deref(), Some("10.0.0.1"));
+        assert_eq!(conf.base().servers.first().map(ToString::to_string).as_deref(), Some("10.0.0.1"));
         conf.give_back().unwrap();
         assert_eq!(now(&conf), other);
         conf.take(&[]).unwrap();
@@ -279,11 +245,5 @@ mod tests {
         conf.take(&[]).unwrap();
         conf.give_back().unwrap();
         assert!(!conf.path.exists());
-    }
-
-    #[test]
-    fn domains_that_are_none_do_not_get_into_the_file() {
-        let text = ours(&["mesh.test.".to_owned(), "evil\nnameserver 6.6.6.6".to_owned(), String::new()], &Contents::default());
-        assert!(text.contains("search mesh.test\n") && !text.contains("6.6.6.6"), "{text}");
     }
 }

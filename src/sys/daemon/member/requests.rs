@@ -29,7 +29,8 @@ impl Member {
             }
             Request::Dns => {
                 let map = self.map.get().ok_or(NO_MAP)?;
-                return Ok(Reply::Dns(Box::new(dns_status(map, self.membership.prefs(), self.effect.resolver_addresses()))));
+                let (listening, led_by) = (self.effect.resolver_addresses(), self.effect.name_manager());
+                return Ok(Reply::Dns(Box::new(dns_status(map, self.membership.prefs(), listening, led_by))));
             }
             Request::Query(query) => {
                 let map = self.map.get().ok_or(NO_MAP)?;
