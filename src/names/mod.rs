@@ -10,12 +10,10 @@
 //! resolvers, or the machine's own where it names none.
 
 mod message;
-mod reverse;
 pub mod system;
 mod table;
 
 pub use message::{MAX_MESSAGE, Verdict, answer, failed, fitted, is_reply_to, refused, with_id};
-pub use reverse::{reverse_name, reversed};
 pub use table::{Found, Host, Records, Table, Upstream, Want};
 
 use std::time::Duration;

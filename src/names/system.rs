@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Records, reverse_name};
-use crate::ident::{CGNAT_V4, is_mesh_address, is_quad100};
+use super::Records;
+use crate::ident::{CGNAT_V4, is_mesh_address, is_quad100, reverse_name};
 
 /// glibc reads no more.
 const MAX_SEARCH: usize = 6;

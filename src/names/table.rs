@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::reverse::reversed;
-use crate::ident::is_mesh_address;
+use crate::ident::{is_mesh_address, reversed};
 
 const PORT: u16 = 53;
 /// Names are not longer (RFC 1035, section 2.3.4).
@@ -161,7 +160,11 @@ impl Table {
                 Some(parent) => (&mut table.below, parent.to_owned()),
                 // A node's name is the node's.
                 None if nodes.contains(&name) => continue,
-                None => (&mut table.names, name),
+                None => {
+                    // An address that has several names has the first one backwards, a node's the node's.
+                    table.reverse.entry(address).or_insert_with(|| name.clone());
+                    (&mut table.names, name)
+                }
             };
             let addresses: &mut Vec<IpAddr> = place.entry(name).or_default();
             if !addresses.contains(&address) {
@@ -338,6 +341,8 @@ mod tests {
         assert_eq!(table.look_up("1.0.64.100.in-addr.arpa", Want::Ptr), Found::Name("nas.mesh.test"));
         assert_eq!(table.look_up("9.9.64.100.in-addr.arpa", Want::Ptr), Found::NoSuchName);
         assert!(matches!(table.look_up("8.8.8.8.in-addr.arpa", Want::Ptr), Found::Elsewhere(_)));
+        assert_eq!(table.look_up("9.1.168.192.in-addr.arpa", Want::Ptr), Found::Name("printer.lan"), "a record's, too");
+        assert!(matches!(table.look_up("8.1.168.192.in-addr.arpa", Want::Ptr), Found::Elsewhere(_)), "names below a star are many");
         assert_eq!(table.look_up("1.0.64.100.in-addr.arpa", Want::A), Found::NoData);
     }
 

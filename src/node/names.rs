@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{ExitNode, Prefs, peer_api};
 use crate::coord::client::NetMap;
-use crate::names::{Found, Host, Records, Table, Upstream, Want, reverse_name, reversed};
+use crate::ident::{reverse_name, reversed};
+use crate::names::{Found, Host, Records, Table, Upstream, Want};
 use crate::wire::control::{DnsRecord, Node, Resolver};
 
 /// A node with it answers for every name below its own, too.

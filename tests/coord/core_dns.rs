@@ -84,7 +84,18 @@ fn extra_records_are_answered_by_the_nodes_whatever_their_domain() {
     let session = world.stream(1);
     let text = world.text(session).unwrap();
     // trap_12: an empty list means "answer this yourself"; no list would mean nothing.
-    assert!(text.contains(r#""Routes":{"corp.test":[{"Addr":"10.0.0.53"}],"nas.home.lan":[]}"#), "{text}");
+    let routes: std::collections::BTreeMap<_, _> = [
+        ("corp.test", r#"[{"Addr":"10.0.0.53"}]"#),
+        ("nas.home.lan", "[]"),
+        // Their addresses backwards.
+        ("8.0.0.10.in-addr.arpa", "[]"),
+        ("8.1.168.192.in-addr.arpa", "[]"),
+        ("9.1.168.192.in-addr.arpa", "[]"),
+        ("9.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa", "[]"),
+    ]
+    .into();
+    let routes: Vec<String> = routes.into_iter().map(|(name, servers)| format!(r#""{name}":{servers}"#)).collect();
+    assert!(text.contains(&format!(r#""Routes":{{{}}}"#, routes.join(","))), "{text}");
     for record in [("printer.mesh.test", "192.168.1.8"), ("nas.home.lan", "192.168.1.9"), ("nas.home.lan", "fd00::9")] {
         assert!(text.contains(&format!(r#"{{"Name":"{}","Value":"{}"}}"#, record.0, record.1)), "{record:?} in {text}");
     }
@@ -216,4 +227,58 @@ fn an_alias_of_an_alias_or_of_a_name_with_addresses_is_refused() {
         dns.aliases = aliases.iter().map(|(name, target)| ((*name).to_owned(), (*target).to_owned())).collect();
         assert!(matches!(server.set_dns(&dns), Err(CommandError::Invalid(_))), "{aliases:?}");
     }
+}
+
+#[test]
+fn a_short_name_lies_beside_the_nodes_names_and_is_nobody_elses() {
+    let mut world = World::new();
+    world.join(1, "alpha");
+    let mut dns = world.server.dns();
+    dns.records = [("Printer".to_owned(), vec!["192.168.1.8".parse().unwrap()])].into();
+    dns.aliases = [("paper", "printer"), ("*.apps", "alpha")].map(|(name, target)| (name.to_owned(), target.to_owned())).into();
+    let kept = world.server.set_dns(&dns).unwrap();
+    assert_eq!(kept.records.keys().collect::<Vec<_>>(), ["printer.mesh.test"]);
+    assert_eq!(kept.aliases.keys().collect::<Vec<_>>(), ["*.apps", "paper.mesh.test"]);
+    let (a, config) = first(&mut world, 1);
+    assert!(["printer.mesh.test", "paper.mesh.test"].iter().all(|name| records(&config).contains(&(name, "192.168.1.8"))), "{config:?}");
+
+    // A node that comes by such a name gets another one; one that is there keeps its own, and the record is refused.
+    world.join(2, "printer");
+    world.join(3, "paper");
+    let names = |world: &World| world.server.nodes().into_iter().map(|node| node.name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(&world), ["alpha", "printer-1", "paper-1"]);
+    let refused = |world: &mut World, change: &dyn Fn(&mut DnsSettings)| {
+        let mut dns = world.server.dns();
+        change(&mut dns);
+        match world.server.set_dns(&dns) {
+            Err(CommandError::Conflict(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    };
+    let text = refused(&mut world, &|dns| drop(dns.records.insert("alpha".to_owned(), vec!["192.168.1.7".parse().unwrap()])));
+    assert!(text.contains("alpha.mesh.test is the name of the node alpha"), "{text}");
+    refused(&mut world, &|dns| drop(dns.aliases.insert("paper-1.mesh.test".to_owned(), "alpha".to_owned())));
+    let printer = world.server.nodes().into_iter().find(|node| node.name.as_str() == "printer-1").unwrap();
+    match world.server.rename(world.at, printer.id, &"printer".parse().unwrap()) {
+        Err(CommandError::Conflict(text)) => assert!(text.contains("printer"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    // Once the record is gone, the name is free.
+    while world.take(a).is_some() {}
+    world.server.set_dns(&DnsSettings::default()).unwrap();
+    assert_eq!(records(&world.take(a).unwrap().dns_config.unwrap()), []);
+    world.server.rename(world.at, printer.id, &"printer".parse().unwrap()).unwrap();
+}
+
+#[test]
+fn addresses_of_public_networks_and_of_domains_with_servers_are_not_answered_backwards_for() {
+    let mut world = World::new();
+    let mut dns = world.server.dns();
+    dns.split = [("168.192.in-addr.arpa".to_owned(), servers(&["192.168.1.1"]))].into();
+    let addresses = ["192.168.1.8", "203.0.113.8", "100.64.0.77", "fd7a:115c:a1e0::77", "2001:db8::8", "172.16.0.8"];
+    dns.records = [("many".to_owned(), addresses.map(|address| address.parse().unwrap()).to_vec())].into();
+    world.server.set_dns(&dns).unwrap();
+    world.join(1, "alpha");
+    let (_, config) = first(&mut world, 1);
+    assert_eq!(config.routes.keys().collect::<Vec<_>>(), ["168.192.in-addr.arpa", "8.0.16.172.in-addr.arpa"]);
 }

@@ -210,6 +210,15 @@ async fn the_command_line_edits_dns_entry_by_entry() {
     assert!(run("records remove nas.home.lan").await.1.lines().all(|line| !line.starts_with("record")));
     let (code, text) = run("records remove nas.home.lan").await;
     assert!(code == Some(5) && text.contains("nas.home.lan is not among them") && text.contains("dns show"), "{text}");
+    // A guest without a client, by its short name.
+    assert!(run("hosts add printer 192.168.1.8").await.1.contains("record       printer.mesh.test: 192.168.1.8"));
+    assert!(run("hosts list").await.1.contains("printer.mesh.test  192.168.1.8"));
+    assert_eq!(run("aliases add paper printer").await.0, Some(0));
+    assert!(run("aliases add paper alpha").await.1.contains("alias        paper.mesh.test: alpha"));
+    assert_eq!(run("aliases remove paper").await.0, Some(0));
+    assert_eq!(run("hosts remove printer").await.0, Some(0));
+    let (code, text) = run("hosts add alpha 192.168.1.8").await;
+    assert!(code == Some(5) && text.contains("is the name of the node alpha"), "{text}");
     assert_eq!(run("split remove home.lan").await.0, Some(0));
     assert_eq!(run("nameservers remove 192.168.1.1 9.9.9.9").await.0, Some(0));
     assert!(run("show").await.1.contains("override     off"), "without name servers nothing is overridden");

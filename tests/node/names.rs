@@ -152,6 +152,52 @@ fn other_names_are_asked_of_the_coordinators_servers_and_silence_is_told() {
     assert_eq!((answer.metadata.id, addresses(&answer)), (4711, vec![[192, 0, 2, 7].into()]));
 }
 
+/// What the client has of a name, and of an address backwards.
+fn both_ways(machine: &Machine, name: &str, address: &str) -> Option<(Vec<Ipv4Addr>, String)> {
+    let reverse = pvemesh::ident::reverse_name(address.parse().unwrap());
+    let found = ask(machine, &reverse, RecordType::PTR)?;
+    let name_of = found.answers.iter().find_map(|record| if let RData::PTR(name) = &record.data { Some(name.0.to_ascii()) } else { None });
+    Some((addresses(&ask(machine, name, RecordType::A)?), name_of.unwrap_or_default()))
+}
+
+#[test]
+fn a_guest_without_a_client_has_a_name_at_once_in_both_directions_and_only_as_long_as_it_is_recorded() {
+    if !possible() {
+        return;
+    }
+    let world = World::new();
+    start_name_server(&world.coordinator, "10.9.1.1:53");
+    world.admin(&["dns", "nameservers", "add", "10.9.1.1"]);
+    world.admin(&["dns", "set", "--override", "on"]);
+    up(&world, &world.laptop, "laptop");
+    let (name, address) = ("printer.mesh.internal.", "192.168.50.8");
+    let known = Some((vec![address.parse().unwrap()], name.to_owned()));
+    assert_ne!(both_ways(&world.laptop, name, address), known);
+    let within_a_second = |what: &str, condition: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        wait_for(what, || condition().then_some(()));
+        println!("{what}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(1), "{what}");
+    };
+    world.admin(&["dns", "hosts", "add", "printer", address, "fd50::8"]);
+    within_a_second("known", &|| both_ways(&world.laptop, name, address) == known);
+    let v6 = ask(&world.laptop, &pvemesh::ident::reverse_name("fd50::8".parse().unwrap()), RecordType::PTR).unwrap();
+    assert_eq!(v6.answers.len(), 1, "{v6:?}");
+    // Its neighbours are somebody else's.
+    assert_eq!(addresses(&ask(&world.laptop, "9.50.168.192.in-addr.arpa.", RecordType::A).unwrap()), [Ipv4Addr::new(192, 0, 2, 7)]);
+
+    // A node by this name gets another one.
+    up(&world, &world.exit, "printer");
+    wait_for("the other name", || (addresses(&ask(&world.laptop, "printer-1.mesh.internal.", RecordType::A)?).len() == 1).then_some(()));
+    assert_eq!(both_ways(&world.laptop, name, address), known);
+
+    world.admin(&["dns", "hosts", "remove", "printer"]);
+    within_a_second("unknown", &|| {
+        ask(&world.laptop, name, RecordType::A).is_some_and(|answer| answer.metadata.response_code == ResponseCode::NXDomain)
+    });
+    assert_ne!(both_ways(&world.laptop, name, address), known);
+}
+
 /// The machine's file is in a directory of the test's, which is its `/etc`.
 #[test]
 fn the_machines_file_leads_to_the_mesh_while_the_node_runs_and_is_given_back() {

@@ -1,5 +1,6 @@
 //! `pvemesh coordinator dns`.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::table::joined;
@@ -32,8 +33,8 @@ pub(crate) enum Dns {
     /// Domains searched for short names.
     #[command(subcommand)]
     Search(Search),
-    /// Names of things that are no nodes.
-    #[command(subcommand)]
+    /// Names of machines that are no nodes: a NAS, a printer, a guest.
+    #[command(subcommand, visible_alias = "hosts")]
     Records(Records),
     /// Names that stand for nodes.
     #[command(subcommand)]
@@ -113,12 +114,14 @@ pub(crate) enum Search {
     },
 }
 
-/// Names of things that are no nodes.
+/// Names of machines that are no nodes: a NAS, a printer, a guest.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Records {
+    /// List the names and their addresses.
+    List(Place),
     /// Give a name addresses, in addition to those it has.
     Add {
-        /// The full name, such as nas.home.lan.
+        /// The full name, such as nas.home.lan, or a short one, which lies beside the nodes' names; `*.` in front stands for every name below.
         name: String,
         /// IPv4 or IPv6 addresses.
         #[arg(value_name = "ADDRESS", required = true)]
@@ -128,7 +131,7 @@ pub(crate) enum Records {
     },
     /// Remove a name, or some of its addresses.
     Remove {
-        /// The full name.
+        /// The full name, or a short one.
         name: String,
         /// Those to remove; none named means the whole name.
         #[arg(value_name = "ADDRESS")]
@@ -143,7 +146,7 @@ pub(crate) enum Records {
 pub(crate) enum Aliases {
     /// Let a name stand for a node; one that it stood for before is replaced.
     Add {
-        /// The full name, such as git.home.lan; `*.` in front stands for every name below.
+        /// The full name, such as git.home.lan, or a short one; `*.` in front stands for every name below.
         name: String,
         /// The node's name, or a name of the records.
         #[arg(value_name = "NODE")]
@@ -153,7 +156,7 @@ pub(crate) enum Aliases {
     },
     /// Remove names.
     Remove {
-        /// The full names.
+        /// The full names, or short ones.
         #[arg(value_name = "NAME", required = true)]
         names: Vec<String>,
         #[command(flatten)]
@@ -209,12 +212,20 @@ pub(super) fn run(command: Dns, output: &Output) -> Result<(), Failure> {
             let domains: Vec<String> = domains.iter().map(|domain| plain(domain)).collect();
             edit(&place, output, |dns| remove(&mut dns.search, &domains, String::clone))
         }
+        Dns::Records(Records::List(place)) => {
+            let records = place.ask("list the records", async |admin| admin.dns().await)?.records;
+            output.result(
+                &records,
+                records.iter().map(|(name, addresses)| format!("{name}  {}", joined(addresses))).collect::<Vec<_>>().join("\n"),
+            );
+            Ok(())
+        }
         Dns::Records(Records::Add { name, addresses, place }) => edit(&place, output, |dns| {
             dns.records.entry(plain(&name)).or_default().extend(addresses);
             Ok(())
         }),
-        Dns::Records(Records::Remove { name, addresses, place }) => edit(&place, output, |dns| {
-            let name = plain(&name);
+        Dns::Records(Records::Remove { name, addresses, place }) => edit_named(&place, output, |dns, base| {
+            let name = recorded(&dns.records, &name, base);
             let list = dns.records.get_mut(&name).ok_or_else(|| missing(&name))?;
             if addresses.is_empty() {
                 list.clear();
@@ -223,12 +234,12 @@ pub(super) fn run(command: Dns, output: &Output) -> Result<(), Failure> {
             let named: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             remove(list, &named, ToString::to_string)
         }),
-        Dns::Aliases(Aliases::Add { name, target, place }) => edit(&place, output, |dns| {
-            dns.aliases.insert(plain(&name), plain(&target));
+        Dns::Aliases(Aliases::Add { name, target, place }) => edit_named(&place, output, |dns, base| {
+            dns.aliases.insert(recorded(&dns.aliases, &name, base), plain(&target));
             Ok(())
         }),
-        Dns::Aliases(Aliases::Remove { names, place }) => edit(&place, output, |dns| {
-            for name in names.iter().map(|name| plain(name)) {
+        Dns::Aliases(Aliases::Remove { names, place }) => edit_named(&place, output, |dns, base| {
+            for name in names.iter().map(|name| recorded(&dns.aliases, name, base)).collect::<Vec<_>>() {
                 dns.aliases.remove(&name).ok_or_else(|| missing(&name))?;
             }
             Ok(())
@@ -238,10 +249,16 @@ pub(super) fn run(command: Dns, output: &Output) -> Result<(), Failure> {
 
 /// Reads the settings, changes them, and gives them back.
 fn edit(place: &Place, output: &Output, change: impl FnOnce(&mut DnsSettings) -> Result<(), Failure>) -> Result<(), Failure> {
+    edit_named(place, output, |dns, _| change(dns))
+}
+
+/// The same for who has to know what the nodes' names end in.
+fn edit_named(place: &Place, output: &Output, change: impl FnOnce(&mut DnsSettings, &str) -> Result<(), Failure>) -> Result<(), Failure> {
     const TRIED: &str = "change the DNS settings";
     let dns = place.run(TRIED, async |admin| {
+        let base = admin.info().await.map_err(|e| failure(TRIED, &e))?.base_domain;
         let mut dns = admin.dns().await.map_err(|e| failure(TRIED, &e))?;
-        change(&mut dns)?;
+        change(&mut dns, &base)?;
         admin.set_dns(&dns).await.map_err(|e| failure(TRIED, &e))
     })?;
     output.result(&dns, shown(&dns));
@@ -269,6 +286,13 @@ fn missing(what: &str) -> Failure {
 /// A domain name as the coordinator keeps it.
 fn plain(domain: &str) -> String {
     domain.trim_end_matches('.').to_ascii_lowercase()
+}
+
+/// A name as it is among these: whole, or a short one with what the nodes' names end in.
+fn recorded<T>(names: &BTreeMap<String, T>, name: &str, base: &str) -> String {
+    let name = plain(name);
+    let whole = format!("{name}.{base}");
+    if names.contains_key(&whole) { whole } else { name }
 }
 
 fn switch(text: &str) -> Result<bool, String> {

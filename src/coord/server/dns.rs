@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::session::Part;
 use super::{CommandError, Server};
-use crate::ident::NodeName;
+use crate::ident::{NodeName, is_mesh_address, reverse_name};
 use crate::wire::admin::{DnsSettings, NameServer};
 use crate::wire::control::{DnsConfig, DnsRecord, Resolver};
 
@@ -29,9 +29,16 @@ impl Server {
     /// Changes how names are resolved, and tells all nodes if that makes a difference. Gives the settings as they are kept.
     ///
     /// # Errors
-    /// A name or an address is none, a list is too long, or a split takes the nodes' own names away.
+    /// A name or an address is none, a list is too long, a split takes the nodes' own names away, or a new name is a node's.
     pub fn set_dns(&mut self, wanted: &DnsSettings) -> Result<DnsSettings, CommandError> {
         let dns = checked(wanted, &self.settings.base_domain)?;
+        let named = |dns: &DnsSettings, name: &String| dns.records.contains_key(name) || dns.aliases.contains_key(name);
+        for name in dns.records.keys().chain(dns.aliases.keys()).filter(|name| !named(&self.dns, name)) {
+            if let Some(short) = self.node_name(name).filter(|short| self.registry.name_holder(short).is_some()) {
+                let text = format!("{name} is the name of the node {short}: choose another one, or rename the node first");
+                return Err(CommandError::Conflict(text));
+            }
+        }
         if self.dns != dns {
             let before = self.dns_config();
             self.dns = dns;
@@ -44,10 +51,22 @@ impl Server {
         Ok(self.dns.clone())
     }
 
+    /// The name that a node would have to have for this to be its whole name.
+    fn node_name(&self, name: &str) -> Option<NodeName> {
+        name.strip_suffix(&self.settings.base_domain)?.strip_suffix('.')?.parse().ok()
+    }
+
+    /// Whether a record or an alias has the name that a node would have.
+    pub(super) fn is_recorded(&self, name: &NodeName) -> bool {
+        let whole = format!("{name}.{}", self.settings.base_domain);
+        self.dns.records.contains_key(&whole) || self.dns.aliases.contains_key(&whole)
+    }
+
     /// What the aliases stand for: nothing, if a node or a record is not there (any more).
     pub(super) fn alias_records(&self) -> Vec<DnsRecord> {
         let addresses = |target: &str| -> Vec<IpAddr> {
-            if let Some(addresses) = self.dns.records.get(target) {
+            let recorded = self.dns.records.get(target).or_else(|| self.dns.records.get(&complete(target, &self.settings.base_domain)));
+            if let Some(addresses) = recorded {
                 return addresses.clone();
             }
             let holder = target.parse::<NodeName>().ok().and_then(|name| self.registry.name_holder(&name));
@@ -86,6 +105,13 @@ impl Server {
                 routes.insert(name.to_owned(), Vec::new());
             }
         }
+        // Addresses backwards, too: the systems of some clients ask them only what a route brings there.
+        for name in dns.records.values().flatten().filter(|address| is_local(**address)).map(|address| reverse_name(*address)) {
+            let name = name.trim_end_matches('.');
+            if !dns.split.keys().any(|domain| within(name, domain)) {
+                routes.insert(name.to_owned(), Vec::new());
+            }
+        }
         let (primary, fallback) = if dns.override_local { (&dns.nameservers[..], &[][..]) } else { (&[][..], &dns.nameservers[..]) };
         let records = dns.records.iter().flat_map(|(name, all)| all.iter().map(move |address| record(name, address)));
         DnsConfig {
@@ -98,6 +124,16 @@ impl Server {
             ..DnsConfig::default()
         }
     }
+}
+
+/// Whether an address is in a network of somebody's own (RFC 1918, RFC 4193), so that the public DNS knows no name of it. Those of the mesh go
+/// without saying.
+fn is_local(address: IpAddr) -> bool {
+    let private = match address {
+        IpAddr::V4(v4) => v4.is_private(),
+        IpAddr::V6(v6) => v6.is_unique_local(),
+    };
+    private && !is_mesh_address(address)
 }
 
 /// As clients want it: the type follows from the address.
@@ -143,7 +179,7 @@ fn checked(wanted: &DnsSettings, base: &str) -> Result<DnsSettings, CommandError
         }
     }
     for (name, addresses) in &wanted.records {
-        let name = record_name(name)?;
+        let name = record_name(name, base)?;
         let list = kept.records.entry(name).or_default();
         for address in addresses {
             if !list.contains(address) {
@@ -153,12 +189,13 @@ fn checked(wanted: &DnsSettings, base: &str) -> Result<DnsSettings, CommandError
     }
     kept.records.retain(|_, addresses| !addresses.is_empty());
     for (name, target) in &wanted.aliases {
-        let (name, target) = (record_name(name)?, name_of(target)?);
+        let (name, target) = (record_name(name, base)?, name_of(target)?);
         let target = target.strip_suffix(base).and_then(|short| short.strip_suffix('.')).unwrap_or(&target).to_owned();
         if kept.records.contains_key(&name) {
             return Err(invalid(format!("{name} has addresses of its own; it cannot stand for {target} as well")));
         }
-        if name == target || wanted.aliases.contains_key(&target) {
+        let whole = complete(&target, base);
+        if name == target || name == whole || [&target, &whole].into_iter().any(|target| wanted.aliases.contains_key(target)) {
             return Err(invalid(format!("{name} would stand for another alias: name the node or the record")));
         }
         kept.aliases.insert(name, target);
@@ -194,12 +231,17 @@ fn address_of(text: &str) -> Option<String> {
     address.or_else(|_| text.parse::<SocketAddr>().map(|socket| socket.to_string())).ok()
 }
 
-/// The name of a record as it is kept: `*.` in front stands for every name below.
-fn record_name(text: &str) -> Result<String, CommandError> {
+/// The name of a record as it is kept: `*.` in front stands for every name below, and a name of one label lies beside the nodes'.
+fn record_name(text: &str, base: &str) -> Result<String, CommandError> {
     match text.strip_prefix(BELOW) {
         Some(domain) => name_of(domain).map(|domain| format!("{BELOW}{domain}")),
-        None => name_of(text),
+        None => name_of(&complete(&name_of(text)?, base)),
     }
+}
+
+/// A name with the nodes' domain, if it has none.
+fn complete(name: &str, base: &str) -> String {
+    if name.contains('.') { name.to_owned() } else { format!("{name}.{base}") }
 }
 
 /// A domain name as it is kept.

@@ -316,7 +316,7 @@ impl Server {
             key: applicant.key,
             disco: DiscoPublic::ZERO,
             user: grant.user,
-            name: self.registry.free_name(&NodeName::sanitised(&applicant.hostinfo.hostname), None),
+            name: self.registry.free_name(&NodeName::sanitised(&applicant.hostinfo.hostname), None, |name| self.is_recorded(name)),
             renamed: false,
             v4,
             v6,

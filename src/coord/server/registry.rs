@@ -228,9 +228,9 @@ impl Registry {
         Some(node)
     }
 
-    /// The wanted name, or with the first free `-1`, `-2` ... if another node has it.
-    pub(super) fn free_name(&self, wanted: &NodeName, holder: Option<NodeId>) -> NodeName {
-        let free = |name: &NodeName| self.by_name.get(name).is_none_or(|id| Some(*id) == holder);
+    /// The wanted name, or with the first free `-1`, `-2` ... if another node has it, or it is `taken` otherwise.
+    pub(super) fn free_name(&self, wanted: &NodeName, holder: Option<NodeId>, taken: impl Fn(&NodeName) -> bool) -> NodeName {
+        let free = |name: &NodeName| self.by_name.get(name).map_or_else(|| !taken(name), |id| Some(*id) == holder);
         if free(wanted) {
             return wanted.clone();
         }

@@ -99,7 +99,7 @@ impl Server {
             kept.hostname.clone_from(&node.hostinfo.hostname);
         }
         if kept.hostname != node.hostinfo.hostname && !node.renamed {
-            node.name = self.registry.free_name(&NodeName::sanitised(&kept.hostname), Some(node.id));
+            node.name = self.registry.free_name(&NodeName::sanitised(&kept.hostname), Some(node.id), |name| self.is_recorded(name));
         }
         node.advertised = advertised(&reported.routable_ips);
         node.hostinfo = kept;

@@ -50,6 +50,9 @@ impl Server {
         if self.registry.name_holder(name).is_some_and(|holder| holder != id) {
             return Err(CommandError::Conflict(format!("another node is named {name}: rename that one first")));
         }
+        if self.is_recorded(name) && self.registry.name_holder(name).is_none() {
+            return Err(CommandError::Conflict(format!("the DNS settings have a record or an alias {name}: remove that one first")));
+        }
         self.change(at, id, |node| {
             node.name = name.clone();
             node.renamed = true;
