@@ -4,6 +4,7 @@ use hickory_proto::op::{Edns, Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
+use super::layout;
 use super::{Found, NEGATIVE_TTL, TTL, Table, Upstream, Want};
 
 /// The longest question that is read, and the longest datagram that is sent.
@@ -12,7 +13,7 @@ pub const MAX_MESSAGE: usize = 4096;
 const PLAIN_SIZE: u16 = 512;
 /// What we say that we take.
 const OWN_SIZE: u16 = 4095;
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 
 /// What becomes of a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,14 +106,17 @@ fn authority(table: &Table) -> Record {
     Record::from_rdata(zone, ttl, RData::SOA(soa))
 }
 
-/// A reply without contents, made from the question's bytes so that it can be made of anything: header, and the question if it reads.
+/// A reply without contents, made from the question's bytes so that it can be made of anything: header, and the question if it reads and is one.
 fn refusal(question: &[u8], code: ResponseCode) -> Vec<u8> {
     let id = question.first_chunk::<2>().copied().map_or(0, u16::from_be_bytes);
     let mut reply = Message::error_msg(id, OpCode::Query, code);
     reply.metadata.recursion_available = true;
     if let Ok(message) = Message::from_vec(question) {
         reply.metadata.recursion_desired = message.metadata.recursion_desired;
-        reply.queries = message.queries;
+        // Many of them may unfold to more than a message holds.
+        if message.queries.len() == 1 {
+            reply.queries = message.queries;
+        }
     }
     reply.to_vec().unwrap_or_default()
 }
@@ -136,29 +140,33 @@ pub fn with_id(message: &[u8], id: u16) -> Vec<u8> {
     message
 }
 
-/// Whether a message from a server is a reply to a question: the same number, the same question. Both carry the number that the server
-/// was asked with.
+/// Whether a message from a server is a reply to a question, and whole: the same number, the same question. Both carry the number that the
+/// server was asked with.
 pub fn is_reply_to(reply: &[u8], question: &[u8]) -> bool {
-    if reply.len() < HEADER || !is_response(reply) || reply.first_chunk::<2>() != question.first_chunk::<2>() {
+    if !is_response(reply) || reply.first_chunk::<2>() != question.first_chunk::<2>() || !layout::is_whole(reply) {
         return false;
     }
-    match (Message::from_vec(reply), Message::from_vec(question)) {
-        (Ok(reply), Ok(question)) => reply.queries == question.queries,
+    match (layout::question(reply), layout::question(question)) {
+        // Lengths of labels are no letters.
+        (Some(replied), Some(asked)) => replied.eq_ignore_ascii_case(asked),
         _ => false,
     }
 }
 
 /// A reply as it fits into a datagram for who asked: if it is too long, cut down to what says so, so that the question comes again by TCP.
 pub fn fitted(reply: Vec<u8>, question: &[u8]) -> Vec<u8> {
-    let size =
-        Message::from_vec(question).ok().and_then(|message| message.edns).map_or(PLAIN_SIZE, |edns| edns.max_payload().max(PLAIN_SIZE));
+    let asked = Message::from_vec(question).ok();
+    let edns = asked.as_ref().and_then(|message| message.edns.as_ref());
+    let size = edns.map_or(PLAIN_SIZE, |edns| edns.max_payload().max(PLAIN_SIZE));
     if reply.len() <= usize::from(size).min(MAX_MESSAGE) {
         return reply;
     }
-    match Message::from_vec(&reply) {
-        Ok(message) => message.truncate().to_vec().unwrap_or_else(|_| failed(question)),
-        Err(_) => failed(question),
-    }
+    let Some(asked) = asked else { return failed(question) };
+    let mut cut = reply_to(&asked);
+    let flag = |byte: usize, flag: u8| reply.get(byte).is_some_and(|flags| flags & flag != 0);
+    (cut.metadata.truncation, cut.metadata.authoritative) = (true, flag(2, 0x04));
+    cut.metadata.response_code = ResponseCode::from(0, reply.get(3).copied().unwrap_or_default() & 0x0f);
+    cut.to_vec().unwrap_or_else(|_| failed(question))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! What is below a suffix of ours and unknown does not exist; nobody else is asked about it. What belongs to nobody goes to the coordinator's
 //! resolvers, or the machine's own where it names none.
 
+mod layout;
 mod message;
 pub mod system;
 mod table;

@@ -1,6 +1,6 @@
 //! What names mean.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::ident::{is_mesh_address, reversed};
@@ -153,17 +153,17 @@ impl Table {
             }
             table.names.entry(name).or_insert(host.addresses);
         }
-        let nodes: HashSet<String> = table.names.keys().cloned().collect();
+        let mut recorded: HashMap<String, Vec<IpAddr>> = HashMap::new();
         for (name, address) in records.extra {
             let name = plain(&name);
             let (place, name) = match name.strip_prefix("*.") {
                 Some(parent) => (&mut table.below, parent.to_owned()),
                 // A node's name is the node's.
-                None if nodes.contains(&name) => continue,
+                None if table.names.contains_key(&name) => continue,
                 None => {
                     // An address that has several names has the first one backwards, a node's the node's.
                     table.reverse.entry(address).or_insert_with(|| name.clone());
-                    (&mut table.names, name)
+                    (&mut recorded, name)
                 }
             };
             let addresses: &mut Vec<IpAddr> = place.entry(name).or_default();
@@ -171,6 +171,7 @@ impl Table {
                 addresses.push(address);
             }
         }
+        table.names.extend(recorded);
         table
     }
 
@@ -187,9 +188,14 @@ impl Table {
     /// Looks a whole name up, with or without its final dot.
     pub fn look_up(&self, name: &str, want: Want) -> Found<'_> {
         let name = plain(name);
-        if name.is_empty() || name.len() > MAX_NAME || name.split('.').any(|label| label.is_empty() || label.len() > MAX_LABEL) {
-            // The root is somebody else's; what is no name is nobody's.
-            return if name.is_empty() { Found::Elsewhere(&self.resolvers) } else { Found::NoSuchName };
+        if name.is_empty() {
+            // The root is somebody else's.
+            return Found::Elsewhere(&self.resolvers);
+        }
+        // What is no name is nobody's. One with characters that are written as several (RFC 1035, section 5.1) has been measured when it was read.
+        let is_short = |name: &str| name.len() <= MAX_NAME && name.split('.').all(|label| !label.is_empty() && label.len() <= MAX_LABEL);
+        if !name.contains('\\') && !is_short(&name) {
+            return Found::NoSuchName;
         }
         if name == "onion" || name.ends_with(".onion") {
             return Found::NoSuchName;

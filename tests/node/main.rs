@@ -30,4 +30,5 @@ mod session;
 mod subnet;
 mod system;
 mod trial;
+mod upstreams;
 mod world;

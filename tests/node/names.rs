@@ -95,9 +95,9 @@ pub(crate) fn start_name_server(machine: &Machine, address: &'static str) {
 }
 
 /// Runs a node on a machine whose `/etc` is a directory of the test's; the directory, and the process.
-fn run_with_own_etc(machine: &mut Machine, resolv_conf: &str) -> (PathBuf, String) {
+pub(crate) fn run_with_own_etc(machine: &mut Machine, resolv_conf: &str) -> (PathBuf, String) {
     let etc = machine.path("etc");
-    std::fs::create_dir(&etc).unwrap();
+    std::fs::create_dir_all(&etc).unwrap();
     std::fs::write(etc.join("resolv.conf"), resolv_conf).unwrap();
     std::fs::write(etc.join("nsswitch.conf"), "hosts: files dns\n").unwrap();
     for file in ["passwd", "group"] {

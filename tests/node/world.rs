@@ -78,9 +78,14 @@ impl Machine {
         other.sh(&format!("ip addr add {other_address} dev {other_interface} && ip link set {other_interface} up"));
     }
 
+    /// The file of its network namespace.
+    pub(crate) fn namespace(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
     /// Runs something on a thread that is inside.
     pub(crate) fn inside<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> std::thread::JoinHandle<T> {
-        let file = std::fs::File::open(format!("/run/netns/{}", self.name)).unwrap();
+        let file = std::fs::File::open(self.namespace()).unwrap();
         std::thread::spawn(move || {
             move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network)).unwrap();
             job()

@@ -4,6 +4,7 @@
 
 mod derp;
 mod disco;
+mod dns;
 mod frame;
 mod messages;
 mod noise;

@@ -3,6 +3,7 @@
 //! It hears what programs here send to these addresses of the tunnel's, and not the LAN; what comes from the mesh for them, the packet filter
 //! drops. A question costs a task while others are asked about it; beyond [`IN_FLIGHT`] of them questions are dropped, and come again.
 
+mod asked;
 mod forward;
 mod over_http;
 mod peer_api;
@@ -10,6 +11,7 @@ mod program;
 mod resolv_conf;
 mod system;
 
+use asked::Asked;
 use forward::Way;
 use over_http::HttpClient;
 pub(in crate::sys) use peer_api::PeerApi;
@@ -50,6 +52,7 @@ struct Known {
 struct Shared {
     known: Arc<RwLock<Known>>,
     http: HttpClient,
+    asked: Asked,
     in_flight: Arc<Semaphore>,
     connections: Arc<Semaphore>,
 }
@@ -111,6 +114,7 @@ impl NameServer {
         let known = Arc::<RwLock<Known>>::default();
         let shared = Arc::new(Shared {
             http: HttpClient::new(known.clone()),
+            asked: Asked::default(),
             known,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -185,7 +189,8 @@ impl Shared {
         } else {
             (servers.into_iter().filter(|server| !is_own(server)).collect(), Way::Routed)
         };
-        forward::ask(&self.http, &servers, question, way, by_tcp).await.unwrap_or_else(|| failed(question))
+        let reply = self.asked.once(question, by_tcp, forward::ask(&self.http, &servers, question, way, by_tcp)).await;
+        reply.unwrap_or_else(|| failed(question))
     }
 }
 
@@ -254,5 +259,27 @@ fn unspecified(like: IpAddr) -> SocketAddr {
     match like {
         IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_form_of_the_resolvers_own_address_is_asked() {
+        for own in [
+            "100.100.100.100",
+            "100.100.100.100:5353",
+            "fd7a:115c:a1e0::53",
+            "[fd7a:115c:a1e0::53]:53",
+            "::ffff:100.100.100.100",
+            "[::ffff:6464:6464]:53",
+        ] {
+            assert!(is_own(&Upstream::read(own).unwrap()), "{own}");
+        }
+        for other in ["100.100.100.101", "fd7a:115c:a1e0::54", "::ffff:100.100.100.101", "https://dns.test/dns-query", "100.64.0.1"] {
+            assert!(!is_own(&Upstream::read(other).unwrap()), "{other}");
+        }
     }
 }
