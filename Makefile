@@ -12,7 +12,7 @@ TEST_PACKAGES := miniupnpd-nftables nginx
 NAME_PACKAGES := systemd-resolved resolvconf openresolv
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := noise map_stream requests policy derp disco stun portmap
+FUZZ_TARGETS := noise map_stream requests policy derp disco stun portmap dns
 
 .PHONY: help deps test-deps build demo demo-down check test peers interop nat-matrix bench bench-coord bench-relay fuzz clean
 

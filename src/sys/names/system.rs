@@ -23,6 +23,8 @@ const RESOLVED_SOCKET: &str = "/run/systemd/resolve/io.systemd.Resolve";
 /// Where the two programs keep records.
 const RECORDS: [(Resolvconf, &str); 2] =
     [(Resolvconf::Debian, "/run/resolvconf/interface"), (Resolvconf::Open, "/run/resolvconf/interfaces")];
+/// A directory for each link.
+const LINKS: &str = "/sys/class/net";
 const DNS_PORT: u16 = 53;
 /// How often systemd-resolved is asked whether the link still has its server.
 const ASK_EVERY: Duration = Duration::from_secs(15);
@@ -126,6 +128,8 @@ impl System {
         match led.manager {
             Manager::File if is_another_networks(Path::new(PATH)) => Ok(()),
             Manager::File => self.file.give_back().map(drop),
+            // What it was told of a link goes with that.
+            Manager::Resolved if !Path::new(LINKS).join(&self.interface).exists() => Ok(()),
             Manager::Resolved => self.resolvectl(&["revert", &self.interface]).map(drop),
             Manager::Resolvconf(kind) => self.remove_record(kind),
         }

@@ -66,6 +66,10 @@ pub struct Figures {
     pub ping_idle_p99: Vec<f64>,
     pub ping_loaded_p50: Vec<f64>,
     pub ping_loaded_p99: Vec<f64>,
+    /// Microseconds for a name, and thousands of names a second.
+    pub name_p50: Vec<f64>,
+    pub name_p99: Vec<f64>,
+    pub names: Vec<f64>,
     pub memory_kib: Vec<f64>,
 }
 
@@ -74,7 +78,7 @@ pub fn median(values: &[f64]) -> f64 {
     percentile(values, 0.5)
 }
 
-fn percentile(values: &[f64], part: f64) -> f64 {
+pub fn percentile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let last = sorted.len().saturating_sub(1);

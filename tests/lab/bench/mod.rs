@@ -7,6 +7,7 @@
 #[allow(dead_code, reason = "shared with the engine's tests")]
 mod machines;
 mod measure;
+mod names;
 mod report;
 mod subject;
 
@@ -48,7 +49,7 @@ pub fn run(dir: &Path, options: &Options) -> Done {
         return Err(format!("the bench {reason}"));
     }
     let (a, b) = machines::pair();
-    let mut subjects = vec![Subject::bare()];
+    let mut subjects = vec![Subject::bare(names::Asked::echo(&a)?)];
     if let Some(binary) = &options.binary {
         subjects.push(Subject::mesh(binary, &dir.join("bench"), &a, &b)?);
     }
@@ -69,6 +70,7 @@ pub fn run(dir: &Path, options: &Options) -> Done {
             figures.tcp(&load, 4)?;
             figures.udp(&load)?;
             figures.ping_loaded(&load)?;
+            figures.names(&a, subject.asked.as_ref(), options.seconds)?;
             figures.memory(subject.memory());
         }
     }

@@ -11,7 +11,7 @@ pub struct Report(Vec<(String, Figures)>);
 
 type Row = (&'static str, &'static str, fn(&Figures) -> f64);
 
-const ROWS: [Row; 10] = [
+const ROWS: [Row; 13] = [
     ("TCP, 1 stream", "Gbit/s", |f| median(&f.tcp_1)),
     ("TCP, 4 streams", "Gbit/s", |f| median(&f.tcp_4)),
     ("CPU, 1 stream", "s/Gbit", |f| median(&f.cpu)),
@@ -21,10 +21,13 @@ const ROWS: [Row; 10] = [
     ("           p99", "ms", |f| median(&f.ping_idle_p99)),
     ("ping loaded, p50", "ms", |f| median(&f.ping_loaded_p50)),
     ("             p99", "ms", |f| median(&f.ping_loaded_p99)),
+    ("a name, p50", "us", |f| median(&f.name_p50)),
+    ("        p99", "us", |f| median(&f.name_p99)),
+    ("names, 64 at once", "1000/s", |f| median(&f.names)),
     ("memory", "MiB", |f| median(&f.memory_kib) / 1024.0),
 ];
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 13] = [
     "tcp_1_gbit",
     "tcp_4_gbit",
     "cpu_s_per_gbit",
@@ -34,6 +37,9 @@ const KEYS: [&str; 10] = [
     "ping_idle_p99_ms",
     "ping_loaded_p50_ms",
     "ping_loaded_p99_ms",
+    "name_p50_us",
+    "name_p99_us",
+    "names_thousand_per_s",
     "memory_mib",
 ];
 

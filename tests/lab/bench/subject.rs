@@ -13,6 +13,7 @@ use pvemesh::sys::engine::Engine;
 
 use super::machines::{Machine, ip};
 use super::measure::{Running, bound, start};
+use super::names::Asked;
 use crate::run::{Done, output};
 use crate::standin::lxc::until;
 
@@ -21,6 +22,8 @@ pub struct Subject {
     pub name: String,
     /// The far end's address this way.
     pub target: String,
+    /// Whom the near machine asks for names, if there is anybody.
+    pub asked: Option<Asked>,
     processes: Vec<Running>,
     /// Files and directories that outlive their program.
     files: Vec<PathBuf>,
@@ -98,8 +101,8 @@ pub fn engine(options: &EngineOptions) -> Done {
 }
 
 impl Subject {
-    pub fn bare() -> Self {
-        Self { name: "bare veth".into(), target: "192.0.2.2".into(), processes: Vec::new(), files: Vec::new() }
+    pub fn bare(asked: Asked) -> Self {
+        Self { name: "bare veth".into(), target: "192.0.2.2".into(), asked: Some(asked), processes: Vec::new(), files: Vec::new() }
     }
 
     /// The real program: a coordinator and a node on the near machine, a node on the far one. Their state lies in `dir`.
@@ -119,7 +122,8 @@ impl Subject {
             let binary = binary.clone();
             machine.run(move || output(bound(binary).args(line.split_whitespace()), &format!("pvemesh {line}")))
         };
-        let mut subject = Self { name: "pvemesh".into(), target: String::new(), processes: Vec::new(), files: Vec::new() };
+        let mut subject =
+            Self { name: "pvemesh".into(), target: String::new(), asked: Some(Asked::node()), processes: Vec::new(), files: Vec::new() };
         let serve = format!("coordinator serve --url {url} --listen 192.0.2.1:8080 --state-dir {} --socket {admin}", at("coordinator"));
         let coordinator = background(a, "coordinator.log", serve)?;
         if !until(LIMIT, || UnixStream::connect(&admin).is_ok()) {
@@ -153,13 +157,14 @@ impl Subject {
             processes.push(start(machine, command)?);
         }
         answers(a, "100.64.0.2")?;
-        Ok(Self { name: "pvemesh engine".into(), target: "100.64.0.2".into(), processes, files: Vec::new() })
+        Ok(Self { name: "pvemesh engine".into(), target: "100.64.0.2".into(), asked: None, processes, files: Vec::new() })
     }
 
     /// Another userspace WireGuard, configured through its socket in /var/run/wireguard.
     pub fn other(program: &Path, n: usize, a: &Machine, b: &Machine) -> Done<Self> {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut subject = Self { name: name.clone(), target: format!("10.88.{n}.2"), processes: Vec::new(), files: Vec::new() };
+        let mut subject =
+            Self { name: name.clone(), target: format!("10.88.{n}.2"), asked: None, processes: Vec::new(), files: Vec::new() };
         for (machine, own) in [(a, 1_u8), (b, 2)] {
             let interface = format!("pvlb{n}{own}");
             let mut command = bound(program);
