@@ -205,7 +205,7 @@ fn a_hundred_thousand_names_are_looked_up_in_microseconds() {
         assert_eq!(table.look_up(&name, Want::A), Found::Addresses(vec![address(n)]), "{name}");
         assert_eq!(
             table.look_up(&pvemesh::ident::reverse_name(address(n)), Want::Ptr),
-            Found::Name(&name.to_lowercase().trim_end_matches('.').to_owned())
+            Found::Name(name.to_lowercase().trim_end_matches('.'))
         );
         assert_eq!(table.look_up(&format!("a.b.c.nobody-{n}.mesh.test"), Want::A), Found::NoSuchName);
         asked += 3;

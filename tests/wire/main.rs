@@ -1,6 +1,14 @@
 //! The control protocol's bytes: recorded vectors, round trips, and mangled input.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "test code"
+)]
 
 mod derp;
 mod disco;
