@@ -7,6 +7,7 @@ mod id;
 mod key;
 mod name;
 mod prefix_map;
+mod via;
 
 pub use address::{AddressPlan, CGNAT_V4, CHROMEOS_V4, QUAD100_V4, QUAD100_V6, ULA_V6, is_mesh_address};
 pub use id::{NodeId, RegionId, StableId, UserId, Vmid};
@@ -15,3 +16,4 @@ pub use key::{
 };
 pub use name::{NameError, NodeName};
 pub use prefix_map::PrefixMap;
+pub use via::{VIA_V6, Via};
