@@ -5,7 +5,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// fd7a:115c:a1e0:b1a::/64, where all sites are.
 pub const VIA_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0x0b1a, 0, 0, 0, 0), 64);
@@ -27,6 +27,11 @@ impl Via {
         let length = prefix.prefix_len().checked_sub(BEFORE_V4)?;
         let (site, address) = Self::parts(prefix.addr())?;
         Ipv4Net::new(address, length).ok().map(|v4| Self { site, v4 })
+    }
+
+    /// Whether a network has to do with sites and is none of one site: nothing can be carried by it.
+    pub fn is_too_wide(net: &IpNet) -> bool {
+        matches!(net, IpNet::V6(prefix) if VIA_V6.contains(prefix) && Self::of(*prefix).is_none())
     }
 
     /// The prefix that stands for it.
@@ -75,6 +80,7 @@ mod tests {
     fn what_is_wider_than_a_site_or_elsewhere_stands_for_none() {
         for prefix in ["fd7a:115c:a1e0:b1a::/64", "fd7a:115c:a1e0:b1a::/95", "fd7a:115c:a1e0:b1b::/96", "fd7a:115c:a1e0::1/128"] {
             assert_eq!(Via::of(prefix.parse().unwrap()), None, "{prefix}");
+            assert_eq!(Via::is_too_wide(&prefix.parse().unwrap()), prefix.contains("b1a::"), "{prefix}");
         }
         let address = "fd7a:115c:a1e0:b1a:0:7:c0a8:102".parse().unwrap();
         assert_eq!(Via::parts(address), Some((7, Ipv4Addr::new(192, 168, 1, 2))));

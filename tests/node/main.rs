@@ -26,6 +26,7 @@ mod manners;
 mod names;
 mod scripted;
 mod session;
+mod sites;
 mod subnet;
 mod trial;
 mod world;

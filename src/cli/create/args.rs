@@ -128,8 +128,8 @@ pub(in crate::cli) struct NodeArgs {
 pub(in crate::cli) struct CreateSubnetRouter {
     #[command(flatten)]
     pub(super) node: NodeArgs,
-    /// A network that the node makes reachable, or `auto` for the one it stands in: that of --ip, or the host's on the bridge. Several times
-    /// for several.
+    /// A network that the node makes reachable, or `auto` for the one it stands in: that of --ip, or the host's on the bridge. The
+    /// prefix that `node via` prints makes a network reachable as that of a site. Several times for several.
     #[arg(long, value_name = "CIDR", required = true)]
     pub(super) route: Vec<String>,
     /// Give what enters these networks the node's own address there, so that their machines need no route back. With `false` they see who it

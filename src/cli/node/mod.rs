@@ -5,6 +5,7 @@ mod netcheck;
 mod ping;
 mod show;
 mod up;
+mod via;
 mod whois;
 
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
 use super::{Exit, Failure, Output};
-use crate::ident::NodeName;
+use crate::ident::{NodeName, Via};
 use crate::node::{DEFAULT_INTERFACE, PrefsChange, Tag};
 use crate::sys::daemon::{self, DEFAULT_STATE_DIR, Options};
 use crate::sys::local_api::{Client, DEFAULT_SOCKET, LocalError};
@@ -58,6 +59,16 @@ enum Command {
     Whois {
         /// An address, with or without a port.
         address: String,
+    },
+    /// Print the IPv6 prefix by which the network of a site is advertised and reached, so that sites may use the same IPv4 addresses; or, from a prefix,
+    /// site and network.
+    Via {
+        /// The site's number, yours to choose; or a prefix.
+        #[arg(value_name = "SITE|PREFIX")]
+        site: String,
+        /// The network there.
+        #[arg(value_name = "CIDR")]
+        network: Option<String>,
     },
     /// Names of the mesh.
     #[command(subcommand)]
@@ -114,7 +125,7 @@ struct Wishes {
     /// Offer to carry other nodes' internet traffic.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     advertise_exit_node: Option<bool>,
-    /// Offer to carry these networks, separated by commas; empty for none.
+    /// Offer to carry these networks, separated by commas; empty for none. The prefix that `node via` prints offers a network as that of a site.
     #[arg(long, value_name = "CIDRS")]
     advertise_routes: Option<String>,
     /// Give what enters these networks this node's own address there, so that their machines need no route back (the default). What leaves an
@@ -173,10 +184,12 @@ fn routes(text: &str) -> Result<Vec<IpNet>, Failure> {
     words
         .map(|word| {
             let net: IpNet = word.parse().map_err(|_| wrong(word, "is not a network"))?;
-            if net.trunc() == net {
-                Ok(net)
-            } else {
+            if net.trunc() != net {
                 Err(wrong(word, &format!("has bits behind its prefix; did you mean {}?", net.trunc())))
+            } else if Via::is_too_wide(&net) {
+                Err(wrong(word, "is wider than a site (`pvemesh node via` prints the prefix of a site's network)"))
+            } else {
+                Ok(net)
             }
         })
         .collect()
@@ -216,6 +229,7 @@ pub(super) async fn run(node: &Node, output: &Output) -> Result<(), Failure> {
         Command::Ping(ping) => ping::run(ping, &client, output).await,
         Command::Netcheck => netcheck::run(&client, output).await,
         Command::Whois { address } => whois::run(address, &client, output).await,
+        Command::Via { site, network } => via::run(site, network.as_deref(), output),
         Command::Dns(dns) => dns::run(dns, &client, output).await,
         Command::Set(wishes) => {
             let prefs = client.set(&wishes.change()?).await.map_err(|e| unreached("change the preferences", &e))?;
@@ -318,5 +332,7 @@ mod tests {
         assert_eq!(routes("10.0.0.0/8, fd00::/8").unwrap().len(), 2);
         assert!(routes("192.168.1.5/24").unwrap_err().happened.contains("192.168.1.0/24"));
         assert_eq!(routes("10.0.0.0").unwrap_err().exit, Exit::Usage);
+        assert_eq!(routes("fd7a:115c:a1e0:b1a:0:7:192.168.1.0/120").unwrap(), ["fd7a:115c:a1e0:b1a:0:7:c0a8:100/120".parse().unwrap()]);
+        assert!(routes("fd7a:115c:a1e0:b1a::/64").unwrap_err().happened.contains("wider than a site"));
     }
 }

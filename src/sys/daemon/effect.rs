@@ -179,6 +179,7 @@ impl Effect {
         if let (Some(api), Some((_, filter))) = (&self.peer_api, &self.filter) {
             api.set_callers(callers(map, filter));
         }
+        engine.set_sites(&assembly.sites);
         engine.set_peers(&assembly.peers);
         if let Some(names) = &mut self.names {
             names.set(map, prefs, assembly.exit_node);

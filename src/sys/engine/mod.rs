@@ -24,6 +24,7 @@ mod socket;
 mod sockets;
 mod table;
 mod timers;
+mod translation;
 
 use std::io;
 use std::net::SocketAddr;
@@ -43,6 +44,7 @@ pub use relays::Outgoing;
 use relays::Relays;
 use sockets::Sockets;
 use table::{Registry, Table};
+use translation::Translation;
 
 use super::offload::Tun;
 use crate::filter::{Filter, Flows};
@@ -50,6 +52,7 @@ use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::PeerConfig;
 use crate::path::{self, Pong, Unreached, Way};
 use crate::time::{Time, Wall};
+use crate::tunnel::translate::SitesConfig;
 use crate::tunnel::{Gate, Strangers};
 
 /// What an engine is started with.
@@ -101,6 +104,7 @@ struct Shared {
     table: RwLock<Arc<Table>>,
     filter: RwLock<Arc<Filter>>,
     flows: Mutex<Flows>,
+    translation: Translation,
     counters: counters::Shared,
     strangers: Mutex<Strangers>,
     probing: Probing,
@@ -204,6 +208,7 @@ impl Engine {
             table: RwLock::default(),
             filter: RwLock::default(),
             flows: Mutex::default(),
+            translation: Translation::new(options.mtu),
             counters: counters::Shared::default(),
             strangers: Mutex::default(),
             probing,
@@ -247,6 +252,11 @@ impl Engine {
     /// Replaces the packet filter. Before the first one nothing is let in but answers.
     pub fn set_filter(&self, filter: impl Into<Arc<Filter>>) {
         *self.shared.filter.write().unwrap_or_else(PoisonError::into_inner) = filter.into();
+    }
+
+    /// Replaces the sites whose networks this node carries. Before the first ones nothing is translated.
+    pub fn set_sites(&self, config: &SitesConfig) {
+        self.shared.translation.set(config);
     }
 
     /// How each peer is doing.

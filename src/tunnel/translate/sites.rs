@@ -44,6 +44,13 @@ impl Sites {
         self.routes.iter().any(|net| net.contains(&address))
     }
 
+    /// Where a packet goes, if that is a machine at a site behind this node.
+    pub fn destination(&self, packet: &[u8]) -> Option<Ipv6Addr> {
+        packet.first().filter(|first| **first >> 4 == 6)?;
+        let destination = Ipv6Addr::from(*packet.get(24..)?.first_chunk::<16>()?);
+        self.contain(destination).then_some(destination)
+    }
+
     /// The site, and the machine's address there.
     pub(super) fn machine(&self, address: Ipv6Addr) -> Result<(u32, Ipv4Addr), Refusal> {
         let machine = Via::parts(address).filter(|_| self.contain(address));

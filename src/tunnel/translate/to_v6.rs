@@ -5,11 +5,13 @@ use super::header::{Fragment, V4, V6, is_first};
 use super::{FRAGMENT_HEADER, ICMP, Refusal, Sites, TCP, UDP, V4_HEADER, V6_HEADER, adjust, checksum_at, clamp, icmp};
 use crate::ident::Via;
 use crate::tunnel::checksum::Sum;
-use crate::tunnel::packet::{Layout, Segmentation, Transport, VirtioHeader, put, u16_at};
+use crate::tunnel::packet::{Layout, MAX_PACKET, Segmentation, Transport, VirtioHeader, put, u16_at};
 
 /// By how much a packet grows that is turned where it lies: the room it needs before it.
 pub const GROWTH: usize = V6_HEADER - V4_HEADER;
-/// The room before the transport header of a packet that is turned elsewhere.
+/// The room that any packet needs that is turned elsewhere.
+pub const ROOM: usize = FRONT + MAX_PACKET;
+/// What of it lies before the transport header.
 const FRONT: usize = V6_HEADER + FRAGMENT_HEADER;
 /// The most that an IPv4 error holds (RFC 1812, section 4.3.2.3).
 const MAX_ERROR: usize = 576;
@@ -92,8 +94,8 @@ fn virtio(header: &VirtioHeader, packet: &[u8], old: &V4, transport: Transport, 
     Some(turned)
 }
 
-/// Turns a whole packet, with right checksums, into one or several, which lie in `room` one after the other: each is to be used up in `emit`. `room` has to
-/// be 64 bytes longer than the packet, and twice the tunnel's MTU.
+/// Turns a whole packet, with right checksums, into one or several, which are made in `room`, of [`ROOM`] bytes, one after the other: each is to be used
+/// up in `emit`.
 ///
 /// # Errors
 ///

@@ -91,6 +91,7 @@ pub fn engine(options: &EngineOptions) -> Done {
         endpoints: vec![format!("192.0.2.{peer}:41641").parse().map_err(|_| "address")?],
         home: None,
         ends: None,
+        v4: None,
     }]);
     loop {
         std::thread::park();

@@ -133,7 +133,7 @@ fn a_larger_tunnel_tells_larger_sizes() {
     let sent = forth_v4(UDP, &udp((4000, 53), &payload(1600)));
     for (told, expected) in [(1480, 1500), (0, 1512), (8990, 9000), (9000, 9000)] {
         let packet = whole(v4(MACHINE, PEER_V4, ICMP, 0, &icmp(3, 4, told, &sent[..200])));
-        to_v6(&packet, &ORIGIN, &large, &mut vec![0; 70_000], |packet| assert_eq!(packet[44..48], u32::to_be_bytes(expected))).unwrap();
+        to_v6(&packet, &ORIGIN, &large, &mut vec![0; ROOM], |packet| assert_eq!(packet[44..48], u32::to_be_bytes(expected))).unwrap();
     }
 }
 

@@ -46,7 +46,7 @@ fn try_everything(bytes: &[u8]) {
         assert_eq!((packet[0] >> 4, usize::from(u16::from_be_bytes([packet[4], packet[5]])) + 40), (6, packet.len()));
         assert_eq!(packet[24..40], PEER_V6.octets());
     };
-    let mut room = vec![0; bytes.len() + 64 + 2 * usize::from(MTU)];
+    let mut room = vec![0; ROOM];
     let _ = to_v6(bytes, &ORIGIN, &sites, &mut room, fits);
     let _ = too_big(bytes, &sites, &mut room);
     let mut flows = Flows::default();

@@ -150,7 +150,7 @@ pub(super) fn turned(mut packet: Vec<u8>) -> Result<(Vec<u8>, Option<(Flow, Orig
 /// A packet turned to IPv6, in as many as it takes.
 pub(super) fn answered(packet: &[u8]) -> Result<Vec<Vec<u8>>, Refusal> {
     let mut found = Vec::new();
-    to_v6(packet, &ORIGIN, &sites(), &mut vec![0; 70_000], |packet| found.push(packet.to_vec()))?;
+    to_v6(packet, &ORIGIN, &sites(), &mut vec![0; ROOM], |packet| found.push(packet.to_vec()))?;
     Ok(found)
 }
 
