@@ -16,13 +16,13 @@ mod icmp;
 mod sites;
 #[cfg(test)]
 mod tests;
-mod to_v4;
-mod to_v6;
+mod v4;
+mod v6;
 
 pub use flows::{Flow, Flows, Origin};
 pub use sites::{Sites, SitesConfig};
-pub use to_v4::{Identifications, Turned, to_v4};
-pub use to_v6::{GROWTH, ROOM, to_v6, to_v6_in_place, too_big};
+pub use v4::{Identifications, Turned, to_v4};
+pub use v6::{GROWTH, ROOM, to_v6, to_v6_in_place, too_big};
 
 use super::checksum::Sum;
 use super::packet::{put, u16_at};

@@ -141,8 +141,11 @@ pub(super) fn back_v6(next: u8, body: &[u8]) -> Vec<u8> {
     whole(v6(MACHINE_V6, PEER_V6, next, body))
 }
 
+/// A conversation and where it came from.
+type Spoken = Option<(Flow, Origin)>;
+
 /// A packet turned to IPv4, and its conversation.
-pub(super) fn turned(mut packet: Vec<u8>) -> Result<(Vec<u8>, Option<(Flow, Origin)>), Refusal> {
+pub(super) fn turned(mut packet: Vec<u8>) -> Result<(Vec<u8>, Spoken), Refusal> {
     let Turned { range, flow } = to_v4(&mut packet, PEER_V4, &sites(), &Identifications::default())?;
     Ok((packet[range].to_vec(), flow))
 }
