@@ -219,7 +219,8 @@ fn own_v4(node: &Node) -> impl Iterator<Item = Ipv4Addr> {
     })
 }
 
-/// The networks of sites that this node carries ("4via6"). Nobody comes back into the mesh through them, nor to all machines of a network at once.
+/// The networks of sites that this node carries ("4via6"). Nobody comes back into the mesh through them, nor to all machines of a network
+/// at once.
 fn sites(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> SitesConfig {
     let v6 = |net: &IpNet| match net {
         IpNet::V6(net) => Some(net.trunc()),

@@ -156,8 +156,8 @@ fn the_same_address_at_two_sites_is_two_devices() {
         let begun = std::time::Instant::now();
         assert_eq!(sites.exchange(site), Some(seen.clone()));
         println!("{BULK} bytes there and back in {:?}", begun.elapsed());
-        // Answers that fit, that would fit if they stayed IPv4, that do not fit anyway, and questions in fragments from the start. The first of those
-        // that are too long is lost: the device is told what fits.
+        // Answers that fit, that would fit if they stayed IPv4, that do not fit anyway, and questions in fragments from the start. The
+        // first of those that are too long is lost: the device is told what fits.
         for length in [0, 1168, 1184, 1220, 4000] {
             let answered = wait_for("an answer", || sites.ask(site, length));
             assert_eq!(answered, seen, "{length} bytes");
@@ -259,4 +259,26 @@ fn nobody_reaches_a_router_from_inside_through_its_site() {
     wait_for("the wider route", || sites.world.laptop.sh("ip -6 route show table 52").contains("/96").then_some(()));
     wait_for("the device", || reach(DEVICE).then_some(()));
     assert!(!reach(own) && !reach("100.100.100.100") && !reach("127.0.0.1"));
+}
+
+#[test]
+fn a_policy_names_a_site_by_its_prefix() {
+    if !possible() {
+        return;
+    }
+    let sites = Sites::new();
+    let [first, second] = [1, 2].map(|site| prefix(&sites.second, site, LAN));
+    let policy = sites.world.coordinator.path("policy.hujson");
+    let text = format!(r#"{{"acls":[{{"action":"accept","src":["*"],"dst":["[{first}]:22","[{second}]:{PORT}"]}}]}}"#);
+    std::fs::write(&policy, text).unwrap();
+    sites.world.admin(&["policy", "set", policy.to_str().unwrap()]);
+    wait_for("the end of the way to the first site", || sites.ask(1, 100).is_none().then_some(()));
+    let connects = |site, port| {
+        let connecting = sites.world.laptop.inside(move || TcpStream::connect_timeout(&(at(site), port).into(), Duration::from_secs(1)));
+        connecting.join().unwrap().map(drop).map_err(|error| error.kind())
+    };
+    assert_eq!(connects(1, PORT), Err(std::io::ErrorKind::TimedOut));
+    assert_eq!(connects(1, 22), Err(std::io::ErrorKind::ConnectionRefused), "let through, and nobody is there");
+    assert_eq!(connects(2, CLOSED), Err(std::io::ErrorKind::TimedOut));
+    assert_eq!(connects(2, PORT), Ok(()));
 }

@@ -60,8 +60,8 @@ enum Command {
         /// An address, with or without a port.
         address: String,
     },
-    /// Print the IPv6 prefix by which the network of a site is advertised and reached, so that sites may use the same IPv4 addresses; or, from a prefix,
-    /// site and network.
+    /// Print the IPv6 prefix by which the network of a site is advertised and reached, so that sites may use the same IPv4 addresses; or,
+    /// from a prefix, site and network.
     Via {
         /// The site's number, yours to choose; or a prefix.
         #[arg(value_name = "SITE|PREFIX")]
@@ -125,7 +125,8 @@ struct Wishes {
     /// Offer to carry other nodes' internet traffic.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     advertise_exit_node: Option<bool>,
-    /// Offer to carry these networks, separated by commas; empty for none. The prefix that `node via` prints offers a network as that of a site.
+    /// Offer to carry these networks, separated by commas; empty for none. The prefix that `node via` prints offers a network as that of a
+    /// site.
     #[arg(long, value_name = "CIDRS")]
     advertise_routes: Option<String>,
     /// Give what enters these networks this node's own address there, so that their machines need no route back (the default). What leaves an

@@ -1,4 +1,5 @@
-//! Networks of sites behind this node ("4via6"): peers' packets turned to IPv4 on their way to the TUN, the answers to IPv6 on their way from it.
+//! Networks of sites behind this node ("4via6"): peers' packets turned to IPv4 on their way to the TUN, the answers to IPv6 on their way
+//! from it.
 
 use std::net::Ipv4Addr;
 use std::ops::Range;
@@ -60,8 +61,8 @@ impl Translation {
         self.flows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A packet from a peer with this IPv4 address, let in by the filter: where in its bytes the packet for the TUN lies. `None` if it is for a site and
-    /// cannot be turned.
+    /// A packet from a peer with this IPv4 address, let in by the filter: where in its bytes the packet for the TUN lies. `None` if it is
+    /// for a site and cannot be turned.
     pub(super) fn arriving(
         &self,
         shared: &Shared,
@@ -105,8 +106,8 @@ impl Translation {
 }
 
 impl Answering {
-    /// Turns one whole packet and emits what it becomes. Where that is too long its sender is told, and `true` returned: once is enough for all of a
-    /// super-packet.
+    /// Turns one whole packet and emits what it becomes. Where that is too long its sender is told, and `true` returned: once is enough for
+    /// all of a super-packet.
     pub(super) fn singly(&mut self, shared: &Shared, packet: &[u8], origin: &Origin, sites: &Sites, emit: impl FnMut(&mut [u8])) -> bool {
         self.0.resize(ROOM, 0);
         let Err(refusal) = to_v6(packet, origin, sites, &mut self.0, emit) else { return false };

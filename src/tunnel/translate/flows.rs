@@ -1,7 +1,7 @@
 //! Which conversations came in as IPv6, so that their answers leave as IPv6.
 //!
-//! A machine at a site answers the peer's IPv4 address. The same peer may talk to the same machine by plain IPv4, through a route of that family; the
-//! ports tell the two apart. Where they are the same, the family in which the peer spoke last has the answers.
+//! A machine at a site answers the peer's IPv4 address. The same peer may talk to the same machine by plain IPv4, through a route of that
+//! family; the ports tell the two apart. Where they are the same, the family in which the peer spoke last has the answers.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -17,7 +17,8 @@ const GENERATION: usize = 16_384;
 /// Packets in fragments that are on their way at a time.
 const FRAGMENTED: usize = 64;
 
-/// How long a flow is known after its last packet (RFC 6146, section 4: 2 h 4 min at least for TCP, 5 min, 60 s; conntrack decides for its own).
+/// How long a flow is known after its last packet (RFC 6146, section 4: 2 h 4 min at least for TCP, 5 min, 60 s; conntrack decides for its
+/// own).
 const TCP_IDLE: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
 const UDP_IDLE: Duration = Duration::from_secs(5 * 60);
 const ICMP_IDLE: Duration = Duration::from_secs(60);
@@ -77,7 +78,8 @@ fn idle(protocol: u8) -> Duration {
     }
 }
 
-/// What tells conversations apart in a transport header: source and destination port, or a ping's identifier, which stands for the one who asks.
+/// What tells conversations apart in a transport header: source and destination port, or a ping's identifier, which stands for the one who
+/// asks.
 fn ports(protocol: u8, segment: &[u8], echo: u8) -> Option<(u16, u16)> {
     match protocol {
         TCP | UDP => Some((u16_at(segment, 0)?, u16_at(segment, 2)?)),

@@ -73,8 +73,8 @@ pub(super) fn is_first(fragment: Option<Fragment>) -> bool {
 }
 
 impl V6 {
-    /// Reads the headers of a packet that may be cut short after them. `None` for what does not read, for a routing header that is not used up
-    /// (RFC 7915, section 5.1), and for headers behind a fragment's, which would have to be cut out of the fragments.
+    /// Reads the headers of a packet that may be cut short after them. `None` for what does not read, for a routing header that is not used
+    /// up (RFC 7915, section 5.1), and for headers behind a fragment's, which would have to be cut out of the fragments.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let header = bytes.first_chunk::<V6_HEADER>()?;
         if header.first()? >> 4 != 6 {
@@ -150,8 +150,8 @@ impl V6 {
 }
 
 impl V4 {
-    /// Reads the header of a packet that may be cut short after it. Options are passed over; `None` for what does not read, and for a packet that says by
-    /// which way it is to go and has not gone it (RFC 7915, section 4.1).
+    /// Reads the header of a packet that may be cut short after it. Options are passed over; `None` for what does not read, and for a
+    /// packet that says by which way it is to go and has not gone it (RFC 7915, section 4.1).
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let at = usize::from(bytes.first()? & 0xf) * 4;
         let header = bytes.get(..at).filter(|_| bytes.first().is_some_and(|first| first >> 4 == 4) && at >= V4_HEADER)?;

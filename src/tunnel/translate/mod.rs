@@ -1,12 +1,12 @@
 //! From IPv6 to IPv4 and back, for networks of sites that use the same IPv4 addresses ("4via6").
 //!
-//! A peer sends IPv6 packets to fd7a:115c:a1e0:b1a:0:SITE:a.b.c.d; the router that carries that prefix turns them into IPv4 packets from the peer's
-//! own IPv4 address to a.b.c.d, for the kernel to forward like any other. Headers are translated without state, by RFC 7915; what comes back is told
-//! from plain IPv4 by [`Flows`]. docs/decisions/4via6.md says what is left out, and why.
+//! A peer sends IPv6 packets to fd7a:115c:a1e0:b1a:0:SITE:a.b.c.d; the router that carries that prefix turns them into IPv4 packets from
+//! the peer's own IPv4 address to a.b.c.d, for the kernel to forward like any other. Headers are translated without state, by RFC 7915;
+//! what comes back is told from plain IPv4 by [`Flows`]. docs/decisions/4via6.md says what is left out, and why.
 //!
 //! * [`to_v4`] turns a packet from a peer, in place: IPv4's headers are shorter.
-//! * [`to_v6_in_place`] turns what comes back where it lies, super-packets too; [`to_v6`] what that cannot: ICMP, fragments, packets that get too
-//!   long.
+//! * [`to_v6_in_place`] turns what comes back where it lies, super-packets too; [`to_v6`] what that cannot: ICMP, fragments, packets that
+//!   get too long.
 //!
 //! The hop limit is left alone: the kernel that forwards the packet counts the hop.
 
@@ -78,8 +78,8 @@ fn adjust(segment: &mut [u8], protocol: u8, old: Sum, new: Sum) {
     }
 }
 
-/// Lowers the segment size that the opening of a TCP connection tells, so that packets of that size fit both ways (RFC 9293, section 3.7.1). Says how
-/// the sum of the header changed, which has the bytes of the checksum itself in it both times.
+/// Lowers the segment size that the opening of a TCP connection tells, so that packets of that size fit both ways (RFC 9293, section
+/// 3.7.1). Says how the sum of the header changed, which has the bytes of the checksum itself in it both times.
 fn clamp(segment: &mut [u8], limit: u16) -> Option<(Sum, Sum)> {
     let header = usize::from(*segment.get(12)? >> 4) * 4;
     let header = segment.get_mut(..header).filter(|header| header.get(13).is_some_and(|flags| flags & SYN != 0))?;

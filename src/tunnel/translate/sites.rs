@@ -63,7 +63,8 @@ impl Sites {
     }
 }
 
-/// Whether one machine on a network may have the address: not "this network", loopback, link-local, multicast, reserved or broadcast (RFC 6890).
+/// Whether one machine on a network may have the address: not "this network", loopback, link-local, multicast, reserved or broadcast (RFC
+/// 6890).
 fn is_someone(v4: Ipv4Addr) -> bool {
     let [first, ..] = v4.octets();
     first != 0 && first < 224 && !v4.is_loopback() && !v4.is_link_local()

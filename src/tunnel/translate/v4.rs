@@ -15,8 +15,8 @@ const MAY_FRAGMENT: usize = MIN_MTU as usize - (V6_HEADER - V4_HEADER);
 /// How many counters there are.
 const COUNTERS: usize = 256;
 
-/// Where the identifications of packets that may be fragmented come from (RFC 6864, section 4.1): counters, several, so that the packets of one flow are
-/// mostly counted one by one, and can be joined.
+/// Where the identifications of packets that may be fragmented come from (RFC 6864, section 4.1): counters, several, so that the packets of
+/// one flow are mostly counted one by one, and can be joined.
 #[derive(Debug)]
 pub struct Identifications([AtomicU16; COUNTERS]);
 

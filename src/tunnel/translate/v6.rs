@@ -32,8 +32,9 @@ impl Origin {
     }
 }
 
-/// Turns a packet or super-packet of TCP or UDP where it lies, from `start` of the buffer to its end. Its virtio-net header is made to fit, and says smaller
-/// segments where those of TCP would get too long. Returns where the packet begins now; `None` leaves all as it is, for [`to_v6`].
+/// Turns a packet or super-packet of TCP or UDP where it lies, from `start` of the buffer to its end. Its virtio-net header is made to fit,
+/// and says smaller segments where those of TCP would get too long. Returns where the packet begins now; `None` leaves all as it is, for
+/// [`to_v6`].
 pub fn to_v6_in_place(header: &mut VirtioHeader, buffer: &mut [u8], start: usize, origin: &Origin, sites: &Sites) -> Option<usize> {
     let packet = buffer.get(start..)?;
     let old = V4::read(packet).filter(|old| old.at + old.length == packet.len() && old.fragment.is_none())?;
@@ -94,8 +95,8 @@ fn virtio(header: &VirtioHeader, packet: &[u8], old: &V4, transport: Transport, 
     Some(turned)
 }
 
-/// Turns a whole packet, with right checksums, into one or several, which are made in `room`, of [`ROOM`] bytes, one after the other: each is to be used
-/// up in `emit`.
+/// Turns a whole packet, with right checksums, into one or several, which are made in `room`, of [`ROOM`] bytes, one after the other: each
+/// is to be used up in `emit`.
 ///
 /// # Errors
 ///
@@ -161,8 +162,8 @@ fn transport(segment: &mut [u8], old: &V4, new: &V6, segment_size: u16) -> Resul
     Ok(())
 }
 
-/// The error that tells the sender of an IPv4 packet what fits, as if from the peer it is for: the kernel takes none from its own addresses. Returns its
-/// length in `room`; `None` if the packet is one that no error answers.
+/// The error that tells the sender of an IPv4 packet what fits, as if from the peer it is for: the kernel takes none from its own
+/// addresses. Returns its length in `room`; `None` if the packet is one that no error answers.
 pub fn too_big(packet: &[u8], sites: &Sites, room: &mut [u8]) -> Option<usize> {
     let header = V4::read(packet).filter(|header| is_first(header.fragment))?;
     let segment = packet.get(header.at..)?;
