@@ -242,6 +242,12 @@ impl Connection {
         connection
     }
 
+    /// Answers a segment that belongs to no connection with RST (RFC 9293, section 3.10.7.1), unless it is one itself.
+    pub fn refuse(ends: Ends, now: Time, packet: &[u8], send: impl FnMut(Departure<'_>)) {
+        // A socket that is closed takes nothing, so it needs no room and its numbers are never used.
+        Self::new(ends, 1, 0, now).arrive(now, packet, &|| true, send);
+    }
+
     fn socket(&self) -> &Socket<'static> {
         self.sockets.get(self.handle)
     }

@@ -166,6 +166,21 @@ fn a_refused_connection_is_reset() {
 }
 
 #[test]
+fn a_segment_of_no_connection_is_answered_with_rst() {
+    for v6 in [false, true] {
+        let mut pair = Pair::new(v6, || false);
+        let mut packets = Vec::new();
+        pair.peers.depart(pair.now, &|| true, |d| packets.push(d.packet.to_vec()));
+        let mut answers = Vec::new();
+        Connection::refuse(ends(v6), pair.now, &packets[0], |d| answers.push(d.packet.to_vec()));
+        assert_eq!(answers.len(), 1);
+        pair.peers.arrive(pair.now, &answers[0], &|| true, |_| panic!("no answer to a reset"));
+        assert_eq!(pair.peers.state(), State::Over);
+        Connection::refuse(turned(ends(v6)), pair.now, &answers[0], |_| panic!("no answer to a reset"));
+    }
+}
+
+#[test]
 fn data_comes_through_a_link_that_loses_packets() {
     for seed in [3, 77, 4711] {
         let mut random: u32 = seed;

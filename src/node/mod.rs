@@ -7,6 +7,7 @@ mod assemble;
 mod auto_exit;
 mod config;
 mod exit;
+pub mod direction;
 mod health;
 mod names;
 mod network;

@@ -8,6 +8,7 @@ mod up;
 mod via;
 mod whois;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use ipnet::IpNet;
 use super::{Exit, Failure, Output};
 use crate::ident::{NodeName, Via};
 use crate::node::{DEFAULT_INTERFACE, PrefsChange, Tag};
-use crate::sys::daemon::{self, DEFAULT_STATE_DIR, Options};
+use crate::sys::daemon::{self, DEFAULT_STATE_DIR, Ground, Options};
 use crate::sys::local_api::{Client, DEFAULT_SOCKET, LocalError};
 
 /// The mesh node on this machine.
@@ -98,12 +99,31 @@ struct Place {
     /// Where keys and preferences are kept.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR, env = "PVEMESH_STATE_DIR")]
     state_dir: PathBuf,
-    /// The name of the TUN interface.
+    /// The name of the TUN interface; `userspace` for none: peers reach this machine and the networks behind it by ordinary sockets, local
+    /// programs reach the mesh by a proxy, and no rights are needed.
     #[arg(long, value_name = "NAME", default_value = DEFAULT_INTERFACE)]
     tun: String,
+    /// With `--tun userspace`, where a proxy listens that leads local programs into the mesh. It asks nobody who he is.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    socks5_server: Option<SocketAddr>,
+    /// The same for programs that speak HTTP; each of the two speaks both.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    outbound_http_proxy_listen: Option<SocketAddr>,
     /// The WireGuard UDP port; 0 for any.
     #[arg(long)]
     port: Option<u16>,
+}
+
+impl Place {
+    fn ground(&self) -> Result<Ground, Failure> {
+        let proxies: Vec<SocketAddr> = self.socks5_server.into_iter().chain(self.outbound_http_proxy_listen).collect();
+        let ground = Ground::read(&self.tun, proxies.clone());
+        if matches!(ground, Ground::Tun(_)) && !proxies.is_empty() {
+            let happened = "a proxy is for a node without a TUN; with one, programs reach the mesh without";
+            return Err(Failure::new("start the node", happened, "add `--tun userspace`, or leave the proxy out").exit(Exit::Usage));
+        }
+        Ok(ground)
+    }
 }
 
 /// Preferences as flags.
@@ -255,7 +275,7 @@ async fn serve(run: &Run, node: &Node, output: &Output) -> Result<(), Failure> {
     let options = Options {
         state_dir: run.place.state_dir.clone(),
         socket: node.socket.clone(),
-        interface: run.place.tun.clone(),
+        ground: run.place.ground()?,
         port: run.place.port,
         guest_config: run.guest_config.clone(),
         background: run.background,
@@ -263,7 +283,9 @@ async fn serve(run: &Run, node: &Node, output: &Output) -> Result<(), Failure> {
     daemon::run(options).await.map_err(|error| {
         let next = match &error {
             daemon::DaemonError::Running(_) => "use the one that runs, or give this one other --state-dir, --socket and --tun",
-            daemon::DaemonError::Engine(_) => "run as root; in a container, pass /dev/net/tun through (on Proxmox: `dev0: /dev/net/tun`)",
+            daemon::DaemonError::Engine(_) => {
+                "run as root; in a container, pass /dev/net/tun through (on Proxmox: `dev0: /dev/net/tun`), or do without by `--tun userspace`"
+            },
             daemon::DaemonError::Router(_) => "run as root (or with CAP_NET_ADMIN), on a kernel with policy routing and nftables",
             daemon::DaemonError::Guest { .. } | daemon::DaemonError::NoNode(_) => "correct the guest's configuration",
             _ => "see the message above; `-v` says more",

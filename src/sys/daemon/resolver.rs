@@ -7,6 +7,7 @@ use crate::coord::client::NetMap;
 use crate::names::{Records, Table};
 use crate::node::{ExitNode, Prefs, names};
 use crate::sys::names::{NameServer, PATH, ResolvConf, is_another_networks};
+use crate::sys::userspace::Dialer;
 
 /// Both, and what they were last told. Dropping it gives the machine its own file back.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(super) struct Resolver {
     /// The search domains, while the machine is to ask us.
     domains: Option<Vec<String>>,
     trouble: Option<String>,
+    /// The machine's programs ask somebody else: there is no address of ours they could reach.
+    private: bool,
 }
 
 /// Gives the machine back the file that a killed node has left ours in place of.
@@ -39,12 +42,21 @@ impl Resolver {
     /// Starts the resolver. Without one the node runs all the same; the log says why.
     pub(super) fn start(interface: &str) -> Option<Self> {
         match NameServer::start(interface) {
-            Ok(server) => Some(Self { server, file: ResolvConf::at(Path::new(PATH)), records: None, domains: None, trouble: None }),
+            Ok(server) => Some(Self::with(server, false)),
             Err(error) => {
                 tracing::warn!("names are not resolved on 100.100.100.100: {error}");
                 None
             }
         }
+    }
+
+    /// One for the programs in this process only, of a node without a TUN.
+    pub(super) fn in_process(dialer: Dialer) -> Self {
+        Self::with(NameServer::in_process(dialer), true)
+    }
+
+    fn with(server: NameServer, private: bool) -> Self {
+        Self { server, file: ResolvConf::at(Path::new(PATH)), records: None, domains: None, trouble: None, private }
     }
 
     /// Takes over what map and preferences mean for names.
@@ -54,7 +66,7 @@ impl Resolver {
             self.records = Some(records);
             self.tell();
         }
-        let wanted = prefs.accept_dns && (map.dns.proxied || !map.dns.resolvers.is_empty());
+        let wanted = prefs.accept_dns && !self.private && (map.dns.proxied || !map.dns.resolvers.is_empty());
         let domains = wanted.then(|| map.dns.domains.clone());
         if domains == self.domains {
             return;

@@ -194,10 +194,19 @@ impl Engine {
     ///
     /// See [`Engine::start`].
     pub fn start_with(options: EngineOptions, offload: bool) -> io::Result<Self> {
-        let sockets = Sockets::open(options.port, options.mark, offload)?;
         let tun = Tun::open(&options.interface, options.mtu, offload).map_err(|error| {
             io::Error::new(error.kind(), format!("cannot make the TUN interface {} through /dev/net/tun: {error}", options.interface))
         })?;
+        Self::start_on(tun, options, offload)
+    }
+
+    /// The same with something that behaves like a TUN.
+    ///
+    /// # Errors
+    ///
+    /// No UDP socket can be opened, or no thread started.
+    pub(in crate::sys) fn start_on(tun: Tun, options: EngineOptions, offload: bool) -> io::Result<Self> {
+        let sockets = Sockets::open(options.port, options.mark, offload)?;
         tracing::info!(interface = options.interface, port = sockets.main.port(), offload = ?tun.offload, "packet engine started");
         let probing = Probing::new(&options)?;
         let (stun, answers) = mpsc::channel(STUN_QUEUE);

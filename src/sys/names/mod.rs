@@ -4,11 +4,13 @@
 //! asked about it; beyond [`IN_FLIGHT`] of them questions are dropped, and come again.
 
 mod forward;
+mod lookup;
 mod over_http;
 mod peer_api;
 mod resolv_conf;
 
 use forward::Way;
+pub(in crate::sys) use lookup::Lookup;
 use over_http::HttpClient;
 pub(in crate::sys) use peer_api::PeerApi;
 pub(in crate::sys) use resolv_conf::{PATH, ResolvConf, is_another_networks};
@@ -26,6 +28,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::ident::{QUAD100_V4, QUAD100_V6};
+use crate::sys::dial::Stream;
+use crate::sys::userspace::Dialer;
 use crate::names::{MAX_MESSAGE, Table, Upstream, Verdict, answer, failed, fitted, refused};
 
 const PORT: u16 = 53;
@@ -48,6 +52,8 @@ struct Known {
 struct Shared {
     known: Arc<RwLock<Known>>,
     http: HttpClient,
+    /// What connects into the mesh where the system does not.
+    dialer: Option<Dialer>,
     in_flight: Arc<Semaphore>,
     connections: Arc<Semaphore>,
 }
@@ -56,7 +62,7 @@ struct Shared {
 #[derive(Debug)]
 pub(in crate::sys) struct NameServer {
     shared: Arc<Shared>,
-    tasks: [JoinHandle<()>; 2],
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Drop for NameServer {
@@ -87,15 +93,19 @@ impl NameServer {
         let listener = bound(interface, Type::STREAM, Protocol::TCP)?;
         listener.listen(16)?;
         let listener = TcpListener::from_std(listener.into())?;
-        let known = Arc::<RwLock<Known>>::default();
-        let shared = Arc::new(Shared {
-            http: HttpClient::new(known.clone()),
-            known,
-            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
-            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-        });
-        let tasks = [tokio::spawn(by_udp(shared.clone(), Arc::new(datagrams))), tokio::spawn(by_tcp(shared.clone(), listener))];
+        let shared = Shared::new(None);
+        let tasks = vec![tokio::spawn(by_udp(shared.clone(), Arc::new(datagrams))), tokio::spawn(by_tcp(shared.clone(), listener))];
         Ok(Self { shared, tasks })
+    }
+
+    /// One that listens nowhere, for a node without a TUN: the proxy asks it, and the peer API. Servers in the mesh it asks by `dialer`.
+    pub(in crate::sys) fn in_process(dialer: Dialer) -> Self {
+        Self { shared: Shared::new(Some(dialer)), tasks: Vec::new() }
+    }
+
+    /// For those who want addresses of names.
+    pub(in crate::sys) fn lookup(&self) -> Lookup {
+        Lookup(self.shared.clone())
     }
 
     /// For those who have questions of others.
@@ -135,6 +145,17 @@ fn is_own(server: &Upstream) -> bool {
 }
 
 impl Shared {
+    fn new(dialer: Option<Dialer>) -> Arc<Self> {
+        let known = Arc::<RwLock<Known>>::default();
+        Arc::new(Self {
+            http: HttpClient::new(known.clone(), dialer.clone()),
+            known,
+            dialer,
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        })
+    }
+
     /// The reply to a question; `None` if there is none to give.
     async fn reply(&self, question: &[u8], by_tcp: bool) -> Option<Vec<u8>> {
         let (table, fallback) = self.known();
@@ -155,7 +176,7 @@ impl Shared {
         let (servers, way) = if servers.is_empty() {
             (fallback.to_vec(), Way::Outside)
         } else {
-            (servers.into_iter().filter(|server| !is_own(server)).collect(), Way::Routed)
+            (servers.into_iter().filter(|server| !is_own(server)).collect(), Way::Routed(self.dialer.as_ref()))
         };
         forward::ask(&self.http, &servers, question, way, by_tcp).await.unwrap_or_else(|| failed(question))
     }
@@ -207,14 +228,14 @@ async fn converse(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// A message behind its length (RFC 1035, section 4.2.2).
-async fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+async fn read_message(stream: &mut impl Stream) -> io::Result<Vec<u8>> {
     let length = usize::from(stream.read_u16().await?);
     let mut message = vec![0; length];
     stream.read_exact(&mut message).await?;
     Ok(message)
 }
 
-async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+async fn write_message(stream: &mut impl Stream, message: &[u8]) -> io::Result<()> {
     let length = u16::try_from(message.len()).map_err(io::Error::other)?;
     let mut bytes = length.to_be_bytes().to_vec();
     bytes.extend_from_slice(message);

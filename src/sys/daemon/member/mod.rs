@@ -87,11 +87,11 @@ impl Member {
             disco: entropy::disco_key().map_err(DaemonError::Entropy)?,
             machine: surroundings::machine(),
             map: KeptMap::load(store, membership.state()),
-            effect: Effect::new(&options.interface, port).await?,
+            effect: Effect::new(&options.ground, port).await?,
             exit: Chooser::default(),
             watch: Watch::default(),
             session: Session::default(),
-            progress: Progress { interface: options.interface.clone(), ..Default::default() },
+            progress: Progress::default(),
             network: NetInfo::default(),
             seen: Vec::new(),
             nat: None,
@@ -102,10 +102,15 @@ impl Member {
             membership,
             options,
         };
+        member.progress = member.new_progress();
         if member.membership.prefs().want_running {
             member.go(Renew::No).await?;
         }
         Ok(member)
+    }
+
+    fn new_progress(&self) -> Progress {
+        Progress { interface: self.options.ground.interface().to_owned(), proxies: self.effect.proxies(), ..Default::default() }
     }
 
     /// What happens next; nothing, while the node takes no part.
@@ -348,7 +353,7 @@ impl Member {
         self.session.end();
         self.local = None;
         self.renewing = false;
-        self.progress = Progress { interface: self.options.interface.clone(), ..Default::default() };
+        self.progress = self.new_progress();
         self.exit.end();
         self.watch.end();
         self.effect.undo().await;
