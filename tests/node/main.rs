@@ -29,4 +29,5 @@ mod session;
 mod sites;
 mod subnet;
 mod trial;
+mod userspace;
 mod world;

@@ -64,7 +64,8 @@ pub(super) fn arrived(shared: &Arc<Shared>, ends: Ends, payload: &[u8]) {
         }
     };
     pair.touch(shared.now());
-    match pair.socket.try_send(payload) {
+    // Past tokio, which does not know of a new socket that it can be written to.
+    match socket2::SockRef::from(&pair.socket).send(payload) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => tell(shared, ends, Unreachable::Port),
         // A full socket loses a datagram, as any link may.
         _ => {}
