@@ -2,9 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use smoltcp::wire::{
-    IpAddress, IpProtocol, IpVersion, Ipv4Packet, Ipv6FragmentHeader, Ipv6Packet, TcpPacket, UdpPacket, checksum,
-};
+use smoltcp::wire::{IpAddress, IpProtocol, IpVersion, Ipv4Packet, Ipv6FragmentHeader, Ipv6Packet, TcpPacket, UdpPacket, checksum};
 
 use super::Ends;
 
@@ -123,7 +121,7 @@ pub fn read(packet: &[u8], verified: bool) -> Result<Arrival<'_>, Useless> {
 }
 
 fn fragment(of: Whole, offset: usize, more: bool, payload: &[u8]) -> Result<Arrival<'_>, Useless> {
-    let whole_words = payload.len() % 8 == 0 || !more;
+    let whole_words = payload.len().is_multiple_of(8) || !more;
     let fits = offset + payload.len() <= usize::from(u16::MAX);
     if payload.is_empty() || !whole_words || !fits {
         return Err(Useless::Malformed);

@@ -37,12 +37,8 @@ impl Reassembly {
     /// mischief.
     pub fn add(&mut self, now: Time, fragment: &Fragment<'_>) -> Option<Vec<u8>> {
         self.forget(now);
-        let partial = self.partials.entry(fragment.of).or_insert_with(|| Partial {
-            since: now,
-            pieces: BTreeMap::new(),
-            length: None,
-            bytes: 0,
-        });
+        let partial =
+            self.partials.entry(fragment.of).or_insert_with(|| Partial { since: now, pieces: BTreeMap::new(), length: None, bytes: 0 });
         let end = fragment.offset + fragment.payload.len();
         let before = partial.pieces.range(..=fragment.offset).next_back();
         let overlaps = before.is_some_and(|(at, piece)| at + piece.len() > fragment.offset)

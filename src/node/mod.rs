@@ -6,8 +6,8 @@
 mod assemble;
 mod auto_exit;
 mod config;
-mod exit;
 pub mod direction;
+mod exit;
 mod health;
 mod names;
 mod network;

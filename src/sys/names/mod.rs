@@ -28,9 +28,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::ident::{QUAD100_V4, QUAD100_V6};
+use crate::names::{MAX_MESSAGE, Table, Upstream, Verdict, answer, failed, fitted, refused};
 use crate::sys::dial::Stream;
 use crate::sys::userspace::Dialer;
-use crate::names::{MAX_MESSAGE, Table, Upstream, Verdict, answer, failed, fitted, refused};
 
 const PORT: u16 = 53;
 /// Questions that others are asked about at a time.

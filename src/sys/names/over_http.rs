@@ -83,7 +83,9 @@ impl HttpClient {
         // The number is 0, so that the same question looks the same to a cache (section 4.1).
         let numbered = with_id(question, 0);
         let reply = match exit_node(url).and_then(|address| Some((address, self.dialer.as_ref()?))) {
-            Some((address, dialer)) => timeout(LIMIT, through(dialer, address, url, &numbered)).await.map_err(|_| io::ErrorKind::TimedOut)??,
+            Some((address, dialer)) => {
+                timeout(LIMIT, through(dialer, address, url, &numbered)).await.map_err(|_| io::ErrorKind::TimedOut)??
+            }
             None => self.post(url, &numbered).await?,
         };
         if !is_reply_to(&reply, &numbered) {

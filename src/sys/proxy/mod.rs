@@ -51,7 +51,8 @@ impl Way {
             return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such name"));
         }
         // This machine's own programs are no proxy's business, least of all with a proxy that others reach.
-        let usable = found.iter().map(std::net::IpAddr::to_canonical).filter(|ip| !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast());
+        let usable =
+            found.iter().map(std::net::IpAddr::to_canonical).filter(|ip| !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast());
         let addresses: Vec<SocketAddr> = usable.map(|ip| SocketAddr::new(ip, port)).collect();
         if addresses.is_empty() {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "this machine's own loopback addresses are not served"));

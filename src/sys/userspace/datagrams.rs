@@ -60,7 +60,11 @@ pub(super) fn arrived(shared: &Arc<Shared>, ends: Ends, payload: &[u8]) {
         Ok(pair) => pair,
         Err(error) => {
             tracing::debug!(%error, ?ends, "a peer's datagrams lead nowhere");
-            return tell(shared, ends, if error.kind() == io::ErrorKind::PermissionDenied { Unreachable::Forbidden } else { Unreachable::Host });
+            return tell(
+                shared,
+                ends,
+                if error.kind() == io::ErrorKind::PermissionDenied { Unreachable::Forbidden } else { Unreachable::Host },
+            );
         }
     };
     pair.touch(shared.now());

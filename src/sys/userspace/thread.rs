@@ -103,7 +103,8 @@ fn wait(shared: &Shared, next: Option<Time>) {
     // Whoever came before that has not woken us.
     let first = locked(&shared.calls).peek().map(|Reverse((at, _))| *at);
     let limit = first.map(|at| at.since(shared.now()).max(Duration::from_micros(100)));
-    let limit = limit.map(|limit| Timespec { tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX), tv_nsec: limit.subsec_nanos().into() });
+    let limit =
+        limit.map(|limit| Timespec { tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX), tv_nsec: limit.subsec_nanos().into() });
     let events = if shared.link.is_ready() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
     let mut fds = [PollFd::new(&shared.link, events), PollFd::new(&shared.wake, PollFlags::IN)];
     if rustix::event::poll(&mut fds, limit.as_ref()).is_ok() {
