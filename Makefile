@@ -10,7 +10,7 @@ PACKAGES      := build-essential busybox-static dnsmasq-base iperf3 iproute2 ipu
 TEST_PACKAGES := miniupnpd-nftables nginx
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := noise map_stream requests policy derp disco stun portmap translate
+FUZZ_TARGETS := noise map_stream requests policy derp disco stun portmap translate netstack
 
 .PHONY: help deps test-deps build demo demo-down check test peers interop nat-matrix bench bench-coord bench-relay fuzz clean
 

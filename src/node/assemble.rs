@@ -69,6 +69,9 @@ pub fn assemble(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> Assemb
     if !usable {
         notes.push("this node's key has expired, or it was removed at the coordinator; log in again (`pvemesh node up`)".to_owned());
     }
+    if situation.interface.is_empty() && !prefs.snat_subnet_routes && !prefs.advertise_routes.is_empty() {
+        notes.push("`--snat-subnet-routes=false` has no effect without a TUN: what enters a network has this machine's address".to_owned());
+    }
     let mut keys = BTreeSet::new();
     let mut candidates: Vec<&Node> = map.peers.values().filter(|peer| usable && is_usable(peer, map, now)).collect();
     // Numbers grow: of two nodes with one key the later one has it, the other is on its way out.

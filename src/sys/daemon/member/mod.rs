@@ -85,7 +85,7 @@ impl Member {
         let port = options.port.or(port).unwrap_or(DEFAULT_PORT);
         let mut member = Self {
             disco: entropy::disco_key().map_err(DaemonError::Entropy)?,
-            machine: surroundings::machine(),
+            machine: surroundings::machine(options.ground.interface().is_empty()),
             map: KeptMap::load(store, membership.state()),
             effect: Effect::new(&options.ground, port).await?,
             exit: Chooser::default(),
