@@ -142,7 +142,7 @@ impl Program {
         self.once(
             machine,
             &format!(
-                "coordinator keys create --reusable --approve-exit-node --approve-routes 0.0.0.0/0 --socket {admin} --output-file {key}"
+                "coordinator keys create --reusable --approve-exit-node --approve-routes 10.90.2.0/24,10.90.3.0/24 --socket {admin} --output-file {key}"
             ),
         )?;
         Ok(running)
