@@ -36,6 +36,13 @@ pub(super) struct Datagrams {
     id: AtomicU32,
 }
 
+impl Datagrams {
+    /// Forgets all pairs; their tasks notice.
+    pub(super) fn end(&self) {
+        locked(&self.flows).clear();
+    }
+}
+
 #[derive(Debug)]
 struct Pair {
     socket: UdpSocket,

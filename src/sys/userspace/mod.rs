@@ -114,6 +114,13 @@ impl Shared {
         }
     }
 
+    /// Breaks all connections: nothing comes or goes any more.
+    fn end(&self) {
+        let flows: Vec<Arc<Flow>> = locked(&self.connections).drain().map(|(_, flow)| flow).collect();
+        flows.iter().for_each(|flow| flow.reset(self));
+        self.datagrams.end();
+    }
+
     fn flow(&self, ends: &Ends) -> Option<Arc<Flow>> {
         locked(&self.connections).get(ends).cloned()
     }
@@ -124,7 +131,7 @@ fn seed() -> io::Result<u64> {
     entropy::bytes().map(u64::from_ne_bytes)
 }
 
-/// A running stack. Clones are the same; [`Stack::stop`] ends it for all.
+/// A running stack. Clones are the same; it ends with the last, or with the engine at the other end of its wire.
 #[derive(Debug, Clone)]
 pub(in crate::sys) struct Stack(Arc<Running>);
 

@@ -63,8 +63,13 @@ fn call(shared: &Shared) -> Option<Time> {
     }
 }
 
-/// Works until the stack is stopped.
+/// Works until the stack is stopped or the engine has ended.
 pub(super) fn run(shared: &Arc<Shared>) {
+    work(shared);
+    shared.end();
+}
+
+fn work(shared: &Arc<Shared>) {
     let mut buffer = vec![0; VirtioHeader::LENGTH + MAX_PACKET.max(MTU)].into_boxed_slice();
     let mut reassembly = Reassembly::default();
     while !shared.stopping.load(Ordering::Acquire) {
