@@ -160,6 +160,7 @@ fn local_programs_reach_the_mesh_and_the_internet_behind_it_by_the_proxy() {
     run_without_rights(&mut world.laptop, &format!("--socks5-server {PROXY} --outbound-http-proxy-listen {PROXY}"));
     let status = join(&world, &world.laptop, "laptop", &[], &["--accept-routes"]);
     assert_eq!(status["Proxies"], serde_json::json!([PROXY]));
+    assert!(text(&world.laptop.node(&["status"]).stdout).contains(&format!("(SOCKS5 or HTTP) on {PROXY}")));
     let own = addresses(&status)[0].to_string();
 
     for host in ["exit-1", "exit-1.mesh.internal", "EXIT-1.mesh.internal.", &exit[0].to_string()] {
