@@ -12,9 +12,9 @@ TEST_PACKAGES := miniupnpd-nftables nginx
 NAME_PACKAGES := systemd-resolved resolvconf openresolv
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := noise map_stream requests policy derp disco stun portmap dns
+FUZZ_TARGETS := noise map_stream requests policy derp disco stun portmap translate netstack dns
 
-.PHONY: help deps test-deps build demo demo-down check test peers interop nat-matrix bench bench-coord bench-relay fuzz clean
+.PHONY: help deps test-deps build demo demo-down check test peers interop nat-matrix bench bench-failover bench-coord bench-relay fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -81,6 +81,10 @@ interop: deps ## stock Tailscale, Headscale and tailscale-rs against this progra
 
 bench: deps build ## throughput and latency through the tunnel, next to the bare path of the same run
 	$(LAB) bench --binary $(OUT)/pvemesh --result target/bench.json
+	$(LAB) bench --binary $(OUT)/pvemesh --forwarding --result target/bench-forwarding.json
+
+bench-failover: ## how long a network is away when its router dies, as a distribution: target/bench-failover.json (RUNS=50)
+	PVEMESH_RUNS=$(or $(RUNS),50) PVEMESH_RESULT=$(abspath target/bench-failover.json) cargo test --test node -- --ignored --exact --nocapture failover::distribution_of_failover_times
 
 bench-coord: build ## what nodes cost the coordinator, next to Headscale if Go is there to build it
 	@if [ -f tests/interop/go.mod ] && command -v go >/dev/null; then cd tests/interop && \

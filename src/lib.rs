@@ -16,6 +16,7 @@ pub mod dhcp;
 pub mod filter;
 pub mod names;
 pub mod netcheck;
+pub mod netstack;
 pub mod path;
 pub mod portmap;
 pub mod pve;

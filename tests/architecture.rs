@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The rank of every top-level module. A module may use modules of lower rank only.
-const RANKS: [(&str, u8); 19] = [
+const RANKS: [(&str, u8); 20] = [
     ("ident", 0),
     ("time", 0),
     ("settings", 1),
@@ -16,6 +16,7 @@ const RANKS: [(&str, u8); 19] = [
     ("filter", 2),
     ("names", 2),
     ("netcheck", 2),
+    ("netstack", 2),
     ("path", 2),
     ("portmap", 2),
     ("pve", 2),

@@ -8,6 +8,7 @@ mod key;
 mod name;
 mod prefix_map;
 mod reverse;
+mod via;
 
 pub use address::{AddressPlan, CGNAT_V4, CHROMEOS_V4, QUAD100_V4, QUAD100_V6, ULA_V6, is_mesh_address, is_quad100};
 pub use id::{NodeId, RegionId, StableId, UserId, Vmid};
@@ -17,3 +18,4 @@ pub use key::{
 pub use name::{NameError, NodeName};
 pub use prefix_map::PrefixMap;
 pub use reverse::{reverse_name, reversed};
+pub use via::{VIA_V6, Via};

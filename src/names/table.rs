@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::ident::{is_mesh_address, reversed};
+use crate::ident::{Via, is_mesh_address, reversed};
 
 const PORT: u16 = 53;
 /// Names are not longer (RFC 1035, section 2.3.4).
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
-/// fd7a:115c:a1e0:b1a::/64, in front of a site's number and an IPv4 address ("4via6").
-const VIA_PREFIX: [u16; 4] = [0xfd7a, 0x115c, 0xa1e0, 0x0b1a];
 
 /// A server to ask.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -261,9 +259,7 @@ impl Table {
             Some(digits) => u32::from_str_radix(digits, 16).ok()?,
             None => site.parse::<u32>().ok()?,
         };
-        let [a, b, c, d] = VIA_PREFIX;
-        let prefix = u128::from(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0));
-        Some(Ipv6Addr::from(prefix | u128::from(site) << 32 | u128::from(u32::from(address))))
+        Some(Via::address(site, address))
     }
 }
 

@@ -12,8 +12,9 @@ use super::report::is_reachable;
 use super::{AutoChoice, ExitNode, PeerConfig, Prefs, RouterConfig, TUN_MTU, find_exit_node, is_auto};
 use crate::coord::client::NetMap;
 use crate::filter::FilterConfig;
-use crate::ident::{NodeId, QUAD100_V4, QUAD100_V6, RegionId, is_mesh_address, is_quad100};
+use crate::ident::{NodeId, QUAD100_V4, QUAD100_V6, RegionId, VIA_V6, Via, is_mesh_address, is_quad100};
 use crate::time::Wall;
+use crate::tunnel::translate::SitesConfig;
 use crate::wire::control::{FilterRule, Node};
 
 /// Link-local networks: they belong to the wire, whatever the exit node.
@@ -46,6 +47,8 @@ pub struct Assembly {
     pub router: RouterConfig,
     /// For the packet filter.
     pub filter: FilterConfig,
+    /// For the translation between IPv6 and the IPv4 of sites.
+    pub sites: SitesConfig,
     /// What became of the wish for an exit node.
     pub exit_node: ExitNode,
     /// What the user should know, one sentence each: routes not taken, an exit node that is not there.
@@ -65,6 +68,9 @@ pub fn assemble(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> Assemb
     let usable = !map.node.has_expired(now);
     if !usable {
         notes.push("this node's key has expired, or it was removed at the coordinator; log in again (`pvemesh node up`)".to_owned());
+    }
+    if situation.interface.is_empty() && !prefs.snat_subnet_routes && !prefs.advertise_routes.is_empty() {
+        notes.push("`--snat-subnet-routes=false` has no effect without a TUN: what enters a network has this machine's address".to_owned());
     }
     let mut keys = BTreeSet::new();
     let mut candidates: Vec<&Node> = map.peers.values().filter(|peer| usable && is_usable(peer, map, now)).collect();
@@ -87,8 +93,8 @@ pub fn assemble(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> Assemb
 
     let router = router(&claims, map, prefs, exit_node, situation);
     let peers = candidates.iter().map(|peer| peer_config(peer, map, &claims)).collect();
-    let filter = filter(map, prefs, situation);
-    Assembly { peers, router, filter, exit_node, notes }
+    let (filter, sites) = (filter(map, prefs, situation), sites(map, prefs, situation));
+    Assembly { peers, router, filter, sites, exit_node, notes }
 }
 
 /// Who gets the packets to a prefix. The first to claim it keeps it: one prefix has one owner.
@@ -211,7 +217,37 @@ fn peer_config(peer: &Node, map: &NetMap, claims: &Claims) -> PeerConfig {
         endpoints,
         home: RegionId::new(peer.home_region()).filter(known),
         ends: if peer.disco_key.is_zero() { None } else { ends(&map.node, peer) },
+        v4: own_v4(peer).next(),
     }
+}
+
+fn own_v4(node: &Node) -> impl Iterator<Item = Ipv4Addr> {
+    node.addresses.iter().filter_map(|net| match net {
+        IpNet::V4(net) => Some(net.addr()),
+        IpNet::V6(_) => None,
+    })
+}
+
+/// The networks of sites that this node carries ("4via6"). Nobody comes back into the mesh through them, nor to all machines of a network
+/// at once.
+fn sites(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> SitesConfig {
+    let v6 = |net: &IpNet| match net {
+        IpNet::V6(net) => Some(net.trunc()),
+        IpNet::V4(_) => None,
+    };
+    let routes: Vec<Ipv6Net> = prefs.advertise_routes.iter().filter_map(v6).filter(|net| Via::of(*net).is_some()).collect();
+    if routes.is_empty() {
+        return SitesConfig::default();
+    }
+    let broadcast = |net: &IpNet| match net {
+        IpNet::V4(net) if net.prefix_len() < 31 => Some(net.broadcast()),
+        _ => None,
+    };
+    let nodes = map.peers.values().chain([&map.node]).flat_map(own_v4);
+    let mut kept_out: Vec<Ipv4Addr> = nodes.chain(situation.local_networks.iter().filter_map(broadcast)).chain([QUAD100_V4]).collect();
+    kept_out.sort_unstable();
+    kept_out.dedup();
+    SitesConfig { routes, own: map.node.addresses.iter().find_map(v6).map(|net| net.addr()), kept_out }
 }
 
 /// The first of a peer's own addresses whose family we have one of, and that one.
@@ -248,10 +284,11 @@ fn note_auto(notes: &mut Vec<String>, map: &NetMap, choice: Option<AutoChoice>) 
 }
 
 /// Whether a prefix is one of the peer's own addresses rather than a network behind it. A single address in the mesh's own range
-/// counts too: services have such.
+/// counts too, services have such; one of a site does not, it is a machine behind the peer.
 fn is_own_address(peer: &Node, net: &IpNet) -> bool {
     let single = net.prefix_len() == net.max_prefix_len();
-    single && (is_mesh_address(net.addr()) || peer.addresses.contains(net))
+    let of_mesh = is_mesh_address(net.addr()) && !IpNet::V6(VIA_V6).contains(net);
+    single && (of_mesh || peer.addresses.contains(net))
 }
 
 fn is_usable(peer: &Node, map: &NetMap, now: Wall) -> bool {

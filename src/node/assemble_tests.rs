@@ -295,3 +295,33 @@ fn what_is_said_to_a_peer_goes_between_addresses_of_one_family_and_only_to_one_w
     map.node.addresses = nets(&["fd7a:115c:a1e0::1/128"]);
     assert_eq!(ends(&map)[2], None);
 }
+
+#[test]
+fn the_network_of_a_site_is_forwarded_translated_and_leads_to_no_node_and_no_broadcast() {
+    let prefs = Prefs { advertise_routes: nets(&["fd7a:115c:a1e0:b1a:0:7:192.168.1.0/120"]), ..Default::default() };
+    let assembly = assembled(&map(), &prefs, &["192.168.1.1/24", "10.0.0.1/31", "fd00::1/64"]);
+    assert!(assembly.router.forward && assembly.router.masquerade);
+    let sites = assembly.sites;
+    assert_eq!(sites.routes, ["fd7a:115c:a1e0:b1a:0:7:c0a8:100/120".parse().unwrap()]);
+    assert_eq!(sites.own, "fd7a:115c:a1e0::1".parse().ok());
+    let kept_out: Vec<String> = sites.kept_out.iter().map(ToString::to_string).collect();
+    assert_eq!(kept_out, ["100.64.0.1", "100.64.0.2", "100.64.0.3", "100.64.0.4", "100.100.100.100", "192.168.1.255"]);
+    assert_eq!(assembly.peers.iter().map(|peer| peer.v4).collect::<Vec<_>>(), [2, 3, 4].map(|n| Some(Ipv4Addr::new(100, 64, 0, n))));
+
+    // Nothing of this where no site's network is offered.
+    let plain = Prefs { advertise_routes: nets(&["192.168.1.0/24", "fd00::/64"]), ..Default::default() };
+    assert_eq!(assembled(&map(), &plain, &["192.168.1.1/24"]).sites, SitesConfig::default());
+}
+
+#[test]
+fn the_network_of_a_site_is_taken_like_any_other_and_one_machine_is_no_nodes_address() {
+    let mut map = map();
+    let site = nets(&["fd7a:115c:a1e0:b1a:0:7:192.168.1.0/120", "fd7a:115c:a1e0:b1a:0:8:192.168.1.9/128"]);
+    map.peers.get_mut(&NodeId(3)).unwrap().allowed_ips.as_mut().unwrap().extend(&site);
+    let with = |accept_routes| assembled(&map, &Prefs { accept_routes, ..Default::default() }, &["192.168.1.0/24"]);
+    let routed = |assembly: &Assembly| {
+        site.iter().map(|net| (assembly.router.routes.contains(net), allowed(assembly, 3).contains(&net.to_string()))).collect::<Vec<_>>()
+    };
+    assert_eq!(routed(&with(true)), [(true, true); 2], "although the same IPv4 network is here");
+    assert_eq!(routed(&with(false)), [(false, false); 2]);
+}

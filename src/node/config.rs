@@ -1,6 +1,6 @@
 //! What the node's core tells the shell to set up: peers for the packet engine, addresses and routes for the router.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -26,6 +26,8 @@ pub struct PeerConfig {
     /// Our own mesh address and the peer's, of one family: what is said to it inside the tunnel comes from and goes to. Absent if there is
     /// no such pair, or the peer has no disco key and so nothing is said to it.
     pub ends: Option<(IpAddr, IpAddr)>,
+    /// The peer's own IPv4 address, by which a site behind this node knows it.
+    pub v4: Option<Ipv4Addr>,
 }
 
 /// Addresses, routes and forwarding of this machine while it is a mesh member.

@@ -6,6 +6,7 @@
 mod assemble;
 mod auto_exit;
 mod config;
+pub mod direction;
 mod exit;
 mod health;
 mod names;

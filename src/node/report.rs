@@ -22,6 +22,8 @@ pub struct Machine {
     pub architecture: String,
     /// It is a container.
     pub container: bool,
+    /// It has no TUN: packets of the mesh end in the process.
+    pub userspace: bool,
 }
 
 /// How an endpoint is known, with the protocol's numbers.
@@ -59,6 +61,8 @@ pub fn hostinfo(prefs: &Prefs, machine: &Machine, network: NetInfo, peer_api: &[
         os_version: machine.os_version.clone(),
         machine: machine.architecture.clone(),
         container: Some(machine.container),
+        userspace: Some(machine.userspace),
+        userspace_router: Some(machine.userspace),
         hostname: hostname.as_str().to_owned(),
         routable_ips: prefs.offered(),
         request_tags: prefs.advertise_tags.iter().cloned().map(String::from).collect(),

@@ -77,8 +77,11 @@ pub struct Status {
     /// Own addresses.
     #[serde(rename = "TailscaleIPs")]
     pub addresses: Vec<IpAddr>,
-    /// The TUN interface.
+    /// The TUN interface; empty if there is none.
     pub interface: String,
+    /// Where a proxy (SOCKS5 and HTTP) leads local programs into the mesh. Ours.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub proxies: Vec<SocketAddr>,
     /// The UDP port in use; 0 if none.
     pub port: u16,
     /// This node.
@@ -283,8 +286,10 @@ pub struct Progress {
     pub logging_in: bool,
     /// The UDP port in use.
     pub port: u16,
-    /// The TUN interface.
+    /// The TUN interface; empty if there is none.
     pub interface: String,
+    /// Where a proxy leads local programs into the mesh.
+    pub proxies: Vec<SocketAddr>,
 }
 
 /// What a [`Status`] is made of.
@@ -313,7 +318,7 @@ pub fn status(sources: Sources<'_>, traffic: impl Fn(&NodePublic) -> Traffic) ->
     };
     let mut status = Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        tun: true,
+        tun: !progress.interface.is_empty(),
         backend_state: backend_state(prefs, progress, map, now),
         have_node_key: true,
         login_server: prefs.login_server.clone(),
@@ -321,6 +326,7 @@ pub fn status(sources: Sources<'_>, traffic: impl Fn(&NodePublic) -> Traffic) ->
         auth_url: progress.auth_url.clone(),
         refusal: progress.refusal.clone(),
         interface: progress.interface.clone(),
+        proxies: progress.proxies.clone(),
         port: progress.port,
         health: health(prefs, progress, map, assembly, now),
         ..Status::default()

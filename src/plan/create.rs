@@ -135,7 +135,7 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
     }
     let place = choose::place(options, observed, &image.file)?;
     let version = observed.host(&place.host).and_then(|host| host.version).unwrap_or(Version::new(0, 0, 0));
-    if version < Version::DEVICES {
+    if role.needs_tun() && version < Version::DEVICES {
         return Err(Refusal::TooOld { host: place.host, version, needed: Version::DEVICES });
     }
     let (role, route) = lan::resolved(role, options, &place, observed)?;
@@ -476,7 +476,7 @@ impl Maker<'_> {
                     stun: all(settings::DEFAULT_STUN_PORT),
                 });
             }
-            Role::Node { kind, join, endpoints } => {
+            Role::Node { kind, join, endpoints, userspace } => {
                 let (login_server, server_key, auth_key) = match join {
                     Join::Ours(known) => (known.lan_url.clone(), Some(known.server_key), None),
                     Join::Other { login_server, auth_key } => (login_server.clone(), None, Some(auth_key.clone())),
@@ -491,6 +491,7 @@ impl Maker<'_> {
                     advertise_routes: if let NodeKind::SubnetRouter { routes, .. } = kind { routes.clone() } else { Vec::new() },
                     accept_routes: false,
                     snat_subnet_routes: !matches!(kind, NodeKind::SubnetRouter { snat: false, .. }),
+                    userspace: *userspace,
                 });
             }
         }

@@ -219,9 +219,9 @@ impl Refusal {
             Self::OtherName { vmid, .. } => format!("leave --name out, or remove it first: pvemesh destroy {vmid}"),
             Self::Unfinished { vmid } => format!("if no other pvemesh is at work, remove it and try again: pvemesh destroy {vmid}"),
             Self::Locked { vmid, .. } => format!("wait for the operation that holds the lock; if none does any more: pct unlock {vmid}"),
-            Self::NeedsRoot { .. } => "three ways round: (1) log in as root@pam with a password: pvemesh init --user root@pam; (2) run pvemesh \
-                                       as root on the Proxmox host itself, where no credentials are needed; (3) let root make a golden container \
-                                       with dev0 once, which a token may clone"
+            Self::NeedsRoot { .. } => "three ways round: (1) do without the device: add --tun userspace (slower, and the node sees its peers' \
+                                       connections end in itself); (2) log in as root@pam with a password: pvemesh init --user root@pam; (3) run \
+                                       pvemesh as root on the Proxmox host itself, where no credentials are needed"
                 .to_owned(),
             Self::TooOld { .. } => "upgrade the host, or choose another one with --node".to_owned(),
             Self::UnknownHost { .. } | Self::HostOffline(_) | Self::NoHost(_) => "choose a node with --node".to_owned(),

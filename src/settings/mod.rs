@@ -190,6 +190,9 @@ pub struct Node {
     /// What enters a carried network has this node's own address there.
     #[serde(default = "yes")]
     pub snat_subnet_routes: bool,
+    /// It has no TUN: packets of the mesh end in the process, and ordinary sockets carry on what peers send.
+    #[serde(default)]
+    pub userspace: bool,
 }
 
 fn yes() -> bool {

@@ -58,6 +58,11 @@ impl Tun {
         Ok(Self { fd: Self::create(name, mtu, false)?, offload: Offload::None })
     }
 
+    /// The end of a pair of sockets as a TUN with TCP's offloads: each message is a packet behind its virtio-net header.
+    pub(super) fn in_process(fd: OwnedFd) -> Self {
+        Self { fd, offload: Offload::Tcp }
+    }
+
     fn create(name: &str, mtu: u16, header: bool) -> io::Result<OwnedFd> {
         let mut configuration = tun::Configuration::default();
         configuration.tun_name(name).mtu(mtu).up();

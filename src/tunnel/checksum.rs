@@ -49,6 +49,16 @@ impl Sum {
         self.partial().map(|byte| !byte)
     }
 
+    /// What a checksum becomes when part of what it covers is replaced (RFC 1624, equation 3). One that was wrong stays wrong.
+    pub(super) fn adjusted(checksum: [u8; 2], old: Self, new: Self) -> [u8; 2] {
+        Self::shifted(checksum.map(|byte| !byte), old, new).map(|byte| !byte)
+    }
+
+    /// The same for a sum that is not inverted: what a field holds that the kernel, or the cutting of a super-packet, is to finish.
+    pub(super) fn shifted(partial: [u8; 2], old: Self, new: Self) -> [u8; 2] {
+        Self::default().add(&partial).add(&new.partial()).add(&old.checksum()).partial()
+    }
+
     /// Whether bytes that hold their own checksum add up.
     pub(super) fn is_valid(self) -> bool {
         self.partial() == [0xff; 2]
@@ -90,6 +100,14 @@ pub(super) mod tests {
     fn a_long_run_of_ones_does_not_overflow() {
         let bytes = vec![0xff; 65_535];
         assert_eq!(u16::from_be_bytes(Sum::default().add(&bytes).partial()), slow(&bytes));
+    }
+
+    #[test]
+    fn the_example_of_rfc_1624_is_adjusted() {
+        let word = |n: u16| Sum::default().add_u16(n);
+        let adjusted = Sum::adjusted(0xdd2f_u16.to_be_bytes(), word(0x5555), word(0x3285));
+        // Equation 3 of the RFC gives 0x0000 where equation 2 had given 0xffff.
+        assert_eq!(adjusted, [0, 0]);
     }
 
     proptest! {

@@ -4,6 +4,7 @@
 //!   floods, and finding the peer a handshake initiation belongs to; [`Strangers`] keeps those that came too early.
 //! * [`demux`] tells apart what arrives on the one UDP socket.
 //! * [`Segments`] splits a super-packet read from the TUN, [`Coalescer`] joins packets into one to be written to it.
+//! * [`translate`] turns IPv6 packets into IPv4 and back, for networks of sites ("4via6").
 //!
 //! It does no I/O. It is the one core that may read a clock and draw the system's randomness, through boringtun, which
 //! keeps its timers and makes its ephemeral keys itself: whoever
@@ -19,6 +20,7 @@ mod segment;
 #[cfg(test)]
 mod shaping_tests;
 mod strangers;
+pub mod translate;
 mod wireguard;
 #[cfg(test)]
 mod wireguard_tests;

@@ -17,6 +17,9 @@ const MAX_HEADERS: usize = 60 + 60;
 /// IPv6 may have extension headers before TCP; the kernel puts few there.
 const MAX_HEADERS_V6: usize = MAX_HEADERS + 40;
 
+/// The longest super-packet: the largest of IPv4 may have got an IPv6 header, whose length does not count its own.
+const LONGEST: usize = MAX_PACKET + 40 - 20;
+
 /// What was read from the TUN is not what its header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the TUN brought a packet that does not fit its virtio-net header")]
@@ -66,7 +69,7 @@ impl<'a> Segments<'a> {
     ///
     /// If header and packet contradict each other; the packet is to be dropped.
     pub fn new(header: &VirtioHeader, packet: &'a mut [u8]) -> Result<Self, BadPacket> {
-        if packet.is_empty() || packet.len() > MAX_PACKET {
+        if packet.is_empty() || packet.len() > LONGEST {
             return Err(BadPacket);
         }
         if header.segmentation == Segmentation::None {

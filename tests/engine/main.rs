@@ -5,7 +5,7 @@
 mod netns;
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ macro_rules! need_root {
 
 mod disco;
 mod filter;
+mod sites;
 
 fn key(n: u8) -> NodePrivate {
     NodePrivate::from_seed([n; 32])
@@ -52,6 +53,7 @@ fn peer(n: u8, endpoints: &[&str]) -> PeerConfig {
         endpoints: endpoints.iter().map(|e| e.parse().unwrap()).collect(),
         home: None,
         ends: None,
+        v4: Some(Ipv4Addr::new(100, 64, 0, n)),
     }
 }
 

@@ -122,6 +122,8 @@ pub struct Scene {
     pub coordinator: Box<dyn Coordinator>,
     /// By how much each machine's clock is wrong; to be said before the machine is first asked for.
     pub offsets: [&'static str; 4],
+    /// Which of our nodes do without a TUN; to be said before, too.
+    pub userspace: [bool; 4],
     /// Members by the order of their machines: alpha, beta, gamma, delta ...
     members: Vec<Box<dyn Member>>,
 }
@@ -135,7 +137,7 @@ impl Scene {
         let internet = Internet::new(programs, stage, home)?;
         let mut coordinator = coordinator::new(cast.coordinator, programs, &internet)?;
         coordinator.start()?;
-        Ok(Self { cast, programs: programs.clone(), internet, coordinator, offsets: [""; 4], members: Vec::new() })
+        Ok(Self { cast, programs: programs.clone(), internet, coordinator, offsets: [""; 4], userspace: [false; 4], members: Vec::new() })
     }
 
     /// The n-th member; its machine is made when it is first asked for, and its daemon runs.
@@ -144,7 +146,7 @@ impl Scene {
             let machine = self.internet.client(NAMES[self.members.len()])?;
             crate::traffic::echo(&machine)?;
             let n = self.members.len();
-            let mut member = member::new(self.cast.kind(n), &self.programs, &machine, self.offsets[n]);
+            let mut member = member::new(self.cast.kind(n), &self.programs, &machine, self.offsets[n], self.userspace[n]);
             member.start()?;
             self.members.push(member);
         }
@@ -212,7 +214,7 @@ impl Scene {
     pub fn put_right(&mut self, n: usize) -> Done {
         let machine = self.machine(n)?;
         self.members[n].stop();
-        self.members[n] = member::new(self.cast.kind(n), &self.programs, &machine, "");
+        self.members[n] = member::new(self.cast.kind(n), &self.programs, &machine, "", self.userspace[n]);
         self.member(n).map(drop)
     }
 

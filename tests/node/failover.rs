@@ -130,6 +130,12 @@ fn takes_over(dies: impl FnOnce(&mut Lan), comes_back: impl FnOnce(&mut Lan)) {
     assert!(pause < Duration::from_millis(500), "{pause:?}");
 }
 
+/// Lets a router neither hear nor say anything any more.
+fn cut(router: &Machine) {
+    router.sh("nft 'add table ip dead; add chain ip dead in { type filter hook input priority -300; iifname eth0 drop; };
+               add chain ip dead out { type filter hook output priority -300; oifname eth0 drop; }'");
+}
+
 #[test]
 fn a_killed_router_is_replaced_within_two_seconds_and_gets_nothing_back() {
     if !possible() {
@@ -148,9 +154,63 @@ fn a_router_that_dies_without_a_word_is_replaced_within_two_seconds_and_gets_not
     if !possible() {
         return;
     }
-    let silence = |lan: &mut Lan| {
-        lan.world.exit.sh("nft 'add table ip dead; add chain ip dead in { type filter hook input priority -300; iifname eth0 drop; };
-                  add chain ip dead out { type filter hook output priority -300; oifname eth0 drop; }'");
-    };
-    takes_over(silence, |lan| drop(lan.world.exit.sh("nft delete table ip dead")));
+    takes_over(|lan| cut(&lan.world.exit), |lan| drop(lan.world.exit.sh("nft delete table ip dead")));
+}
+
+/// The distribution behind the two tests above, of as many deaths as PVEMESH_RUNS says of each kind; both routers die in turn. It asserts nothing
+/// about time: `make bench-failover` runs it and keeps its figures.
+#[test]
+#[ignore = "a measurement of some minutes"]
+fn distribution_of_failover_times() {
+    if !possible() {
+        return;
+    }
+    let runs = std::env::var("PVEMESH_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(50);
+    let mut lan = Lan::new();
+    let mut figures = serde_json::Map::new();
+    for (what, silent) in [("killed", false), ("silent", true)] {
+        let mut pauses: Vec<f64> = (0..runs).map(|_| lan.pause_at_a_death(silent).as_secs_f64()).collect();
+        pauses.sort_by(f64::total_cmp);
+        let at = |part: f64| pauses[((pauses.len() - 1) as f64 * part).round() as usize];
+        let row = [("min", at(0.0)), ("p50", at(0.5)), ("p95", at(0.95)), ("max", at(1.0))];
+        println!("{what}, {runs} deaths, seconds without an answer: {row:.3?}");
+        let mut row: serde_json::Map<_, _> = row.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+        row.insert("runs".to_owned(), runs.into());
+        figures.insert(what.to_owned(), row.into());
+    }
+    if let Some(path) = std::env::var_os("PVEMESH_RESULT") {
+        std::fs::write(path, serde_json::to_string_pretty(&figures).unwrap()).unwrap();
+    }
+}
+
+impl Lan {
+    /// Lets the router die that carries the network, and brings it back; the longest time without an answer.
+    fn pause_at_a_death(&mut self, silent: bool) -> Duration {
+        let carrier = wait_for("somebody carries the network", || self.carrier());
+        let first = carrier == "first";
+        // The other one is to be there when it is needed.
+        let other = if first { &self.second } else { &self.world.exit };
+        other.wait_until_running();
+        let asking = self.ask();
+        std::thread::sleep(Duration::from_millis(500));
+        let router = if first { &mut self.world.exit } else { &mut self.second };
+        if silent {
+            cut(router);
+        } else {
+            let mut child = router.children.pop().unwrap();
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        wait_for("the other router carries the network", || (self.carrier()? != carrier).then_some(()));
+        std::thread::sleep(Duration::from_secs(1));
+        let pause = asking.longest_pause();
+        let router = if first { &mut self.world.exit } else { &mut self.second };
+        if silent {
+            router.sh("nft delete table ip dead");
+        } else {
+            router.run_node(&[]);
+        }
+        wait_for("it is back", || router.status().filter(|status| status["CoordinatorOnline"] == true));
+        pause
+    }
 }

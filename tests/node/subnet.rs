@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use super::world::{Machine, World, possible, text, wait_for};
 
-const DEVICE: &str = "10.9.7.9";
-const DEVICE_V6: &str = "fd00:7::9";
-const LAN: &str = "10.9.7.0/24,fd00:7::/64";
-const PORT: u16 = 7000;
+pub(crate) const DEVICE: &str = "10.9.7.9";
+pub(crate) const DEVICE_V6: &str = "fd00:7::9";
+pub(crate) const LAN: &str = "10.9.7.0/24,fd00:7::/64";
+pub(crate) const PORT: u16 = 7000;
 /// Of bytes that go through: enough for segments of every size.
-const BULK: usize = 300_000;
+pub(crate) const BULK: usize = 300_000;
 
 /// A network with a device behind the node `router`, which is its gateway.
-fn network(router: &Machine, n: u8) -> Machine {
+pub(crate) fn network(router: &Machine, n: u8) -> Machine {
     let device = Machine::new(&format!("d{n}"));
     router.cable(&format!("lan{n}"), &format!("10.9.{n}.1/24"), &device, "eth0", &format!("10.9.{n}.9/24"));
     router.sh(&format!("ip addr add fd00:{n}::1/64 dev lan{n} nodad"));
@@ -22,7 +22,7 @@ fn network(router: &Machine, n: u8) -> Machine {
     device
 }
 
-fn serve(device: &Machine) {
+pub(crate) fn serve(device: &Machine) {
     let (ready, started) = std::sync::mpsc::channel();
     let told = ready.clone();
     device.inside(move || {
@@ -51,7 +51,7 @@ fn serve(device: &Machine) {
 }
 
 /// Whom the device sees, by TCP; everything sent has come back whole.
-fn by_tcp(from: &Machine, to: &str) -> Option<IpAddr> {
+pub(crate) fn by_tcp(from: &Machine, to: &str) -> Option<IpAddr> {
     let to = SocketAddr::new(to.parse().unwrap(), PORT);
     let job = from.inside(move || {
         let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3)).ok()?;
@@ -69,7 +69,7 @@ fn by_tcp(from: &Machine, to: &str) -> Option<IpAddr> {
     job.join().unwrap()
 }
 
-fn by_udp(from: &Machine, to: &str) -> Option<IpAddr> {
+pub(crate) fn by_udp(from: &Machine, to: &str) -> Option<IpAddr> {
     let to = SocketAddr::new(to.parse().unwrap(), PORT);
     let job = from.inside(move || {
         let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).ok()?;
@@ -83,12 +83,12 @@ fn by_udp(from: &Machine, to: &str) -> Option<IpAddr> {
 }
 
 /// In IPv4 in fragments; the sender of an IPv6 packet is told first what fits.
-fn by_icmp(from: &Machine, to: &str) -> bool {
+pub(crate) fn by_icmp(from: &Machine, to: &str) -> bool {
     let size = if to.contains(':') { "1200" } else { "1400" };
     from.command("ping").args(["-c", "1", "-W", "3", "-s", size, to]).output().unwrap().status.success()
 }
 
-fn join(world: &World, machine: &Machine, name: &str, key: &[&str], options: &[&str]) -> serde_json::Value {
+pub(crate) fn join(world: &World, machine: &Machine, name: &str, key: &[&str], options: &[&str]) -> serde_json::Value {
     let key = world.key(key);
     let up = ["--login-server", "http://10.9.1.1:8080", "--auth-key-file", &key, "--hostname", name];
     let out = machine.up(&[&up, options].concat());
@@ -96,7 +96,7 @@ fn join(world: &World, machine: &Machine, name: &str, key: &[&str], options: &[&
     machine.wait_until_running()
 }
 
-fn addresses(status: &serde_json::Value) -> [IpAddr; 2] {
+pub(crate) fn addresses(status: &serde_json::Value) -> [IpAddr; 2] {
     [0, 1].map(|n| status["Self"]["TailscaleIPs"][n].as_str().unwrap().parse().unwrap())
 }
 

@@ -170,7 +170,12 @@ fn run_relay(world: World, address: Option<&str>, fault: Injected<'_>) -> (Run, 
 }
 
 fn run_through(executor: &dyn Executor, world: World, joins: bool, fault: Injected<'_>) -> (Run, Arc<Standin>, tempfile::TempDir) {
-    run_role(executor, world, joins, fault, |known| Role::Node { kind: NodeKind::ExitNode, join: Join::Ours(known), endpoints: Vec::new() })
+    run_role(executor, world, joins, fault, |known| Role::Node {
+        kind: NodeKind::ExitNode,
+        join: Join::Ours(known),
+        endpoints: Vec::new(),
+        userspace: false,
+    })
 }
 
 fn run_role(

@@ -54,7 +54,12 @@ fn known() -> KnownCoordinator {
 }
 
 fn exit_node() -> Role {
-    Role::Node { kind: NodeKind::ExitNode, join: Join::Ours(known()), endpoints: vec!["203.0.113.7:41641".parse().unwrap()] }
+    Role::Node {
+        kind: NodeKind::ExitNode,
+        join: Join::Ours(known()),
+        endpoints: vec!["203.0.113.7:41641".parse().unwrap()],
+        userspace: false,
+    }
 }
 
 fn coordinator() -> Role {
@@ -127,7 +132,12 @@ fn a_coordinator_behind_a_reverse_proxy_is_told_whose_word_to_take() {
 fn a_subnet_router_takes_the_network_it_stands_in_where_somebody_says_which() {
     let router = |routes: &[&str]| {
         let routes = routes.iter().map(|net| net.parse().unwrap()).collect();
-        Role::Node { kind: NodeKind::SubnetRouter { routes, lan: true, snat: true }, join: Join::Ours(known()), endpoints: Vec::new() }
+        Role::Node {
+            kind: NodeKind::SubnetRouter { routes, lan: true, snat: true },
+            join: Join::Ours(known()),
+            endpoints: Vec::new(),
+            userspace: false,
+        }
     };
     let delivered = |plan: &Plan| {
         let guest = plan.steps.iter().find_map(|step| match &step.action {
@@ -169,7 +179,7 @@ fn the_steps_on_an_older_host_are_these() {
 #[test]
 fn no_plan_shows_a_join_key() {
     let join = Join::Other { login_server: "https://headscale.example.org".to_owned(), auth_key: Secret::new("hskey-secret") };
-    let role = Role::Node { kind: NodeKind::Member, join, endpoints: Vec::new() };
+    let role = Role::Node { kind: NodeKind::Member, join, endpoints: Vec::new(), userspace: false };
     let plan = plan(&role, &one_host()).unwrap();
     assert!(!shown(&plan).contains("hskey-secret") && !format!("{plan:?}").contains("hskey-secret"));
     assert!(!serde_json::to_string(&Journal::new(&plan)).unwrap().contains("hskey"));
@@ -238,7 +248,13 @@ fn only_the_literal_root_may_make_one() {
         assert!(plan(&coordinator(), &observed).is_ok(), "a coordinator needs no device");
         let refusal = plan(&exit_node(), &observed).unwrap_err();
         assert!(matches!(refusal, Refusal::NeedsRoot { .. }));
-        assert!(refusal.to_string().contains("dev0") && refusal.next().contains("golden container"), "{refusal}");
+        assert!(refusal.to_string().contains("dev0") && refusal.next().contains("--tun userspace"), "{refusal}");
+        let Role::Node { kind, join, endpoints, .. } = exit_node() else { panic!("a node") };
+        let plan = plan(&Role::Node { kind, join, endpoints, userspace: true }, &observed).unwrap();
+        let requests =
+            plan.steps.iter().filter_map(|s| if let Action::Call { request, .. } = &s.action { Some(request.to_string()) } else { None });
+        let create = requests.into_iter().find(|request| request.contains("/lxc arch=")).unwrap();
+        assert!(!create.contains("dev0"), "{create}");
     }
     let on_host = Observed { identity: Identity::RootHost, ..one_host() };
     let plan = plan(&exit_node(), &on_host).unwrap();

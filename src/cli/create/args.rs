@@ -104,6 +104,15 @@ pub(in crate::cli) struct CreateRelay {
     pub(super) address: Option<String>,
 }
 
+/// What packets go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Tun {
+    /// /dev/net/tun.
+    Device,
+    /// The process.
+    Userspace,
+}
+
 /// How a new node joins, and what it is.
 #[derive(Debug, Clone, clap::Args)]
 pub(in crate::cli) struct NodeArgs {
@@ -112,6 +121,10 @@ pub(in crate::cli) struct NodeArgs {
     /// An address and port under which the node is reached from outside, such as a port forwarded by the home router; several times for several.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(super) endpoint: Vec<String>,
+    /// What the mesh's packets go through in the container: `device` is /dev/net/tun, which Proxmox lets root@pam alone pass through; `userspace` is the
+    /// process itself, which an API token will do for.
+    #[arg(long, value_name = "KIND", default_value = "device")]
+    pub(super) tun: Tun,
     /// Join this coordinator (Headscale, Tailscale, or ours elsewhere) instead of the known one.
     #[arg(long, value_name = "URL", requires = "auth_key_file")]
     pub(super) login_server: Option<String>,
@@ -128,8 +141,8 @@ pub(in crate::cli) struct NodeArgs {
 pub(in crate::cli) struct CreateSubnetRouter {
     #[command(flatten)]
     pub(super) node: NodeArgs,
-    /// A network that the node makes reachable, or `auto` for the one it stands in: that of --ip, or the host's on the bridge. Several times
-    /// for several.
+    /// A network that the node makes reachable, or `auto` for the one it stands in: that of --ip, or the host's on the bridge. The
+    /// prefix that `node via` prints makes a network reachable as that of a site. Several times for several.
     #[arg(long, value_name = "CIDR", required = true)]
     pub(super) route: Vec<String>,
     /// Give what enters these networks the node's own address there, so that their machines need no route back. With `false` they see who it

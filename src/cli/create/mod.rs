@@ -15,6 +15,7 @@ use crate::plan::options::{
 use crate::pve::{call, reply};
 use crate::sys::config::read_secret;
 use crate::sys::entropy;
+use args::Tun;
 pub(super) use args::{CreateCoordinator, CreateRelay, CreateSubnetRouter, NodeArgs};
 use making::{How, Making};
 use report::{Report, summary};
@@ -129,7 +130,7 @@ async fn node(args: NodeArgs, kind: NodeKind, output: &Output) -> Result<(), Fai
             }
         }
     };
-    let role = Role::Node { kind, join, endpoints };
+    let role = Role::Node { kind, join, endpoints, userspace: args.tun == Tun::Userspace };
     let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
     let making = Making { session: &session, options: &options, role, mesh: mesh.as_deref(), is_known: true, how, tried };
     if let Some(report) = making.run().await? {

@@ -5,8 +5,10 @@ mod netcheck;
 mod ping;
 mod show;
 mod up;
+mod via;
 mod whois;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,9 +16,9 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
 use super::{Exit, Failure, Output};
-use crate::ident::NodeName;
+use crate::ident::{NodeName, Via};
 use crate::node::{DEFAULT_INTERFACE, PrefsChange, Tag};
-use crate::sys::daemon::{self, DEFAULT_STATE_DIR, Options};
+use crate::sys::daemon::{self, DEFAULT_STATE_DIR, Ground, Options};
 use crate::sys::local_api::{Client, DEFAULT_SOCKET, LocalError};
 
 /// The mesh node on this machine.
@@ -59,6 +61,16 @@ enum Command {
         /// An address, with or without a port.
         address: String,
     },
+    /// Print the IPv6 prefix by which the network of a site is advertised and reached, so that sites may use the same IPv4 addresses; or,
+    /// from a prefix, site and network.
+    Via {
+        /// The site's number, yours to choose; or a prefix.
+        #[arg(value_name = "SITE|PREFIX")]
+        site: String,
+        /// The network there.
+        #[arg(value_name = "CIDR")]
+        network: Option<String>,
+    },
     /// Names of the mesh.
     #[command(subcommand)]
     Dns(dns::Dns),
@@ -87,12 +99,31 @@ struct Place {
     /// Where keys and preferences are kept.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR, env = "PVEMESH_STATE_DIR")]
     state_dir: PathBuf,
-    /// The name of the TUN interface.
+    /// The name of the TUN interface; `userspace` for none: peers reach this machine and the networks behind it by ordinary sockets, local
+    /// programs reach the mesh by a proxy, and no rights are needed.
     #[arg(long, value_name = "NAME", default_value = DEFAULT_INTERFACE)]
     tun: String,
+    /// With `--tun userspace`, where a proxy listens that leads local programs into the mesh. It asks nobody who he is.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    socks5_server: Option<SocketAddr>,
+    /// The same for programs that speak HTTP; each of the two speaks both.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    outbound_http_proxy_listen: Option<SocketAddr>,
     /// The WireGuard UDP port; 0 for any.
     #[arg(long)]
     port: Option<u16>,
+}
+
+impl Place {
+    fn ground(&self) -> Result<Ground, Failure> {
+        let proxies: Vec<SocketAddr> = self.socks5_server.into_iter().chain(self.outbound_http_proxy_listen).collect();
+        let ground = Ground::read(&self.tun, proxies.clone());
+        if matches!(ground, Ground::Tun(_)) && !proxies.is_empty() {
+            let happened = "a proxy is for a node without a TUN; with one, programs reach the mesh without";
+            return Err(Failure::new("start the node", happened, "add `--tun userspace`, or leave the proxy out").exit(Exit::Usage));
+        }
+        Ok(ground)
+    }
 }
 
 /// Preferences as flags.
@@ -114,7 +145,8 @@ struct Wishes {
     /// Offer to carry other nodes' internet traffic.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     advertise_exit_node: Option<bool>,
-    /// Offer to carry these networks, separated by commas; empty for none.
+    /// Offer to carry these networks, separated by commas; empty for none. The prefix that `node via` prints offers a network as that of a
+    /// site.
     #[arg(long, value_name = "CIDRS")]
     advertise_routes: Option<String>,
     /// Give what enters these networks this node's own address there, so that their machines need no route back (the default). What leaves an
@@ -173,10 +205,12 @@ fn routes(text: &str) -> Result<Vec<IpNet>, Failure> {
     words
         .map(|word| {
             let net: IpNet = word.parse().map_err(|_| wrong(word, "is not a network"))?;
-            if net.trunc() == net {
-                Ok(net)
-            } else {
+            if net.trunc() != net {
                 Err(wrong(word, &format!("has bits behind its prefix; did you mean {}?", net.trunc())))
+            } else if Via::is_too_wide(&net) {
+                Err(wrong(word, "is wider than a site (`pvemesh node via` prints the prefix of a site's network)"))
+            } else {
+                Ok(net)
             }
         })
         .collect()
@@ -216,6 +250,7 @@ pub(super) async fn run(node: &Node, output: &Output) -> Result<(), Failure> {
         Command::Ping(ping) => ping::run(ping, &client, output).await,
         Command::Netcheck => netcheck::run(&client, output).await,
         Command::Whois { address } => whois::run(address, &client, output).await,
+        Command::Via { site, network } => via::run(site, network.as_deref(), output),
         Command::Dns(dns) => dns::run(dns, &client, output).await,
         Command::Set(wishes) => {
             let prefs = client.set(&wishes.change()?).await.map_err(|e| unreached("change the preferences", &e))?;
@@ -240,7 +275,7 @@ async fn serve(run: &Run, node: &Node, output: &Output) -> Result<(), Failure> {
     let options = Options {
         state_dir: run.place.state_dir.clone(),
         socket: node.socket.clone(),
-        interface: run.place.tun.clone(),
+        ground: run.place.ground()?,
         port: run.place.port,
         guest_config: run.guest_config.clone(),
         background: run.background,
@@ -248,7 +283,9 @@ async fn serve(run: &Run, node: &Node, output: &Output) -> Result<(), Failure> {
     daemon::run(options).await.map_err(|error| {
         let next = match &error {
             daemon::DaemonError::Running(_) => "use the one that runs, or give this one other --state-dir, --socket and --tun",
-            daemon::DaemonError::Engine(_) => "run as root; in a container, pass /dev/net/tun through (on Proxmox: `dev0: /dev/net/tun`)",
+            daemon::DaemonError::Engine(_) => {
+                "run as root; in a container, pass /dev/net/tun through (on Proxmox: `dev0: /dev/net/tun`), or do without by `--tun userspace`"
+            },
             daemon::DaemonError::Router(_) => "run as root (or with CAP_NET_ADMIN), on a kernel with policy routing and nftables",
             daemon::DaemonError::Guest { .. } | daemon::DaemonError::NoNode(_) => "correct the guest's configuration",
             _ => "see the message above; `-v` says more",
@@ -318,5 +355,7 @@ mod tests {
         assert_eq!(routes("10.0.0.0/8, fd00::/8").unwrap().len(), 2);
         assert!(routes("192.168.1.5/24").unwrap_err().happened.contains("192.168.1.0/24"));
         assert_eq!(routes("10.0.0.0").unwrap_err().exit, Exit::Usage);
+        assert_eq!(routes("fd7a:115c:a1e0:b1a:0:7:192.168.1.0/120").unwrap(), ["fd7a:115c:a1e0:b1a:0:7:c0a8:100/120".parse().unwrap()]);
+        assert!(routes("fd7a:115c:a1e0:b1a::/64").unwrap_err().happened.contains("wider than a site"));
     }
 }

@@ -85,6 +85,10 @@ fn table(status: &Status) -> String {
     if let Some(line) = chosen(status) {
         let _ = writeln!(text, "\n# {line}");
     }
+    if !status.proxies.is_empty() {
+        let proxies: Vec<String> = status.proxies.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "\n# No TUN; local programs reach the mesh by the proxy (SOCKS5 or HTTP) on {}", proxies.join(" and "));
+    }
     if !status.health.is_empty() {
         let _ = writeln!(text, "\n# Health check:");
         for line in &status.health {

@@ -112,6 +112,7 @@ fn read_key(path: &Path) -> Result<Secret, Failure> {
 /// Starts the node's process in the background and waits until it listens.
 async fn start(up: &Up, node: &Node, client: &Client) -> Result<Child, Failure> {
     let place = &up.place;
+    place.ground()?;
     let failed = |happened: &dyn std::fmt::Display, next: &str| Failure::new("start the node", happened, next);
     private_directory(&place.state_dir).map_err(|e| failed(&e, "run as root, or name a --state-dir that this user can write"))?;
     let log = place.state_dir.join("node.log");
@@ -125,6 +126,11 @@ async fn start(up: &Up, node: &Node, client: &Client) -> Result<Child, Failure> 
         .arg(&place.state_dir)
         .arg("--socket")
         .arg(&node.socket);
+    for (flag, address) in [("--socks5-server", place.socks5_server), ("--outbound-http-proxy-listen", place.outbound_http_proxy_listen)] {
+        if let Some(address) = address {
+            command.args([flag, &address.to_string()]);
+        }
+    }
     if let Some(port) = place.port {
         command.args(["--port", &port.to_string()]);
     }

@@ -62,6 +62,8 @@ pub enum Role {
         join: Join,
         /// Addresses under which it is reachable from outside.
         endpoints: Vec<SocketAddr>,
+        /// It does without a TUN device, which not everybody may pass through.
+        userspace: bool,
     },
 }
 
@@ -97,7 +99,7 @@ impl Role {
 
     /// Whether it opens a TUN device, which has to be passed through.
     pub const fn needs_tun(&self) -> bool {
-        matches!(self, Self::Node { .. })
+        matches!(self, Self::Node { userspace: false, .. })
     }
 
     /// The role in words.

@@ -78,6 +78,8 @@ fn a_route_is_a_network_and_not_the_internet() {
     assert!(routes("--route", &["192.168.1.0/24".to_owned(), "fd00::/64".to_owned()]).is_ok());
     let error = routes("--route", &["192.168.1.7/24".to_owned()]).unwrap_err().to_string();
     assert!(error.contains("did you mean 192.168.1.0/24?"), "{error}");
+    assert!(routes("--route", &["fd7a:115c:a1e0:b1a:0:7:192.168.1.0/120".to_owned()]).is_ok());
+    assert!(routes("--route", &["fd7a:115c:a1e0:b1a::/64".to_owned()]).unwrap_err().to_string().contains("node via"));
     assert!(routes("--route", &["0.0.0.0/0".to_owned()]).unwrap_err().to_string().contains("create-exit-node"));
 }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::OptionError;
-use crate::ident::Secret;
+use crate::ident::{Secret, Via};
 
 /// An address with its prefix length that a host may have.
 pub(super) trait HostNet: FromStr {
@@ -84,6 +84,10 @@ pub fn routes(option: &'static str, texts: &[String]) -> Result<Vec<IpNet>, Opti
             _ if net.addr() != net.network() => {
                 Err(OptionError::new(option, format!("{net} has bits set after its prefix; did you mean {}?", net.trunc())))
             }
+            _ if Via::is_too_wide(&net) => Err(OptionError::new(
+                option,
+                format!("{net} is wider than a site; `pvemesh node via` prints the prefix of a site's network"),
+            )),
             _ => Ok(net),
         }
     };

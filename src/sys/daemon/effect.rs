@@ -10,6 +10,7 @@ use super::DaemonError;
 use super::outside::Outside;
 use super::resolver::Resolver;
 use super::surroundings::{self, Surroundings};
+use super::userspace::{Ground, Listeners, Userspace};
 use crate::coord::client::NetMap;
 use crate::filter::{Filter, FilterConfig};
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic, QUAD100_V6};
@@ -31,10 +32,14 @@ const WARN_EVERY: Duration = Duration::from_mins(1);
 /// Engine, router, and what they were last told.
 #[derive(Debug)]
 pub(super) struct Effect {
-    interface: String,
+    ground: Ground,
     port: u16,
     surroundings: Surroundings,
-    router: Router,
+    /// What sets up routes, rules and firewall, with a TUN.
+    router: Option<Router>,
+    /// What takes its place without one, while the engine runs.
+    userspace: Option<Userspace>,
+    listeners: Listeners,
     engine: Option<Engine>,
     outside: Option<Outside>,
     assembly: Option<Assembly>,
@@ -61,12 +66,18 @@ pub(super) enum Kept {
 }
 
 impl Effect {
-    pub(super) async fn new(interface: &str, port: u16) -> Result<Self, DaemonError> {
+    pub(super) async fn new(ground: &Ground, port: u16) -> Result<Self, DaemonError> {
+        let router = match ground {
+            Ground::Tun(_) => Some(Router::new().await?),
+            Ground::Userspace { .. } => None,
+        };
         Ok(Self {
-            interface: interface.to_owned(),
+            ground: ground.clone(),
             port,
             surroundings: Surroundings::default(),
-            router: Router::new().await?,
+            router,
+            userspace: None,
+            listeners: Listeners::open(ground).map_err(|(address, source)| DaemonError::Proxy { address, source })?,
             engine: None,
             outside: None,
             assembly: None,
@@ -88,6 +99,11 @@ impl Effect {
         self.engine.as_ref().map_or(0, Engine::port)
     }
 
+    /// Where proxies listen for local programs.
+    pub(super) fn proxies(&self) -> Vec<SocketAddr> {
+        self.listeners.addresses()
+    }
+
     pub(super) fn surroundings(&self) -> &Surroundings {
         &self.surroundings
     }
@@ -99,19 +115,34 @@ impl Effect {
     /// Starts the engine with these keys, unless it runs.
     pub(super) fn start(&mut self, key: &NodePrivate, disco: &DiscoPrivate) -> Result<(), DaemonError> {
         if self.engine.is_none() {
-            let options = EngineOptions {
-                interface: self.interface.clone(),
+            let mut options = EngineOptions {
+                interface: self.ground.interface().to_owned(),
                 mtu: TUN_MTU,
                 port: self.port,
                 key: key.clone(),
                 disco: disco.clone(),
                 mark: Some(BYPASS_MARK),
             };
-            let engine = Engine::start(options).map_err(DaemonError::Engine)?;
+            let (engine, userspace) = match &self.ground {
+                Ground::Tun(_) => (Engine::start(options).map_err(DaemonError::Engine)?, None),
+                Ground::Userspace { .. } => {
+                    // Without routes of the mesh there is nothing to keep out of.
+                    options.mark = None;
+                    let (userspace, tun) = Userspace::start().map_err(DaemonError::Engine)?;
+                    (Engine::start_on(tun, options, true).map_err(DaemonError::Engine)?, Some(userspace))
+                }
+            };
             let outside = Outside::start(&engine, key).map_err(DaemonError::Engine)?;
             outside.set_addresses(&self.surroundings.addresses);
-            (self.engine, self.outside) = (Some(engine), Some(outside));
-            self.names = Resolver::start(&self.interface);
+            (self.engine, self.outside, self.userspace) = (Some(engine), Some(outside), userspace);
+            self.names = match &mut self.userspace {
+                None => Resolver::start(self.ground.interface()),
+                Some(userspace) => {
+                    let names = Resolver::in_process(userspace.dialer().clone());
+                    userspace.serve(&self.listeners, names.server()).map_err(DaemonError::Engine)?;
+                    Some(names)
+                }
+            };
             self.filter = None;
         }
         Ok(())
@@ -120,6 +151,8 @@ impl Effect {
     /// Stops the engine; routing stays for the one that follows.
     pub(super) fn drop_engine(&mut self) {
         (self.peer_api, self.names, self.outside, self.engine) = (None, None, None, None);
+        // The engine reads from it until it ends.
+        self.userspace = None;
     }
 
     pub(super) fn engine(&self) -> Option<&Engine> {
@@ -157,7 +190,7 @@ impl Effect {
         self.offer_peer_api(map, prefs);
         let Some(engine) = &self.engine else { return };
         let situation = Situation {
-            interface: &self.interface,
+            interface: self.ground.interface(),
             local_networks: &self.surroundings.networks,
             peer_api: self.peer_api(),
             now: clock::wall(),
@@ -180,12 +213,19 @@ impl Effect {
         if let (Some(api), Some((_, filter))) = (&self.peer_api, &self.filter) {
             api.set_callers(callers(map, filter));
         }
+        engine.set_sites(&assembly.sites);
         engine.set_peers(&assembly.peers);
         if let Some(names) = &mut self.names {
             names.set(map, prefs, assembly.exit_node).await;
         }
-        let applied = self.router.apply(&assembly.router).await;
-        self.note_trouble(applied.err().map(|error| error.to_string()));
+        if let Some(userspace) = &self.userspace {
+            let addresses = map.node.addresses.iter().map(IpNet::addr).collect();
+            userspace.set(addresses, &assembly.router, &self.surroundings.networks);
+        }
+        if let Some(router) = &mut self.router {
+            let applied = router.apply(&assembly.router).await;
+            self.note_trouble(applied.err().map(|error| error.to_string()));
+        }
         let before = self.assembly.as_ref().map(|a| &a.notes);
         for note in assembly.notes.iter().filter(|note| before.is_none_or(|notes| !notes.contains(note))) {
             tracing::warn!("{note}");
@@ -211,7 +251,11 @@ impl Effect {
             return;
         }
         let names = self.names.as_ref().filter(|_| !wanted.is_empty());
-        self.peer_api = names.and_then(|names| match PeerApi::start(&self.interface, &wanted, names.server()) {
+        if let (Some(names), Some(userspace)) = (names, &self.userspace) {
+            self.peer_api = Some(PeerApi::start_in(userspace.stack(), &wanted, names.server()));
+            return;
+        }
+        self.peer_api = names.and_then(|names| match PeerApi::start(self.ground.interface(), &wanted, names.server()) {
             Ok(api) => Some(api),
             Err(error) => {
                 tracing::warn!("names are not resolved for other nodes: {error}");
@@ -235,9 +279,9 @@ impl Effect {
         if put_right {
             self.note_repair("the machine's resolver".to_owned());
         }
-        let Some(assembly) = &self.assembly else { return Kept::Yes };
+        let (Some(assembly), Some(router)) = (&self.assembly, &mut self.router) else { return Kept::Yes };
         let was_right = self.trouble.is_none();
-        match self.router.apply(&assembly.router).await {
+        match router.apply(&assembly.router).await {
             Ok(changed) => {
                 // What could not be set before was nobody's doing.
                 if was_right && !changed.is_nothing() {
@@ -288,7 +332,7 @@ impl Effect {
     pub(super) fn resolver_addresses(&self) -> Vec<IpAddr> {
         let v6 =
             self.assembly.as_ref().is_some_and(|assembly| assembly.router.addresses.iter().any(|net| net.addr() == IpAddr::V6(QUAD100_V6)))
-                && ["lo", &self.interface].into_iter().all(sysctl::carries_ipv6);
+                && ["lo", self.ground.interface()].into_iter().all(sysctl::carries_ipv6);
         self.names.iter().flat_map(|names| names.server().addresses()).copied().filter(|address| address.is_ipv4() || v6).collect()
     }
 
@@ -304,7 +348,7 @@ impl Effect {
 
     /// Looks at the machine's own networks; says whether they have changed.
     pub(super) async fn look(&mut self) -> bool {
-        match surroundings::look(&self.interface).await {
+        match surroundings::look(self.ground.interface()).await {
             Ok(found) if found != self.surroundings => {
                 tracing::debug!(networks = ?found.networks, "local networks");
                 self.surroundings = found;
@@ -343,7 +387,9 @@ impl Effect {
     /// Takes the machine out of the mesh: routes, then the TUN.
     pub(super) async fn undo(&mut self) {
         (self.assembly, self.trouble) = (None, None);
-        if let Err(error) = self.router.clear().await {
+        if let Some(router) = &mut self.router
+            && let Err(error) = router.clear().await
+        {
             tracing::warn!(%error, "routing could not all be undone");
         }
         if let Some(outside) = self.outside.take() {

@@ -16,6 +16,7 @@ mod resolver;
 mod session;
 pub mod state;
 mod surroundings;
+mod userspace;
 mod watch;
 
 use std::io;
@@ -33,6 +34,7 @@ use changes::{Change, Changes};
 use member::Member;
 use state::Store;
 pub use state::private_directory;
+pub use userspace::Ground;
 
 /// Where a node's files are unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/pvemesh/node";
@@ -51,8 +53,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Where its local socket is.
     pub socket: PathBuf,
-    /// The TUN's name.
-    pub interface: String,
+    /// How the mesh's packets reach this machine.
+    pub ground: Ground,
     /// The UDP port; absent means what the guest's configuration says, or else the usual one.
     pub port: Option<u16>,
     /// The guest's configuration, in the appliance.
@@ -99,6 +101,14 @@ pub enum DaemonError {
     /// The packet engine does not start.
     #[error(transparent)]
     Engine(io::Error),
+    /// An address for a proxy is not to be had.
+    #[error("listen on {address} for programs that use the proxy: {source}")]
+    Proxy {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// Routing cannot be set up.
     #[error(transparent)]
     Router(#[from] RouterError),
@@ -115,8 +125,10 @@ pub enum DaemonError {
 /// # Errors
 /// It cannot start. Once it runs, nothing but a signal or the socket ends it.
 pub async fn run(options: Options) -> Result<(), DaemonError> {
-    if !router::is_interface_name(&options.interface) {
-        return Err(RouterError::Name(options.interface.escape_default().to_string()).into());
+    if let Ground::Tun(name) = &options.ground
+        && !router::is_interface_name(name)
+    {
+        return Err(RouterError::Name(name.escape_default().to_string()).into());
     }
     let store = Store::open(&options.state_dir)?;
     let _lock = store.lock()?;
@@ -125,10 +137,12 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     }
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
-    if let Err(error) = router::clean_leftovers(&options.interface).await {
-        tracing::warn!(%error, "what an earlier run left could not all be cleared");
+    if let Ground::Tun(name) = &options.ground {
+        if let Err(error) = router::clean_leftovers(name).await {
+            tracing::warn!(%error, "what an earlier run left could not all be cleared");
+        }
+        resolver::clean_leftovers(name);
     }
-    resolver::clean_leftovers(&options.interface);
     let (questions, mut asked) = mpsc::channel(16);
     let socket = options.socket.clone();
     let background = options.background;

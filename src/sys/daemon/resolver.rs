@@ -7,6 +7,7 @@ use crate::names::system::{Lead, Manager};
 use crate::names::{Records, Table, Upstream};
 use crate::node::{ExitNode, Prefs, names};
 use crate::sys::names::{NameServer, System};
+use crate::sys::userspace::Dialer;
 
 /// Both, and what they were last told. Dropping it leads the machine back to its own servers.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(super) struct Resolver {
     /// What the machine is to ask us, while it is to.
     lead: Option<Lead>,
     trouble: Option<String>,
+    /// The machine's programs ask somebody else: there is no address of ours they could reach.
+    private: bool,
 }
 
 /// Gives the machine back what a killed node has left ours in place of.
@@ -42,10 +45,7 @@ impl Resolver {
     /// Starts the resolver. Without one the node runs all the same; the log says why.
     pub(super) fn start(interface: &str) -> Option<Self> {
         match NameServer::start(interface) {
-            Ok(server) => {
-                let system = Arc::new(Mutex::new(System::of(interface)));
-                Some(Self { server, system, records: None, own: Vec::new(), lead: None, trouble: None })
-            }
+            Ok(server) => Some(Self::with(server, interface, false)),
             Err(error) => {
                 tracing::warn!("names are not resolved on 100.100.100.100: {error}");
                 None
@@ -53,10 +53,20 @@ impl Resolver {
         }
     }
 
+    /// One for the programs in this process only, of a node without a TUN.
+    pub(super) fn in_process(dialer: Dialer) -> Self {
+        Self::with(NameServer::in_process(dialer), "", true)
+    }
+
+    fn with(server: NameServer, interface: &str, private: bool) -> Self {
+        let system = Arc::new(Mutex::new(System::of(interface)));
+        Self { server, system, records: None, own: Vec::new(), lead: None, trouble: None, private }
+    }
+
     /// Takes over what map and preferences mean for names.
     pub(super) async fn set(&mut self, map: &NetMap, prefs: &Prefs, exit: ExitNode) {
         let records = names(map, exit);
-        let wanted = prefs.accept_dns && (map.dns.proxied || !map.dns.resolvers.is_empty());
+        let wanted = prefs.accept_dns && !self.private && (map.dns.proxied || !map.dns.resolvers.is_empty());
         let lead = wanted.then(|| Lead::new(&records, &map.dns.domains));
         if self.records.as_ref() != Some(&records) {
             self.records = Some(records);

@@ -105,13 +105,14 @@ fn add(found: &mut Surroundings, message: &AddressMessage) {
 }
 
 /// What the system says of the machine.
-pub(super) fn machine() -> Machine {
+pub(super) fn machine(userspace: bool) -> Machine {
     let uname = rustix::system::uname();
     let text = |t: &std::ffi::CStr| t.to_string_lossy().into_owned();
     Machine {
         hostname: text(uname.nodename()),
         os_version: text(uname.release()),
         architecture: text(uname.machine()),
+        userspace,
         container: std::path::Path::new("/run/host/container-manager").exists()
             || std::fs::read("/proc/1/environ").is_ok_and(|e| e.split(|b| *b == 0).any(|v| v.starts_with(b"container="))),
     }

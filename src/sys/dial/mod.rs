@@ -22,6 +22,7 @@ pub(super) use dialer::connect_address;
 pub use origin::Origin;
 pub(super) use plain::plain_http;
 pub(super) use race::first_success;
+pub(in crate::sys) use socket::Stream;
 pub use socket::mark_socket;
 pub(super) use tls::roots;
 

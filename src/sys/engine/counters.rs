@@ -65,6 +65,8 @@ counters! {
     not_allowed,
     /// Dropped: not let in by the packet filter.
     filtered,
+    /// Dropped: to or from a machine of a site, and cannot be turned into the other family or may not pass.
+    untranslated,
     /// Dropped: from a key that is no peer's.
     stranger,
     /// Dropped: neither WireGuard nor anything else the mesh knows.

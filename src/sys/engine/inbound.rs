@@ -11,10 +11,12 @@ use super::counters::add;
 use super::opening::Opening;
 use super::outbound::initiate;
 use super::table::{Peer, State, Table};
+use super::translation::Spoken;
 use crate::filter::{Filter, Last};
 use crate::ident::NodePublic;
 use crate::path::{Local, Path};
 use crate::tunnel::demux::{Kind, classify};
+use crate::tunnel::translate::Sites;
 use crate::tunnel::{Admission, MIN_ROOM, Opened};
 use crate::wire::tsmp;
 
@@ -100,6 +102,7 @@ pub(super) struct Arrival<'a> {
     pub(super) shared: &'a Shared,
     pub(super) table: &'a Table,
     pub(super) filter: &'a Filter,
+    pub(super) sites: Option<&'a Sites>,
     pub(super) from: Origin,
 }
 
@@ -132,11 +135,12 @@ impl Arrival<'_> {
         datagrams: impl Iterator<Item = &'d [u8]>,
         opening: &mut Opening,
     ) -> Option<&'d [u8]> {
-        let Self { shared, table, filter, from } = self;
+        let Self { shared, table, filter, sites, from } = self;
         let mut state = peer.lock();
         let mut authentic = false;
         let mut allowed = None;
         let mut last = Last::default();
+        let mut spoken = Spoken::default();
         let mut bytes = 0;
         let mut after = None;
         let mut told = false;
@@ -158,9 +162,11 @@ impl Arrival<'_> {
                         add(&shared.counters.not_allowed, 1);
                     } else if filter.admit(packet, &mut last, |flow| shared.flows().answers(flow)).is_err() {
                         add(&shared.counters.filtered, 1);
-                    } else {
+                    } else if let Some(range) = shared.translation.arriving(shared, sites, packet, state.v4, &mut spoken) {
                         bytes += length as u64;
-                        opening.keep(length);
+                        opening.keep(range);
+                    } else {
+                        add(&shared.counters.untranslated, 1);
                     }
                 }
                 Opened::Nothing => authentic = true,

@@ -24,6 +24,7 @@ mod socket;
 mod sockets;
 mod table;
 mod timers;
+mod translation;
 
 use std::io;
 use std::net::SocketAddr;
@@ -43,6 +44,7 @@ pub use relays::Outgoing;
 use relays::Relays;
 use sockets::Sockets;
 use table::{Registry, Table};
+use translation::Translation;
 
 use super::offload::Tun;
 use crate::filter::{Filter, Flows};
@@ -50,6 +52,7 @@ use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::PeerConfig;
 use crate::path::{self, Pong, Unreached, Way};
 use crate::time::{Time, Wall};
+use crate::tunnel::translate::SitesConfig;
 use crate::tunnel::{Gate, Strangers};
 
 /// What an engine is started with.
@@ -101,6 +104,7 @@ struct Shared {
     table: RwLock<Arc<Table>>,
     filter: RwLock<Arc<Filter>>,
     flows: Mutex<Flows>,
+    translation: Translation,
     counters: counters::Shared,
     strangers: Mutex<Strangers>,
     probing: Probing,
@@ -190,10 +194,19 @@ impl Engine {
     ///
     /// See [`Engine::start`].
     pub fn start_with(options: EngineOptions, offload: bool) -> io::Result<Self> {
-        let sockets = Sockets::open(options.port, options.mark, offload)?;
         let tun = Tun::open(&options.interface, options.mtu, offload).map_err(|error| {
             io::Error::new(error.kind(), format!("cannot make the TUN interface {} through /dev/net/tun: {error}", options.interface))
         })?;
+        Self::start_on(tun, options, offload)
+    }
+
+    /// The same with something that behaves like a TUN.
+    ///
+    /// # Errors
+    ///
+    /// No UDP socket can be opened, or no thread started.
+    pub(in crate::sys) fn start_on(tun: Tun, options: EngineOptions, offload: bool) -> io::Result<Self> {
+        let sockets = Sockets::open(options.port, options.mark, offload)?;
         tracing::info!(interface = options.interface, port = sockets.main.port(), offload = ?tun.offload, "packet engine started");
         let probing = Probing::new(&options)?;
         let (stun, answers) = mpsc::channel(STUN_QUEUE);
@@ -204,6 +217,7 @@ impl Engine {
             table: RwLock::default(),
             filter: RwLock::default(),
             flows: Mutex::default(),
+            translation: Translation::new(options.mtu),
             counters: counters::Shared::default(),
             strangers: Mutex::default(),
             probing,
@@ -247,6 +261,11 @@ impl Engine {
     /// Replaces the packet filter. Before the first one nothing is let in but answers.
     pub fn set_filter(&self, filter: impl Into<Arc<Filter>>) {
         *self.shared.filter.write().unwrap_or_else(PoisonError::into_inner) = filter.into();
+    }
+
+    /// Replaces the sites whose networks this node carries. Before the first ones nothing is translated.
+    pub fn set_sites(&self, config: &SitesConfig) {
+        self.shared.translation.set(config);
     }
 
     /// How each peer is doing.

@@ -1,6 +1,7 @@
 //! Opened packets on their way to the TUN.
 
 use std::io::IoSlice;
+use std::ops::Range;
 
 use super::Shared;
 use super::counters::add;
@@ -30,9 +31,9 @@ impl Opening {
         self.arena.get_mut(self.used..).unwrap_or_default()
     }
 
-    /// The first so many bytes of the room are a packet for the TUN.
-    pub(super) fn keep(&mut self, length: usize) {
-        let range = self.used..self.used + length;
+    /// These bytes of the room are a packet for the TUN.
+    pub(super) fn keep(&mut self, within: Range<usize>) {
+        let range = self.used + within.start..self.used + within.end;
         self.used = range.end;
         self.coalescer.push(&self.arena, range);
     }
@@ -77,15 +78,22 @@ fn write_singly(shared: &Shared, pieces: &[IoSlice<'_>]) {
     let mut packet: Vec<u8> = rest.iter().flat_map(|piece| piece.iter().copied()).collect();
     let header = <[u8; VirtioHeader::LENGTH]>::try_from(&**header).ok().and_then(VirtioHeader::read);
     let Some(Ok(mut segments)) = header.map(|header| Segments::new(&header, &mut packet)) else { return };
-    let plain = VirtioHeader::default().bytes();
     while let Some(segment) = segments.next() {
-        let counters = &shared.counters;
-        match rustix::io::writev(&shared.tun, &[IoSlice::new(&plain), IoSlice::new(segment)]) {
-            Ok(_) => {
-                add(&counters.tun_writes, 1);
-                add(&counters.tun_out, 1);
-            }
-            Err(_) => add(&counters.write_failed, 1),
+        write_one(shared, segment);
+    }
+}
+
+/// Writes one packet to the TUN.
+pub(super) fn write_one(shared: &Shared, packet: &[u8]) {
+    let header = VirtioHeader::default().bytes();
+    let pieces = [IoSlice::new(&header), IoSlice::new(packet)];
+    let skip = usize::from(shared.tun.offload == Offload::None);
+    let counters = &shared.counters;
+    match rustix::io::writev(&shared.tun, pieces.get(skip..).unwrap_or_default()) {
+        Ok(_) => {
+            add(&counters.tun_writes, 1);
+            add(&counters.tun_out, 1);
         }
+        Err(_) => add(&counters.write_failed, 1),
     }
 }

@@ -12,10 +12,12 @@ use super::Shared;
 use super::counters::add;
 use super::socket::{MAX_SEGMENTS, MAX_SEND};
 use super::table::{Peer, State};
+use super::translation::{Answering, Leaving};
 use crate::filter::Flow;
 use crate::path::{Local, Path, Ways};
 use crate::sys::offload::Offload;
 use crate::time::Time;
+use crate::tunnel::translate::GROWTH;
 use crate::tunnel::{MAX_PACKET, MIN_ROOM, OVERHEAD, Sealed, Segments, Tunnel, VirtioHeader};
 
 /// Datagrams of one size for one address, the last may be shorter: one send.
@@ -206,21 +208,40 @@ fn packets(shared: &Shared, batch: &mut Batch, header: &VirtioHeader, packet: &m
     batch.send(shared);
 }
 
+/// Sends what one read of the TUN brought, from `start` of the buffer on; as IPv6, if it answers what came as that.
+fn read(shared: &Shared, batch: &mut Batch, answering: &mut Answering, mut header: VirtioHeader, buffer: &mut [u8], start: usize) {
+    match shared.translation.leaving(shared, &mut header, buffer, start) {
+        Leaving::From(start) => packets(shared, batch, &header, buffer.get_mut(start..).unwrap_or_default()),
+        Leaving::Singly(origin, sites) => {
+            let Ok(mut segments) = Segments::new(&header, buffer.get_mut(start..).unwrap_or_default()) else {
+                add(&shared.counters.bad_tun, 1);
+                return;
+            };
+            while let Some(segment) = segments.next() {
+                let told =
+                    answering.singly(shared, segment, &origin, &sites, |packet| packets(shared, batch, &VirtioHeader::default(), packet));
+                if told {
+                    return;
+                }
+            }
+        }
+    }
+}
+
 /// The outbound thread.
 pub(super) fn run(shared: &Shared) {
-    let mut buffer = vec![0; VirtioHeader::LENGTH + MAX_PACKET].into_boxed_slice();
-    let mut batch = Batch::new();
+    // Room to grow, the virtio-net header if there is one, the packet.
+    let mut buffer = vec![0; GROWTH + VirtioHeader::LENGTH + MAX_PACKET].into_boxed_slice();
+    let (mut batch, mut answering) = (Batch::new(), Answering::default());
     while !shared.stopping() {
-        match rustix::io::read(&shared.tun, &mut *buffer) {
+        match rustix::io::read(&shared.tun, buffer.get_mut(GROWTH..).unwrap_or_default()) {
             Ok(length) => {
                 add(&shared.counters.tun_reads, 1);
-                let read = buffer.get_mut(..length).unwrap_or_default();
+                let taken = buffer.get_mut(..GROWTH + length).unwrap_or_default();
                 if shared.tun.offload == Offload::None {
-                    packets(shared, &mut batch, &VirtioHeader::default(), read);
-                } else if let Some((header, packet)) = read.split_first_chunk_mut()
-                    && let Some(header) = VirtioHeader::read(*header)
-                {
-                    packets(shared, &mut batch, &header, packet);
+                    read(shared, &mut batch, &mut answering, VirtioHeader::default(), taken, GROWTH);
+                } else if let Some(header) = taken.get(GROWTH..).and_then(<[u8]>::first_chunk).copied().and_then(VirtioHeader::read) {
+                    read(shared, &mut batch, &mut answering, header, taken, GROWTH + VirtioHeader::LENGTH);
                 } else {
                     add(&shared.counters.bad_tun, 1);
                 }

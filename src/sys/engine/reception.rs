@@ -25,13 +25,13 @@ fn relayed(shared: &Shared, opening: &mut Opening) {
     if arrived.is_empty() {
         return;
     }
-    let (table, filter) = (shared.table(), shared.filter());
+    let (table, filter, sites) = (shared.table(), shared.filter(), shared.translation.sites());
     for Arrived { region, from, packet } in arrived {
         let from = Origin { path: Path::Relay(region), local: Local::MAIN, sender: Some(from) };
         if opening.room().len() < 2 * MESSAGE {
             opening.write(shared);
         }
-        Arrival { shared, table: &table, filter: &filter, from }.message(&packet, packet.len(), opening);
+        Arrival { shared, table: &table, filter: &filter, sites: sites.as_deref(), from }.message(&packet, packet.len(), opening);
     }
     opening.write(shared);
 }
@@ -49,14 +49,18 @@ impl Reception {
         let mut parts = self.buffer.chunks_exact_mut(MESSAGE);
         let mut slices: [IoSliceMut<'_>; MESSAGES] = std::array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
         let count = socket.receive(&mut slices, &mut self.meta)?;
-        let (table, filter) = (shared.table(), shared.filter());
+        let (table, filter, sites) = (shared.table(), shared.filter(), shared.translation.sites());
         for (contents, meta) in self.buffer.chunks_exact(MESSAGE).zip(&self.meta).take(count) {
             let path = Path::Direct(SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port()));
             let from = Origin { path, local, sender: None };
             let contents = contents.get(..meta.len).unwrap_or_default();
             add(&shared.counters.udp_receives, 1);
             add(&shared.counters.udp_in, contents.len().div_ceil(meta.stride.max(1)) as u64);
-            Arrival { shared, table: &table, filter: &filter, from }.message(contents, meta.stride, &mut self.opening);
+            Arrival { shared, table: &table, filter: &filter, sites: sites.as_deref(), from }.message(
+                contents,
+                meta.stride,
+                &mut self.opening,
+            );
         }
         self.opening.write(shared);
         Ok(())

@@ -1,7 +1,7 @@
 //! The peers, as the threads see them: a table that is replaced whole.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) last_handshake: Option<Wall>,
     /// Our address and the peer's, for what is said inside the tunnel.
     pub(super) ends: Option<(IpAddr, IpAddr)>,
+    /// The peer's own IPv4 address.
+    pub(super) v4: Option<Ipv4Addr>,
 }
 
 impl State {
@@ -137,6 +139,7 @@ impl Registry {
             asked: Time::default(),
             last_handshake: None,
             ends: None,
+            v4: None,
         };
         Arc::new(Peer {
             key: config.key,
@@ -162,7 +165,10 @@ impl Registry {
                 Some(peer) => Arc::clone(peer),
                 None => self.make(config),
             };
-            peer.lock().ends = config.ends;
+            {
+                let mut state = peer.lock();
+                (state.ends, state.v4) = (config.ends, config.v4);
+            }
             ways.push(path::Peer { key: config.key, disco: config.disco, addresses: config.endpoints.clone(), home: config.home });
             for endpoint in &config.endpoints {
                 let address = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());

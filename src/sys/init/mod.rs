@@ -195,7 +195,7 @@ fn prepare(variable: Option<&str>) -> Option<Guest> {
 }
 
 fn add_services(services: &mut Services, guest: Option<&Guest>, now: Time) {
-    let arguments = |words: [&str; 2]| words.into_iter().chain(["--guest-config", STORED]).map(str::to_owned).collect();
+    let arguments = |words: [&str; 2]| -> Vec<String> { words.into_iter().chain(["--guest-config", STORED]).map(str::to_owned).collect() };
     let Some(guest) = guest else { return };
     if guest.coordinator.is_some() {
         services.add(now, "coordinator", arguments(["coordinator", "serve"]));
@@ -203,8 +203,12 @@ fn add_services(services: &mut Services, guest: Option<&Guest>, now: Time) {
     if guest.relay.is_some() {
         services.add(now, "relay", arguments(["relay", "serve"]));
     }
-    if guest.node.is_some() {
-        services.add(now, "node", arguments(["node", "run"]));
+    if let Some(node) = &guest.node {
+        let mut arguments = arguments(["node", "run"]);
+        if node.userspace {
+            arguments.extend(["--tun", "userspace"].map(str::to_owned));
+        }
+        services.add(now, "node", arguments);
     }
 }
 

@@ -12,8 +12,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::over_http::HttpClient;
 use super::{read_message, unspecified, write_message};
 use crate::names::{Upstream, is_reply_to, with_id};
-use crate::sys::dial::mark_socket;
+use crate::sys::dial::{Stream, mark_socket};
 use crate::sys::entropy;
+use crate::sys::userspace::Dialer;
 
 /// How long all of it may take: programs ask again after five seconds.
 pub(super) const LIMIT: Duration = Duration::from_millis(4500);
@@ -28,25 +29,34 @@ pub(super) const MAX_REPLY: usize = 65_535;
 const SOFT_FAILURES: [u8; 2] = [2, 5];
 
 /// By which way servers are asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way<'d> {
     /// Past the tunnel: the machine's own servers are its network's.
     Outside,
-    /// As everything else: a server that the coordinator names may be behind a subnet router, and is asked through an exit node in use.
-    Routed,
+    /// As everything else: a server that the coordinator names may be behind a subnet router, and is asked through an exit node in use. Where the
+    /// system knows no way into the mesh, this does.
+    Routed(Option<&'d Dialer>),
 }
 
-impl Way {
+impl Way<'_> {
     fn prepare<S: std::os::fd::AsFd>(self, socket: &S) -> io::Result<()> {
         match self {
             Self::Outside => mark_socket(socket),
-            Self::Routed => Ok(()),
+            Self::Routed(_) => Ok(()),
+        }
+    }
+
+    /// What connects to a server, if the system does not.
+    fn dialer(&self, server: SocketAddr) -> Option<&Dialer> {
+        match self {
+            Self::Routed(Some(dialer)) if dialer.leads_into_mesh(server.ip()) => Some(dialer),
+            _ => None,
         }
     }
 }
 
 /// The reply of the first server that has a good one; with none, what one of them said instead. `None`: nobody has answered.
-pub(super) async fn ask(http: &HttpClient, servers: &[Upstream], question: &[u8], way: Way, by_tcp: bool) -> Option<Vec<u8>> {
+pub(super) async fn ask(http: &HttpClient, servers: &[Upstream], question: &[u8], way: Way<'_>, by_tcp: bool) -> Option<Vec<u8>> {
     let one = |server: &Upstream| {
         let server = server.clone();
         async move {
@@ -60,7 +70,7 @@ pub(super) async fn ask(http: &HttpClient, servers: &[Upstream], question: &[u8]
 }
 
 /// The same of those that are asked by DNS.
-pub(super) async fn plainly(servers: &[Upstream], question: &[u8], way: Way) -> Option<Vec<u8>> {
+pub(super) async fn plainly(servers: &[Upstream], question: &[u8], way: Way<'_>) -> Option<Vec<u8>> {
     let addresses = servers.iter().filter_map(|server| if let Upstream::At(address) = server { Some(*address) } else { None });
     first_good(addresses.take(MAX_SERVERS).map(|address| plain(address, question, way, false)).collect()).await
 }
@@ -79,10 +89,13 @@ async fn first_good(mut asked: FuturesUnordered<impl Future<Output = io::Result<
 }
 
 /// Asks one server, under a number of its own, and gives the reply the question's.
-async fn plain(address: SocketAddr, question: &[u8], way: Way, by_tcp: bool) -> io::Result<Vec<u8>> {
+async fn plain(address: SocketAddr, question: &[u8], way: Way<'_>, by_tcp: bool) -> io::Result<Vec<u8>> {
     let number = entropy::bytes::<2>().map(u16::from_be_bytes)?;
     let numbered = with_id(question, number);
-    let reply = if by_tcp {
+    let reply = if let Some(dialer) = way.dialer(address) {
+        let connected = async { converse(dialer.connect(&[address]).await?, &numbered).await };
+        timeout(LIMIT, connected).await.map_err(|_| io::ErrorKind::TimedOut)??
+    } else if by_tcp {
         stream(address, &numbered, way).await?
     } else {
         tokio::select! {
@@ -95,7 +108,7 @@ async fn plain(address: SocketAddr, question: &[u8], way: Way, by_tcp: bool) -> 
     Ok(with_id(&reply, number))
 }
 
-async fn datagram(server: SocketAddr, question: &[u8], way: Way) -> io::Result<Vec<u8>> {
+async fn datagram(server: SocketAddr, question: &[u8], way: Way<'_>) -> io::Result<Vec<u8>> {
     let socket = UdpSocket::bind(unspecified(server.ip())).await?;
     way.prepare(&socket)?;
     socket.connect(server).await?;
@@ -113,18 +126,22 @@ async fn datagram(server: SocketAddr, question: &[u8], way: Way) -> io::Result<V
     Err(io::ErrorKind::TimedOut.into())
 }
 
-async fn stream(server: SocketAddr, question: &[u8], way: Way) -> io::Result<Vec<u8>> {
+async fn stream(server: SocketAddr, question: &[u8], way: Way<'_>) -> io::Result<Vec<u8>> {
     let work = async {
         let socket = if server.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         way.prepare(&socket)?;
-        let mut stream = socket.connect(server).await?;
-        write_message(&mut stream, question).await?;
-        loop {
-            let reply = read_message(&mut stream).await?;
-            if is_reply_to(&reply, question) {
-                return Ok(reply);
-            }
-        }
+        converse(socket.connect(server).await?, question).await
     };
     timeout(LIMIT, work).await.map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+/// Asks on a connection (RFC 7766).
+async fn converse(mut stream: impl Stream, question: &[u8]) -> io::Result<Vec<u8>> {
+    write_message(&mut stream, question).await?;
+    loop {
+        let reply = read_message(&mut stream).await?;
+        if is_reply_to(&reply, question) {
+            return Ok(reply);
+        }
+    }
 }

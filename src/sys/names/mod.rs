@@ -5,6 +5,7 @@
 
 mod asked;
 mod forward;
+mod lookup;
 mod over_http;
 mod peer_api;
 mod program;
@@ -13,6 +14,7 @@ mod system;
 
 use asked::Asked;
 use forward::Way;
+pub(in crate::sys) use lookup::Lookup;
 use over_http::HttpClient;
 pub(in crate::sys) use peer_api::PeerApi;
 pub(in crate::sys) use system::System;
@@ -31,6 +33,8 @@ use tokio::time::timeout;
 
 use crate::ident::{QUAD100_V4, QUAD100_V6, is_quad100};
 use crate::names::{MAX_MESSAGE, Table, Upstream, Verdict, answer, failed, fitted, refused};
+use crate::sys::dial::Stream;
+use crate::sys::userspace::Dialer;
 
 const PORT: u16 = 53;
 /// Questions that others are asked about at a time.
@@ -53,6 +57,8 @@ struct Shared {
     known: Arc<RwLock<Known>>,
     http: HttpClient,
     asked: Asked,
+    /// What connects into the mesh where the system does not.
+    dialer: Option<Dialer>,
     in_flight: Arc<Semaphore>,
     connections: Arc<Semaphore>,
 }
@@ -111,14 +117,7 @@ impl NameServer {
             }
             Err(error) => tracing::debug!("names are not resolved on {QUAD100_V6}: {error}"),
         }
-        let known = Arc::<RwLock<Known>>::default();
-        let shared = Arc::new(Shared {
-            http: HttpClient::new(known.clone()),
-            asked: Asked::default(),
-            known,
-            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
-            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-        });
+        let shared = Shared::new(None);
         let tasks = sockets.into_iter().flat_map(|(datagrams, listener)| {
             [tokio::spawn(by_udp(shared.clone(), Arc::new(datagrams))), tokio::spawn(by_tcp(shared.clone(), listener))]
         });
@@ -128,6 +127,16 @@ impl NameServer {
     /// Where it listens.
     pub(in crate::sys) fn addresses(&self) -> &[IpAddr] {
         &self.addresses
+    }
+
+    /// One that listens nowhere, for a node without a TUN: the proxy asks it, and the peer API. Servers in the mesh it asks by `dialer`.
+    pub(in crate::sys) fn in_process(dialer: Dialer) -> Self {
+        Self { shared: Shared::new(Some(dialer)), addresses: Vec::new(), tasks: Vec::new() }
+    }
+
+    /// For those who want addresses of names.
+    pub(in crate::sys) fn lookup(&self) -> Lookup {
+        Lookup(self.shared.clone())
     }
 
     /// For those who have questions of others.
@@ -167,6 +176,18 @@ fn is_own(server: &Upstream) -> bool {
 }
 
 impl Shared {
+    fn new(dialer: Option<Dialer>) -> Arc<Self> {
+        let known = Arc::<RwLock<Known>>::default();
+        Arc::new(Self {
+            http: HttpClient::new(known.clone(), dialer.clone()),
+            asked: Asked::default(),
+            known,
+            dialer,
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        })
+    }
+
     /// The reply to a question; `None` if there is none to give.
     async fn reply(&self, question: &[u8], by_tcp: bool) -> Option<Vec<u8>> {
         let (table, fallback) = self.known();
@@ -187,7 +208,7 @@ impl Shared {
         let (servers, way) = if servers.is_empty() {
             (fallback.to_vec(), Way::Outside)
         } else {
-            (servers.into_iter().filter(|server| !is_own(server)).collect(), Way::Routed)
+            (servers.into_iter().filter(|server| !is_own(server)).collect(), Way::Routed(self.dialer.as_ref()))
         };
         let reply = self.asked.once(question, by_tcp, forward::ask(&self.http, &servers, question, way, by_tcp)).await;
         reply.unwrap_or_else(|| failed(question))
@@ -240,14 +261,14 @@ async fn converse(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// A message behind its length (RFC 1035, section 4.2.2).
-async fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+async fn read_message(stream: &mut impl Stream) -> io::Result<Vec<u8>> {
     let length = usize::from(stream.read_u16().await?);
     let mut message = vec![0; length];
     stream.read_exact(&mut message).await?;
     Ok(message)
 }
 
-async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+async fn write_message(stream: &mut impl Stream, message: &[u8]) -> io::Result<()> {
     let length = u16::try_from(message.len()).map_err(io::Error::other)?;
     let mut bytes = length.to_be_bytes().to_vec();
     bytes.extend_from_slice(message);

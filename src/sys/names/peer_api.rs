@@ -17,14 +17,17 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::NameServer;
 use crate::names::MAX_MESSAGE;
+use crate::netstack::Ends;
 use crate::node::peer_api::{DNS_PATH, is_a_programs, ports};
+use crate::sys::dial::Stream;
+use crate::sys::userspace::{MeshStream, Stack};
 
 /// Connections at a time: one for each node that uses this exit, and some.
 const MAX_CONNECTIONS: usize = 128;
@@ -100,6 +103,15 @@ impl PeerApi {
         Ok(api)
     }
 
+    /// The same for a node without a TUN.
+    pub(in crate::sys) fn start_in(stack: &Stack, addresses: &[IpAddr], names: &NameServer) -> Self {
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let shared = Arc::new(Shared { callers: RwLock::default(), names: names.questions(), connections });
+        let listeners: Vec<SocketAddr> = addresses.iter().filter_map(|ip| Some(SocketAddr::new(*ip, ports(*ip).next()?))).collect();
+        let tasks = vec![tokio::spawn(take(shared.clone(), stack.set_doors(listeners.clone())))];
+        Self { shared, listeners, tasks }
+    }
+
     /// Where it listens.
     pub(in crate::sys) fn listeners(&self) -> &[SocketAddr] {
         &self.listeners
@@ -129,7 +141,22 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
-async fn serve(shared: &Arc<Shared>, stream: TcpStream, own: SocketAddr, from: IpAddr) {
+/// Takes connections that the stack brings, which are as good as accepted.
+async fn take(shared: Arc<Shared>, mut knocks: mpsc::Receiver<MeshStream>) {
+    let mut tasks = tokio::task::JoinSet::new();
+    while let Some(stream) = knocks.recv().await {
+        while tasks.try_join_next().is_some() {}
+        let Ok(permit) = shared.connections.clone().try_acquire_owned() else { continue };
+        let shared = shared.clone();
+        tasks.spawn(async move {
+            let Ends { local, remote } = stream.ends();
+            let _ = timeout(LIFE, serve(&shared, stream, local, remote.ip())).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn serve(shared: &Arc<Shared>, stream: impl Stream, own: SocketAddr, from: IpAddr) {
     let service = service_fn(|request| async move { Ok::<_, Infallible>(shared.answer(request, own, from).await) });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

@@ -97,11 +97,11 @@ pub trait Member: Send + Sync {
     }
 }
 
-/// A member on a machine, its daemon not started. Its wall clock is wrong by `offset`, unless that is empty.
-pub fn new(kind: Kind, programs: &Programs, machine: &Machine, offset: &'static str) -> Box<dyn Member> {
+/// A member on a machine, its daemon not started. Its wall clock is wrong by `offset`, unless that is empty; our node may be without a TUN.
+pub fn new(kind: Kind, programs: &Programs, machine: &Machine, offset: &'static str, userspace: bool) -> Box<dyn Member> {
     let daemon = Daemon { machine: machine.clone(), skew: programs.skew.clone(), offset };
     match kind {
-        Kind::Ours => Box::new(own::Own::new(programs, daemon)),
+        Kind::Ours => Box::new(own::Own::new(programs, daemon, userspace)),
         Kind::Stock => Box::new(stock::Stock::new(programs, daemon)),
     }
 }

@@ -15,12 +15,15 @@ pub struct Own {
     machine: Machine,
     program: PathBuf,
     daemon: Daemon,
+    /// What `--tun` says.
+    tun: &'static str,
     process: Option<Process>,
 }
 
 impl Own {
-    pub fn new(programs: &Programs, daemon: Daemon) -> Self {
-        Self { machine: daemon.machine.clone(), daemon, program: programs.pvemesh.clone(), process: None }
+    pub fn new(programs: &Programs, daemon: Daemon, userspace: bool) -> Self {
+        let tun = if userspace { "userspace" } else { "pvm0" };
+        Self { machine: daemon.machine.clone(), daemon, program: programs.pvemesh.clone(), tun, process: None }
     }
 
     fn socket(&self) -> PathBuf {
@@ -45,7 +48,7 @@ impl Member for Own {
         }
         let mut command = self.daemon.command(&self.program);
         command.args(["-v", "node", "--socket"]).arg(self.socket());
-        command.args(["run", "--tun", "pvm0", "--state-dir"]).arg(self.state_dir());
+        command.args(["run", "--tun", self.tun, "--state-dir"]).arg(self.state_dir());
         let mut process = self.machine.spawn(command, "node")?;
         process.ready("the node answers", secs(20), || self.status().map(|_| true))?;
         self.process = Some(process);

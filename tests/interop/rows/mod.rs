@@ -13,6 +13,7 @@ mod relays;
 mod routes;
 mod rust_client;
 mod together;
+mod userspace;
 
 use crate::scene::{Cast, Clients, Outcome, Scene};
 
@@ -40,6 +41,7 @@ pub const ACTS: &[Act] = &[
     names::ACT,
     changes::ACT,
     routes::ACT,
+    userspace::ACT,
     policy::ACT,
     policy::FILTER,
     faults::ACT,

@@ -22,8 +22,8 @@ pub const ACT: Act = Act {
 
 const NET: &str = "192.168.77.0/24";
 const HOST: &str = "192.168.77.2";
-const ROUTER: usize = 0;
-const USER: usize = 1;
+pub(super) const ROUTER: usize = 0;
+pub(super) const USER: usize = 1;
 
 fn forwards(scene: &Scene) -> Done {
     scene
@@ -35,7 +35,7 @@ fn forwards(scene: &Scene) -> Done {
         .map_err(|e| format!("switch forwarding on: {e}"))
 }
 
-fn advertised(scene: &mut Scene) -> Outcome {
+pub(super) fn advertised(scene: &mut Scene) -> Outcome {
     scene.acquainted(ROUTER, USER)?;
     forwards(scene)?;
     let host = scene.internet.behind(&scene.machine(ROUTER)?, "printer")?;
@@ -50,7 +50,7 @@ fn advertised(scene: &mut Scene) -> Outcome {
     holds()
 }
 
-fn subnet(scene: &mut Scene) -> Outcome {
+pub(super) fn subnet(scene: &mut Scene) -> Outcome {
     let router = scene.coordinator.node(NAMES[ROUTER])?;
     see!(router.advertised == [NET], "nothing is advertised");
     scene.coordinator.approve(router.id, &[NET])?;
@@ -61,7 +61,7 @@ fn subnet(scene: &mut Scene) -> Outcome {
     holds()
 }
 
-fn exit_offered(scene: &mut Scene) -> Outcome {
+pub(super) fn exit_offered(scene: &mut Scene) -> Outcome {
     scene.acquainted(ROUTER, USER)?;
     forwards(scene)?;
     scene.at(ROUTER)?.tell(&["set", "--advertise-exit-node"])?;
@@ -74,7 +74,7 @@ fn exit_offered(scene: &mut Scene) -> Outcome {
     holds()
 }
 
-fn exit_used(scene: &mut Scene) -> Outcome {
+pub(super) fn exit_used(scene: &mut Scene) -> Outcome {
     see!(scene.seen(USER, ROUTER)?.exit_node_option, "no exit node is offered");
     let (own, exit) = ("10.7.0.12", "10.7.0.11");
     let machine = scene.machine(USER)?;
@@ -92,7 +92,7 @@ fn exit_used(scene: &mut Scene) -> Outcome {
     holds()
 }
 
-fn exit_names(scene: &mut Scene) -> Outcome {
+pub(super) fn exit_names(scene: &mut Scene) -> Outcome {
     see!(scene.seen(USER, ROUTER)?.exit_node_option, "no exit node is offered");
     let machine = scene.machine(USER)?;
     scene.at(USER)?.tell(&["set", &format!("--exit-node={}", NAMES[ROUTER])])?;

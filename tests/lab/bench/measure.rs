@@ -41,7 +41,7 @@ impl Server {
         let mut command = bound("iperf3");
         command.args(["-s"]).stdout(Stdio::null()).stderr(Stdio::null());
         let child = start(machine, command)?;
-        let listening = || machine.run(|| TcpStream::connect(("192.0.2.2", 5201)).is_ok());
+        let listening = || machine.run(|| TcpStream::connect(("127.0.0.1", 5201)).is_ok());
         if until(Duration::from_secs(5), listening) { Ok(Self(child)) } else { Err("the iperf3 server did not start".to_owned()) }
     }
 }

@@ -3,6 +3,7 @@
 //! Two machines (network namespaces) on one veth pair, both ends of the tunnel on this computer: figures are ratios of one run, not
 //! absolutes. The namespaces have no name and die with this program; so do the processes in them.
 
+mod forwarding;
 #[path = "../../engine/netns.rs"]
 #[allow(dead_code, reason = "shared with the engine's tests")]
 mod machines;
@@ -14,6 +15,7 @@ mod subject;
 use std::path::{Path, PathBuf};
 
 use crate::run::Done;
+use machines::Machine;
 use measure::{Figures, Load};
 use report::Report;
 use subject::Subject;
@@ -29,6 +31,9 @@ pub struct Options {
     /// Measure the packet engine alone, without coordinator and nodes.
     #[arg(long)]
     engine: bool,
+    /// Measure what goes through a subnet router and an exit node to a machine behind it, with a TUN and without, instead of what ends at a node.
+    #[arg(long, conflicts_with_all = ["engine", "against"])]
+    forwarding: bool,
     /// Another userspace WireGuard to measure in the same run, with wireguard-go's or boringtun-cli's command line.
     #[arg(long)]
     against: Vec<PathBuf>,
@@ -48,6 +53,11 @@ pub fn run(dir: &Path, options: &Options) -> Done {
     if let Some(reason) = machines::lacking() {
         return Err(format!("the bench {reason}"));
     }
+    if options.forwarding {
+        let binary = options.binary.as_deref().ok_or("--forwarding measures a program: name it with --binary")?;
+        let stage = forwarding::Stage::new(binary, &dir.join("bench"))?;
+        return measured(&stage.subjects(), &stage.near, &stage.far, options);
+    }
     let (a, b) = machines::pair();
     let mut subjects = vec![Subject::bare(names::Asked::echo(&a)?)];
     if let Some(binary) = &options.binary {
@@ -59,12 +69,17 @@ pub fn run(dir: &Path, options: &Options) -> Done {
     for (n, program) in options.against.iter().enumerate() {
         subjects.push(Subject::other(program, n, &a, &b)?);
     }
-    let server = measure::Server::start(&b)?;
+    measured(&subjects, &a, &b, options)
+}
+
+/// Measures the subjects in turn, from one machine to another.
+fn measured(subjects: &[Subject], a: &Machine, b: &Machine, options: &Options) -> Done {
+    let server = measure::Server::start(b)?;
     let mut figures: Vec<_> = subjects.iter().map(|_| Figures::default()).collect();
     for round in 1..=options.rounds {
         for (subject, figures) in subjects.iter().zip(&mut figures) {
             eprintln!("round {round} of {}: {}", options.rounds, subject.name);
-            let load = Load { machine: &a, target: &subject.target, seconds: options.seconds };
+            let load = Load { machine: a, target: &subject.target, seconds: options.seconds };
             figures.ping_idle(&load)?;
             figures.tcp(&load, 1)?;
             figures.tcp(&load, 4)?;

@@ -24,9 +24,9 @@ pub struct Subject {
     pub target: String,
     /// Whom the near machine asks for names, if there is anybody.
     pub asked: Option<Asked>,
-    processes: Vec<Running>,
+    pub(super) processes: Vec<Running>,
     /// Files and directories that outlive their program.
-    files: Vec<PathBuf>,
+    pub(super) files: Vec<PathBuf>,
 }
 
 impl Drop for Subject {
@@ -38,9 +38,9 @@ impl Drop for Subject {
     }
 }
 
-const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
-fn answers(machine: &Machine, target: &str) -> Done {
+pub(super) fn answers(machine: &Machine, target: &str) -> Done {
     let target = target.to_owned();
     let said = target.clone();
     let reached = until(LIMIT, || {
@@ -94,51 +94,99 @@ pub fn engine(options: &EngineOptions) -> Done {
         endpoints: vec![format!("192.0.2.{peer}:41641").parse().map_err(|_| "address")?],
         home: None,
         ends: None,
+        v4: None,
     }]);
     loop {
         std::thread::park();
     }
 }
 
+/// The program, and a directory for what its processes keep.
+pub(super) struct Program {
+    binary: PathBuf,
+    dir: PathBuf,
+}
+
+impl Program {
+    pub(super) fn new(binary: &Path, dir: &Path) -> Done<Self> {
+        let binary = binary.canonicalize().map_err(|e| format!("{}: {e}", binary.display()))?;
+        Ok(Self { binary, dir: dir.to_owned() })
+    }
+
+    pub(super) fn at(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+
+    /// Runs a command to its end.
+    pub(super) fn once(&self, machine: &Machine, line: &str) -> Done<String> {
+        let (binary, line) = (self.binary.clone(), line.to_owned());
+        machine.run(move || output(bound(binary).args(line.split_whitespace()), &format!("pvemesh {line}")))
+    }
+
+    fn background(&self, machine: &Machine, name: &str, line: &str, socket: &str) -> Done<Running> {
+        let log = self.dir.join(format!("{name}.log"));
+        let file = std::fs::File::create(&log).map_err(|e| e.to_string())?;
+        let mut command = bound(&self.binary);
+        command.args(line.split_whitespace()).stdout(Stdio::null()).stderr(file);
+        let running = start(machine, command)?;
+        if until(LIMIT, || UnixStream::connect(socket).is_ok()) {
+            Ok(running)
+        } else {
+            Err(format!("{name} does not start: see {}", log.display()))
+        }
+    }
+
+    /// A coordinator on the machine with 192.0.2.1, and a key for all nodes.
+    pub(super) fn coordinator(&self, machine: &Machine) -> Done<Running> {
+        let (admin, state) = (self.at("coordinator.sock"), self.at("coordinator"));
+        let serve = format!("coordinator serve --url {URL} --listen 192.0.2.1:8080 --state-dir {state} --socket {admin}");
+        let running = self.background(machine, "coordinator", &serve, &admin)?;
+        let key = self.at("join.key");
+        self.once(
+            machine,
+            &format!(
+                "coordinator keys create --reusable --approve-exit-node --approve-routes 10.90.2.0/24,10.90.3.0/24 --socket {admin} --output-file {key}"
+            ),
+        )?;
+        Ok(running)
+    }
+
+    /// A node that has joined.
+    pub(super) fn node(&self, machine: &Machine, name: &str, run: &str, up: &str) -> Done<Running> {
+        let (socket, state, key) = (self.at(&format!("{name}.sock")), self.at(name), self.at("join.key"));
+        let running = self.background(machine, name, &format!("node run --socket {socket} --state-dir {state} {run}"), &socket)?;
+        self.once(machine, &format!("node up --socket {socket} --login-server {URL} --auth-key-file {key} --hostname {name} {up}"))?;
+        Ok(running)
+    }
+}
+
+const URL: &str = "http://192.0.2.1:8080";
+
 impl Subject {
     pub fn bare(asked: Asked) -> Self {
-        Self { name: "bare veth".into(), target: "192.0.2.2".into(), asked: Some(asked), processes: Vec::new(), files: Vec::new() }
+        let mut bare = Self::way("bare veth", "192.0.2.2");
+        bare.asked = Some(asked);
+        bare
+    }
+
+    /// A way that is there without processes of its own.
+    pub fn way(name: &str, target: &str) -> Self {
+        Self { name: name.into(), target: target.into(), asked: None, processes: Vec::new(), files: Vec::new() }
     }
 
     /// The real program: a coordinator and a node on the near machine, a node on the far one. Their state lies in `dir`.
     pub fn mesh(binary: &Path, dir: &Path, a: &Machine, b: &Machine) -> Done<Self> {
         let _ = std::fs::remove_dir_all(dir);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-        let binary = binary.canonicalize().map_err(|e| format!("{}: {e}", binary.display()))?;
-        let at = |name: &str| dir.join(name).display().to_string();
-        let (url, admin, key) = ("http://192.0.2.1:8080", at("coordinator.sock"), at("join.key"));
-        let background = |machine: &Machine, name: &str, line: String| -> Done<Running> {
-            let log = std::fs::File::create(dir.join(name)).map_err(|e| e.to_string())?;
-            let mut command = bound(&binary);
-            command.args(line.split_whitespace()).stdout(Stdio::null()).stderr(log);
-            start(machine, command)
-        };
-        let once = |machine: &Machine, line: String| -> Done<String> {
-            let binary = binary.clone();
-            machine.run(move || output(bound(binary).args(line.split_whitespace()), &format!("pvemesh {line}")))
-        };
+        let program = Program::new(binary, dir)?;
         let mut subject =
             Self { name: "pvemesh".into(), target: String::new(), asked: Some(Asked::node()), processes: Vec::new(), files: Vec::new() };
-        let serve = format!("coordinator serve --url {url} --listen 192.0.2.1:8080 --state-dir {} --socket {admin}", at("coordinator"));
-        let coordinator = background(a, "coordinator.log", serve)?;
-        if !until(LIMIT, || UnixStream::connect(&admin).is_ok()) {
-            return Err(format!("the coordinator does not start: see {}", at("coordinator.log")));
-        }
-        once(a, format!("coordinator keys create --reusable --socket {admin} --output-file {key}"))?;
+        let coordinator = program.coordinator(a)?;
         for (machine, n) in [(a, 1), (b, 2)] {
-            let socket = at(&format!("node{n}.sock"));
-            let run = format!("node run --socket {socket} --state-dir {} --tun pvlmesh{n} --port 41643", at(&format!("node{n}")));
-            subject.processes.push(background(machine, &format!("node{n}.log"), run)?);
-            if !until(LIMIT, || UnixStream::connect(&socket).is_ok()) {
-                return Err(format!("a node does not start: see {}", at(&format!("node{n}.log"))));
-            }
-            once(machine, format!("node up --socket {socket} --login-server {url} --auth-key-file {key} --hostname end-{n}"))?;
-            subject.target = once(machine, format!("node ip -4 --socket {socket}"))?.trim().to_owned();
+            let name = format!("end-{n}");
+            subject.processes.push(program.node(machine, &name, &format!("--tun pvlmesh{n} --port 41643"), "")?);
+            subject.target =
+                program.once(machine, &format!("node ip -4 --socket {}", program.at(&format!("{name}.sock"))))?.trim().to_owned();
         }
         subject.files.push(dir.to_owned());
         // Behind the nodes, so that the memory of the first process is a node's.

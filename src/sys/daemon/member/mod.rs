@@ -85,13 +85,13 @@ impl Member {
         let port = options.port.or(port).unwrap_or(DEFAULT_PORT);
         let mut member = Self {
             disco: entropy::disco_key().map_err(DaemonError::Entropy)?,
-            machine: surroundings::machine(),
+            machine: surroundings::machine(options.ground.interface().is_empty()),
             map: KeptMap::load(store, membership.state()),
-            effect: Effect::new(&options.interface, port).await?,
+            effect: Effect::new(&options.ground, port).await?,
             exit: Chooser::default(),
             watch: Watch::default(),
             session: Session::default(),
-            progress: Progress { interface: options.interface.clone(), ..Default::default() },
+            progress: Progress::default(),
             network: NetInfo::default(),
             seen: Vec::new(),
             nat: None,
@@ -102,10 +102,15 @@ impl Member {
             membership,
             options,
         };
+        member.progress = member.new_progress();
         if member.membership.prefs().want_running {
             member.go(Renew::No).await?;
         }
         Ok(member)
+    }
+
+    fn new_progress(&self) -> Progress {
+        Progress { interface: self.options.ground.interface().to_owned(), proxies: self.effect.proxies(), ..Default::default() }
     }
 
     /// What happens next; nothing, while the node takes no part.
@@ -348,7 +353,7 @@ impl Member {
         self.session.end();
         self.local = None;
         self.renewing = false;
-        self.progress = Progress { interface: self.options.interface.clone(), ..Default::default() };
+        self.progress = self.new_progress();
         self.exit.end();
         self.watch.end();
         self.effect.undo().await;
