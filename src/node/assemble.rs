@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::report::is_reachable;
 use super::{AutoChoice, ExitNode, PeerConfig, Prefs, RouterConfig, TUN_MTU, find_exit_node, is_auto};
 use crate::coord::client::NetMap;
-use crate::filter::FilterConfig;
+use crate::filter::{FilterConfig, Forwards};
 use crate::ident::{NodeId, QUAD100_V4, QUAD100_V6, RegionId, is_mesh_address};
 use crate::time::Wall;
 use crate::wire::control::{FilterRule, Node};
@@ -31,6 +31,8 @@ pub struct Situation<'a> {
     pub local_networks: &'a [IpNet],
     /// Where this node's own peer API listens.
     pub peer_api: &'a [SocketAddr],
+    /// Which packets this machine forwards, as far as that is known.
+    pub forwards: Forwards,
     /// The time by this machine's clock; expiry is judged by the coordinator's.
     pub now: Wall,
     /// The exit node that was chosen, where that is left to the node.
@@ -158,7 +160,7 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
         list.dedup();
     }
     local_routes.retain(|net| !routes.contains(net));
-    let carries = prefs.advertise_exit_node || !prefs.advertise_routes.is_empty();
+    let carries = carries(prefs);
     RouterConfig {
         interface: situation.interface.to_owned(),
         // The resolver's own, which only this machine uses.
@@ -171,6 +173,11 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
         shields_up: prefs.shields_up,
         mtu: TUN_MTU,
     }
+}
+
+/// Whether the node carries packets for others.
+fn carries(prefs: &Prefs) -> bool {
+    prefs.advertise_exit_node || !prefs.advertise_routes.is_empty()
 }
 
 fn filter(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> FilterConfig {
@@ -189,6 +196,7 @@ fn filter(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> FilterConfig
         exit: prefs.advertise_exit_node,
         machine: situation.local_networks.iter().map(IpNet::trunc).collect(),
         doors: situation.peer_api.to_vec(),
+        forwards: if carries(prefs) { situation.forwards } else { Forwards::default() },
         shields_up: prefs.shields_up,
     }
 }

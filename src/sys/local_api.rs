@@ -14,6 +14,7 @@
 //! Errors come with status 4xx or 5xx and `{"error": text}`.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,8 +32,9 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ident::{NodePublic, Secret};
+use crate::ident::Secret;
 use crate::node::{DnsStatus, NameAnswer, NetworkReport, PingReply, Prefs, PrefsChange, RecordType, Status};
+use crate::wire::control::PingKind;
 
 /// Where the socket is unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/pvemesh/node.sock";
@@ -67,12 +69,15 @@ pub struct Query {
     pub kind: RecordType,
 }
 
-/// Asks for a ping of a peer's paths.
+/// Asks for a ping.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PingRequest {
-    /// The peer's node key.
-    pub key: NodePublic,
+    /// How.
+    #[serde(rename = "type", default)]
+    pub kind: PingKind,
+    /// An address of the node's; with TSMP also one behind it.
+    pub address: IpAddr,
 }
 
 /// What is asked of the node's process.
@@ -90,8 +95,8 @@ pub enum Request {
     Query(Query),
     /// What the network around it is like, checked now.
     Netcheck,
-    /// A ping of a peer's paths.
-    Ping(NodePublic),
+    /// A ping of a peer.
+    Ping(PingRequest),
     /// Take part.
     Up(Box<Up>),
     /// Take no part until told otherwise.
@@ -164,7 +169,7 @@ impl Server {
             .route("/v1/dns", get(|state| ask(state, Request::Dns)))
             .route("/v1/query", post(|state, Json(query)| ask(state, Request::Query(query))))
             .route("/v1/netcheck", post(|state| ask(state, Request::Netcheck)))
-            .route("/v1/ping", post(|state, Json(ping): Json<PingRequest>| ask(state, Request::Ping(ping.key))))
+            .route("/v1/ping", post(|state, Json(ping)| ask(state, Request::Ping(ping))))
             .route("/v1/up", post(|state, Json(up)| ask(state, Request::Up(Box::new(up)))))
             .route("/v1/down", post(|state| ask(state, Request::Down)))
             .route("/v1/logout", post(|state| ask(state, Request::LogOut)))
@@ -270,12 +275,12 @@ impl Client {
         self.ask("POST", "netcheck", Some(&serde_json::json!({}))).await
     }
 
-    /// Pings a peer's paths; `None` if no answer comes within five seconds.
+    /// Pings a peer; `None` if no answer comes within five seconds.
     ///
     /// # Errors
     /// As [`Self::netcheck`], or there is nothing to ping.
-    pub async fn ping(&self, key: &NodePublic) -> Result<Option<PingReply>, LocalError> {
-        self.ask("POST", "ping", Some(&PingRequest { key: *key })).await
+    pub async fn ping(&self, ping: PingRequest) -> Result<Option<PingReply>, LocalError> {
+        self.ask("POST", "ping", Some(&ping)).await
     }
 
     /// Switches it on.

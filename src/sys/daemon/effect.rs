@@ -11,7 +11,7 @@ use super::outside::Outside;
 use super::resolver::Resolver;
 use super::surroundings::{self, Surroundings};
 use crate::coord::client::NetMap;
-use crate::filter::{Filter, FilterConfig};
+use crate::filter::{Filter, FilterConfig, Forwards};
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::peer_api::callers;
 use crate::node::policy_routing::BYPASS_MARK;
@@ -22,6 +22,7 @@ use crate::sys::names::PeerApi;
 use crate::sys::portmap::Wish;
 use crate::sys::router::{Router, RouterError};
 use crate::sys::survey::Outlook;
+use crate::sys::sysctl;
 use crate::time::Time;
 
 /// How often at most the log says that another program is at work.
@@ -41,6 +42,8 @@ pub(super) struct Effect {
     names: Option<Resolver>,
     /// What other nodes may ask, while this is an exit node.
     peer_api: Option<PeerApi>,
+    /// Which packets the machine forwards, as found after the last time it was told to.
+    forwards: Forwards,
     /// The engine's filter, and what it was made of.
     filter: Option<(FilterConfig, Arc<Filter>)>,
     /// Why routing is not as the assembly wants it.
@@ -59,6 +62,19 @@ pub(super) enum Kept {
     InterfaceGone,
 }
 
+/// Gives the engine the filter for these rules and circumstances, unless it has it.
+fn set_filter(engine: &Engine, present: &mut Option<(FilterConfig, Arc<Filter>)>, wanted: &FilterConfig) {
+    if present.as_ref().is_some_and(|(config, _)| config == wanted) {
+        return;
+    }
+    let filter = Arc::new(Filter::new(wanted));
+    if filter.unread() > 0 {
+        tracing::debug!(entries = filter.unread(), "entries of the packet filter do not read and are left out");
+    }
+    engine.set_filter(filter.clone());
+    *present = Some((wanted.clone(), filter));
+}
+
 impl Effect {
     pub(super) async fn new(interface: &str, port: u16) -> Result<Self, DaemonError> {
         Ok(Self {
@@ -71,6 +87,7 @@ impl Effect {
             assembly: None,
             names: None,
             peer_api: None,
+            forwards: Forwards::default(),
             filter: None,
             trouble: None,
             repairs: Repairs::default(),
@@ -159,6 +176,7 @@ impl Effect {
             interface: &self.interface,
             local_networks: &self.surroundings.networks,
             peer_api: self.peer_api(),
+            forwards: self.forwards,
             now: clock::wall(),
             exit,
         };
@@ -168,14 +186,7 @@ impl Effect {
         }
         self.wish_for_port(prefs.port_mapping);
         // Before the peers, so that none is let in by the rules of before.
-        if self.filter.as_ref().is_none_or(|(config, _)| *config != assembly.filter) {
-            let filter = Arc::new(Filter::new(&assembly.filter));
-            if filter.unread() > 0 {
-                tracing::debug!(entries = filter.unread(), "entries of the packet filter do not read and are left out");
-            }
-            engine.set_filter(filter.clone());
-            self.filter = Some((assembly.filter.clone(), filter));
-        }
+        set_filter(engine, &mut self.filter, &assembly.filter);
         if let (Some(api), Some((_, filter))) = (&self.peer_api, &self.filter) {
             api.set_callers(callers(map, filter));
         }
@@ -190,6 +201,17 @@ impl Effect {
             tracing::warn!("{note}");
         }
         self.assembly = Some(assembly);
+        self.look_at_forwarding();
+    }
+
+    /// Has the filter know whether what it lets in for others gets there.
+    fn look_at_forwarding(&mut self) {
+        let (Some(assembly), Some(engine)) = (&mut self.assembly, &self.engine) else { return };
+        if assembly.router.forward {
+            self.forwards = sysctl::forwards(&self.interface);
+            assembly.filter.forwards = self.forwards;
+            set_filter(engine, &mut self.filter, &assembly.filter);
+        }
     }
 
     /// What became of the wish for an exit node.
@@ -246,6 +268,7 @@ impl Effect {
             }
             Err(error) => self.note_trouble(Some(error.to_string())),
         }
+        self.look_at_forwarding();
         Kept::Yes
     }
 
@@ -316,6 +339,7 @@ impl Effect {
                 relay: peer.way.and_then(|(way, _)| way.path.region()),
                 since: peer.way.and_then(|(way, age)| Some((now.checked_sub(age).ok()?, way.why))),
                 last_handshake: peer.last_handshake,
+                refused: peer.refused.iter().filter_map(|(flow, age)| Some((*flow, now.checked_sub(*age).ok()?))).collect(),
                 rx_bytes: peer.rx_bytes,
                 tx_bytes: peer.tx_bytes,
             })

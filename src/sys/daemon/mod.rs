@@ -11,6 +11,7 @@ mod kept_map;
 mod member;
 mod membership;
 mod outside;
+mod pings;
 mod questions;
 mod resolver;
 mod session;

@@ -24,9 +24,10 @@ mod socket;
 mod sockets;
 mod table;
 mod timers;
+mod tsmp;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -43,9 +44,11 @@ pub use relays::Outgoing;
 use relays::Relays;
 use sockets::Sockets;
 use table::{Registry, Table};
+pub use tsmp::{InsidePong, Unpinged};
+use tsmp::Pings;
 
 use super::offload::Tun;
-use crate::filter::{Filter, Flows};
+use crate::filter::{Filter, Flows, RefusedFlow};
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::PeerConfig;
 use crate::path::{self, Pong, Unreached, Way};
@@ -82,6 +85,8 @@ pub struct PeerStatus {
     pub way: Option<(Way, Duration)>,
     /// When the keys in use, or the last ones, were agreed on.
     pub last_handshake: Option<Wall>,
+    /// What the peer says it has not let in, and how long ago it said so last.
+    pub refused: Vec<(RefusedFlow, Duration)>,
     /// Bytes of IP packets received from the peer.
     pub rx_bytes: u64,
     /// Bytes of IP packets sent to the peer.
@@ -104,6 +109,7 @@ struct Shared {
     counters: counters::Shared,
     strangers: Mutex<Strangers>,
     probing: Probing,
+    pings: Pings,
     relays: Relays,
     /// STUN answers, with the time they came.
     stun: mpsc::Sender<StunAnswer>,
@@ -207,6 +213,7 @@ impl Engine {
             counters: counters::Shared::default(),
             strangers: Mutex::default(),
             probing,
+            pings: Pings::default(),
             relays: Relays::new()?,
             stun,
             refresh: Arc::default(),
@@ -257,7 +264,7 @@ impl Engine {
             let paths = self.shared.paths();
             (paths.latency(at, &peer.key), paths.way(&peer.key).map(|way| (way, at.since(way.since))))
         };
-        self.shared.table().peers().map(|peer| peer.status(now, known(peer))).collect()
+        self.shared.table().peers().map(|peer| peer.status(&self.shared, now, known(peer))).collect()
     }
 
     /// For those who carry packets to relays and ask STUN servers on behalf of this engine.
@@ -297,6 +304,16 @@ impl Engine {
     /// See [`Engine::ping`].
     pub fn measure(&self, peer: &NodePublic) -> Result<oneshot::Receiver<Pong>, Unreached> {
         self.shared.measure(peer)
+    }
+
+    /// Pings the mesh program that packets to an address go to, inside the tunnel (TSMP), as from this address of our own. The answer comes when
+    /// it comes: whoever waits gives up in time. It counts as data.
+    ///
+    /// # Errors
+    ///
+    /// Packets to the address go to no peer.
+    pub fn ping_inside(&self, from: IpAddr, to: IpAddr) -> Result<oneshot::Receiver<InsidePong>, Unpinged> {
+        self.shared.ping_inside(from, to)
     }
 
     /// Bytes of IP packets sent to a peer and received from it; `None` if there is no such peer.

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::PeerStatus;
+use super::tsmp::Talk;
+use super::{PeerStatus, Shared};
 use crate::ident::{NodePrivate, NodePublic, PrefixMap};
 use crate::node::PeerConfig;
 use crate::path::{self, Paths, Route, Way};
@@ -25,6 +26,8 @@ pub(super) struct State {
     pub(super) last_handshake: Option<Wall>,
     /// Our address and the peer's, for what is said inside the tunnel.
     pub(super) ends: Option<(IpAddr, IpAddr)>,
+    /// What is said there beside that.
+    pub(super) talk: Talk,
 }
 
 impl State {
@@ -59,7 +62,7 @@ impl Peer {
     }
 
     /// `known` is the latency, and the way with its age.
-    pub(super) fn status(&self, now: Wall, known: (Option<Duration>, Option<(Way, Duration)>)) -> PeerStatus {
+    pub(super) fn status(&self, shared: &Shared, now: Wall, known: (Option<Duration>, Option<(Way, Duration)>)) -> PeerStatus {
         let mut state = self.lock();
         state.note_handshake(now);
         PeerStatus {
@@ -68,6 +71,7 @@ impl Peer {
             latency: known.0,
             way: known.1,
             last_handshake: state.last_handshake,
+            refused: shared.refused(&state),
             rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
             tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
         }
@@ -136,6 +140,7 @@ impl Registry {
             asked: Time::default(),
             last_handshake: None,
             ends: None,
+            talk: Talk::default(),
         };
         Arc::new(Peer {
             key: config.key,

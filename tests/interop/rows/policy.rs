@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use pvemesh::filter::{Filter, FilterConfig, Flows, Last};
+use pvemesh::filter::{Departure, Filter, FilterConfig, Flows, Last};
 use pvemesh::wire::control::FilterRule;
 use serde_json::{Value, json};
 
@@ -200,7 +200,7 @@ impl Case {
         let mut flows = Flows::default();
         let mut verdict = |(out, bytes): &(bool, Vec<u8>)| {
             if *out {
-                if let Some(flow) = filter.flow_of(bytes) {
+                if let Departure::Flow(flow) = filter.departure(bytes) {
                     flows.sent(flow);
                 }
                 return 'o';
