@@ -34,13 +34,7 @@ fn shown(prefs: &Prefs, progress: &Progress, map: Option<&NetMap>) -> Status {
         let at = if busy { "2026-05-01T11:59:00Z" } else { "2026-05-01T11:00:00Z" };
         let endpoint = busy.then(|| ([192, 0, 2, 1], 7).into());
         let since = at.parse().ok().map(|at| (at, "it has answered"));
-        let flow = |port, reason| RefusedFlow {
-            protocol: 6,
-            to: ([100, 64, 0, 2], port).into(),
-            reason,
-            at: Time::default(),
-            times: 2,
-        };
+        let flow = |port, reason| RefusedFlow { protocol: 6, to: ([100, 64, 0, 2], port).into(), reason, at: Time::default(), times: 2 };
         let flows = [(flow(22, Reason::Policy), now()), (flow(80, Reason::Policy), "2026-05-01T11:00:00Z".parse().unwrap())];
         let refused = if busy { flows.to_vec() } else { Vec::new() };
         let relay = (!busy).then_some(RegionId(900));

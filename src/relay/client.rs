@@ -14,8 +14,8 @@ use std::time::Duration;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
 
-use crate::ident::{NodePrivate, NodePublic, RelayPublic};
 use super::rate_limit;
+use crate::ident::{NodePrivate, NodePublic, RelayPublic};
 use crate::time::{Bucket, Deadline, Time};
 use crate::wire::derp::{
     ClientInfo, Decoder, Frame, FrameError, GoneReason, HEADER_LEN, KEY_LEN, MAX_PACKET, NONCE_LEN, PresentFlags, ServerInfo, SharedKey,

@@ -93,8 +93,13 @@ pub enum Reason {
 }
 
 impl Reason {
-    const KNOWN: [(u8, Self); 5] =
-        [(b'A', Self::Policy), (b'S', Self::ShieldsUp), (b'F', Self::NotForwarded), (b'W', Self::HostFirewall), (b'T', Self::UnknownTransit)];
+    const KNOWN: [(u8, Self); 5] = [
+        (b'A', Self::Policy),
+        (b'S', Self::ShieldsUp),
+        (b'F', Self::NotForwarded),
+        (b'W', Self::HostFirewall),
+        (b'T', Self::UnknownTransit),
+    ];
 
     fn read(letter: u8) -> Self {
         Self::KNOWN.into_iter().find(|(known, _)| *known == letter).map_or(Self::Other(letter), |(_, reason)| reason)

@@ -130,7 +130,10 @@ fn who_is_refused_learns_which_connection_was_and_why() {
     need_root!(read);
     let (a, b) = mesh([true, true]);
     set(&a, &config(1));
-    let lan = |n| PeerConfig { allowed_ips: [peer(n, &[]).allowed_ips, vec!["10.9.0.0/16".parse().unwrap()]].concat(), ..peer(n, &["192.0.2.2:41641"]) };
+    let lan = |n| PeerConfig {
+        allowed_ips: [peer(n, &[]).allowed_ips, vec!["10.9.0.0/16".parse().unwrap()]].concat(),
+        ..peer(n, &["192.0.2.2:41641"])
+    };
     a.peers(&[lan(2)]);
     a.machine.ip("route add 10.9.0.0/16 dev pm0 src 100.64.0.1");
     let closed = FilterConfig { rules: Vec::new(), ..config(2) };
@@ -145,7 +148,9 @@ fn who_is_refused_learns_which_connection_was_and_why() {
         set(&b, &config);
         tries(&a, to, port);
         let expected = (6, SocketAddr::new(to.parse().unwrap(), port), reason);
-        eventually(&format!("{expected:?}"), LIMIT, || refused(&a).last().is_some_and(|flow| (flow.protocol, flow.to, flow.reason) == expected));
+        eventually(&format!("{expected:?}"), LIMIT, || {
+            refused(&a).last().is_some_and(|flow| (flow.protocol, flow.to, flow.reason) == expected)
+        });
     }
     assert!(refused(&a).len() <= 4, "a few are remembered");
     // What is let in is not refused, and of what is no connection nothing is said.
@@ -182,7 +187,9 @@ fn a_refusal_is_believed_of_the_node_that_has_the_address_alone_and_for_what_cam
     eventually("what is not for b to be dropped", LIMIT, || b.counters().unasked == before.unasked + 1);
     assert!(refused(&b).is_empty());
     send(&a, "100.64.0.1", "100.64.0.2", &reject, 2);
-    eventually("what a says of itself", LIMIT, || refused(&b).iter().any(|flow| flow.to == "100.64.0.1:22".parse().unwrap() && flow.times == 2));
+    eventually("what a says of itself", LIMIT, || {
+        refused(&b).iter().any(|flow| flow.to == "100.64.0.1:22".parse().unwrap() && flow.times == 2)
+    });
 }
 
 #[test]

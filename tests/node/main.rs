@@ -24,6 +24,7 @@ mod life;
 mod machine;
 mod manners;
 mod names;
+mod pings;
 mod scripted;
 mod session;
 mod subnet;

@@ -133,7 +133,8 @@ fn line(report: &Report, kind: PingKind, shown: &str, millis: f64) -> String {
     match kind {
         PingKind::PeerApi => format!("hit the peer API of {shown} at {} in {millis:.1}ms", report.via),
         PingKind::Tsmp => {
-            let port = report.peer_api_port.map_or_else(|| "it has no peer API".to_owned(), |port| format!("its peer API is at port {port}"));
+            let port =
+                report.peer_api_port.map_or_else(|| "it has no peer API".to_owned(), |port| format!("its peer API is at port {port}"));
             format!("pong from {shown} via TSMP in {millis:.1}ms; {port}")
         }
         PingKind::Disco | PingKind::Icmp if report.path == "relay" => {

@@ -30,9 +30,9 @@ pub use mailbox::{QUEUE, QUEUE_BYTES};
 pub use mesh::Link;
 pub use registry::ConnectionId;
 
+use super::rate_limit;
 use crate::ident::{MeshKey, NodePublic, RelayPrivate, RelayPublic};
 use crate::time::{Bucket, Time};
-use super::rate_limit;
 use crate::wire::derp::{Frame, NONCE_LEN};
 use counters::Counters;
 use registry::{Registry, Target};

@@ -44,8 +44,8 @@ pub use relays::Outgoing;
 use relays::Relays;
 use sockets::Sockets;
 use table::{Registry, Table};
-pub use tsmp::{InsidePong, Unpinged};
 use tsmp::Pings;
+pub use tsmp::{InsidePong, Unpinged};
 
 use super::offload::Tun;
 use crate::filter::{Filter, Flows, RefusedFlow};
