@@ -1,6 +1,5 @@
 //! What the mesh programs say to one another inside the tunnel, and what of it is believed.
 
-use std::mem::MaybeUninit;
 use std::time::Instant;
 
 use pvemesh::filter::{FilterConfig, RefusedFlow};
@@ -62,8 +61,8 @@ fn listen(node: &Node) -> Socket {
     socket
 }
 
-fn heard_nothing(socket: &Socket) -> bool {
-    socket.recv(&mut [MaybeUninit::uninit(); 2048]).is_err()
+fn heard_nothing(mut socket: &Socket) -> bool {
+    socket.read(&mut [0; 2048]).is_err()
 }
 
 fn refused(node: &Node) -> Vec<RefusedFlow> {

@@ -15,6 +15,7 @@ mod auto;
 mod client;
 mod dial;
 mod failover;
+mod flows;
 mod hostile;
 mod kept;
 mod lan;
