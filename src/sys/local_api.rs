@@ -11,7 +11,7 @@
 //! | `POST /v1/up` | [`Up`] | [`Status`] |
 //! | `POST /v1/down`, `POST /v1/logout`, `POST /v1/stop` | `{}` | [`Status`] |
 //!
-//! Errors come with status 4xx or 5xx and `{"error": text}`.
+//! Errors come with status 4xx or 5xx and a [`Refused`]: `{"error": text, "next": text}`.
 
 use std::io;
 use std::net::IpAddr;
@@ -126,11 +126,28 @@ pub enum Reply {
 }
 
 /// A request, and where its answer goes.
-pub type Asked = (Request, oneshot::Sender<Result<Reply, String>>);
+pub type Asked = (Request, oneshot::Sender<Result<Reply, Refused>>);
 
-#[derive(Serialize, Deserialize)]
-struct Failure {
-    error: String,
+/// Why the node's process does not do what it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// What happened.
+    pub error: String,
+    /// What the user may do, where more can be said than that the error is to be corrected; else empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub next: String,
+}
+
+impl From<String> for Refused {
+    fn from(error: String) -> Self {
+        Self { error, next: String::new() }
+    }
+}
+
+impl From<&str> for Refused {
+    fn from(error: &str) -> Self {
+        error.to_owned().into()
+    }
 }
 
 /// The listening socket; removed when dropped.
@@ -189,12 +206,12 @@ impl Server {
 async fn ask(State(asked): State<mpsc::Sender<Asked>>, request: Request) -> Response {
     let (answer, reply) = oneshot::channel();
     let result = match asked.send((request, answer)).await {
-        Ok(()) => reply.await.unwrap_or_else(|_| Err("the node is stopping".to_owned())),
-        Err(_) => Err("the node is stopping".to_owned()),
+        Ok(()) => reply.await.unwrap_or_else(|_| Err("the node is stopping".into())),
+        Err(_) => Err("the node is stopping".into()),
     };
     match result {
         Ok(reply) => Json(reply).into_response(),
-        Err(error) => (StatusCode::CONFLICT, Json(Failure { error })).into_response(),
+        Err(refused) => (StatusCode::CONFLICT, Json(refused)).into_response(),
     }
 }
 
@@ -208,8 +225,8 @@ pub enum LocalError {
     #[error("the socket {} belongs to another user", .0.display())]
     Denied(PathBuf),
     /// The node refused.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{}", .0.error)]
+    Refused(Refused),
     /// The answer did not come or is not one.
     #[error("the node does not answer: {0}")]
     Silent(String),
@@ -305,8 +322,8 @@ impl Client {
             .await
             .map_err(|_| LocalError::Silent(format!("nothing within {} s", REPLY_LIMIT.as_secs())))??;
         if !status.is_success() {
-            let text = serde_json::from_slice::<Failure>(&reply).map(|f| f.error);
-            return Err(LocalError::Refused(text.unwrap_or_else(|_| format!("HTTP status {status}"))));
+            let refused = serde_json::from_slice(&reply).unwrap_or_else(|_| format!("HTTP status {status}").into());
+            return Err(LocalError::Refused(refused));
         }
         serde_json::from_slice(&reply).map_err(|e| LocalError::Silent(e.to_string()))
     }

@@ -29,5 +29,6 @@ mod pings;
 mod scripted;
 mod session;
 mod subnet;
+mod surroundings;
 mod trial;
 mod world;

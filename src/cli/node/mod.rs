@@ -246,13 +246,7 @@ async fn serve(run: &Run, node: &Node, output: &Output) -> Result<(), Failure> {
         background: run.background,
     };
     daemon::run(options).await.map_err(|error| {
-        let next = match &error {
-            daemon::DaemonError::Running(_) => "use the one that runs, or give this one other --state-dir, --socket and --tun",
-            daemon::DaemonError::Engine(_) => "run as root; in a container, pass /dev/net/tun through (on Proxmox: `dev0: /dev/net/tun`)",
-            daemon::DaemonError::Router(_) => "run as root (or with CAP_NET_ADMIN), on a kernel with policy routing and nftables",
-            daemon::DaemonError::Guest { .. } | daemon::DaemonError::NoNode(_) => "correct the guest's configuration",
-            _ => "see the message above; `-v` says more",
-        };
+        let next = error.next();
         Failure::new("run the node", error, next)
     })
 }
@@ -272,6 +266,7 @@ fn unreached(tried: &str, error: &LocalError) -> Failure {
         LocalError::NotRunning(_) => ("start it with `pvemesh node up`, or name its --socket", Exit::Unreachable),
         LocalError::Denied(_) => ("run as root", Exit::Denied),
         LocalError::Silent(_) => ("look at its log; restart it if it hangs", Exit::Unreachable),
+        LocalError::Refused(refused) if !refused.next.is_empty() => (refused.next.as_str(), Exit::Failed),
         LocalError::Refused(_) => ("correct what the message names and try again", Exit::Failed),
     };
     Failure::new(tried, error, next).exit(exit)

@@ -46,6 +46,8 @@ pub(super) struct Effect {
     forwards: Forwards,
     /// The engine's filter, and what it was made of.
     filter: Option<(FilterConfig, Arc<Filter>)>,
+    /// The machine's routing may have something of ours; without that, what looks like it is another node's.
+    routed: bool,
     /// Why routing is not as the assembly wants it.
     trouble: Option<String>,
     repairs: Repairs,
@@ -89,6 +91,7 @@ impl Effect {
             peer_api: None,
             forwards: Forwards::default(),
             filter: None,
+            routed: false,
             trouble: None,
             repairs: Repairs::default(),
             warned: None,
@@ -194,6 +197,7 @@ impl Effect {
         if let Some(names) = &mut self.names {
             names.set(map, prefs, assembly.exit_node);
         }
+        self.routed = true;
         let applied = self.router.apply(&assembly.router).await;
         self.note_trouble(applied.err().map(|error| error.to_string()));
         let before = self.assembly.as_ref().map(|a| &a.notes);
@@ -349,7 +353,9 @@ impl Effect {
     /// Takes the machine out of the mesh: routes, then the TUN.
     pub(super) async fn undo(&mut self) {
         (self.assembly, self.trouble) = (None, None);
-        if let Err(error) = self.router.clear().await {
+        if std::mem::take(&mut self.routed)
+            && let Err(error) = self.router.clear().await
+        {
             tracing::warn!(%error, "routing could not all be undone");
         }
         if let Some(outside) = self.outside.take() {

@@ -9,7 +9,7 @@ use super::member::Member;
 use super::pings::{STOPPED, shown};
 use crate::netcheck::CHECK_LIMIT;
 use crate::node::NetworkReport;
-use crate::sys::local_api::{Asked, PingRequest, Reply, Request};
+use crate::sys::local_api::{Asked, PingRequest, Refused, Reply, Request};
 
 /// A check may have to wait for the end of another one.
 const LIMIT: Duration = CHECK_LIMIT.saturating_mul(2);
@@ -25,7 +25,7 @@ impl Member {
         };
         tokio::spawn(async move {
             let reply = match later {
-                Ok(reply) => reply.await.unwrap_or_else(|_| Err(STOPPED.to_owned())),
+                Ok(reply) => reply.await.unwrap_or_else(|_| Err(STOPPED.into())),
                 Err(error) => Err(error),
             };
             // Whoever asked may have gone.
@@ -34,7 +34,7 @@ impl Member {
         None
     }
 
-    async fn netcheck(&self) -> Result<oneshot::Receiver<Result<Reply, String>>, String> {
+    async fn netcheck(&self) -> Result<oneshot::Receiver<Result<Reply, Refused>>, Refused> {
         let outside = self.outside().ok_or(STOPPED)?;
         let (done, outlook, links, ports) = (outside.check().await, outside.outlook(), outside.links(), outside.ports());
         let (answer, receiver) = oneshot::channel();
@@ -50,13 +50,13 @@ impl Member {
         Ok(receiver)
     }
 
-    fn ping_for_user(&self, PingRequest { kind, address }: PingRequest) -> Result<oneshot::Receiver<Result<Reply, String>>, String> {
+    fn ping_for_user(&self, PingRequest { kind, address }: PingRequest) -> Result<oneshot::Receiver<Result<Reply, Refused>>, Refused> {
         let outlook = self.outside().ok_or(STOPPED)?.outlook();
         let pinging = self.ping(kind, address)?;
         let (answer, receiver) = oneshot::channel();
         tokio::spawn(async move {
             let pinged = pinging.await.map(|pinged| Reply::Pong(pinged.map(|pinged| shown(pinged, &outlook.borrow()))));
-            let _ = answer.send(pinged);
+            let _ = answer.send(pinged.map_err(Refused::from));
         });
         Ok(receiver)
     }

@@ -98,6 +98,24 @@ pub type StunAnswer = (Time, Vec<u8>);
 /// STUN answers that wait to be looked at; whoever floods us with more keeps us from our own, no more.
 const STUN_QUEUE: usize = 64;
 
+/// Why there is no TUN. The kernel's own words do not say that the name is taken.
+fn no_tun(interface: &str, error: &io::Error) -> io::Error {
+    let tried = format!("cannot make the TUN interface {interface} through /dev/net/tun");
+    let (kind, happened) = match error.kind() {
+        io::ErrorKind::ResourceBusy => (error.kind(), "another program holds an interface of this name".to_owned()),
+        io::ErrorKind::InvalidInput if link_exists(interface) => {
+            (io::ErrorKind::AlreadyExists, "an interface of this name exists, and is no TUN".to_owned())
+        }
+        kind => (kind, error.to_string()),
+    };
+    io::Error::new(kind, format!("{tried}: {happened}"))
+}
+
+fn link_exists(interface: &str) -> bool {
+    let links = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    links.lines().any(|line| line.trim_start().strip_prefix(interface).is_some_and(|rest| rest.starts_with(':')))
+}
+
 /// What the threads share.
 struct Shared {
     tun: Tun,
@@ -196,10 +214,9 @@ impl Engine {
     ///
     /// See [`Engine::start`].
     pub fn start_with(options: EngineOptions, offload: bool) -> io::Result<Self> {
-        let sockets = Sockets::open(options.port, options.mark, offload)?;
-        let tun = Tun::open(&options.interface, options.mtu, offload).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot make the TUN interface {} through /dev/net/tun: {error}", options.interface))
-        })?;
+        let sockets = Sockets::open(options.port, options.mark, offload)
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot open a UDP socket: {error}")))?;
+        let tun = Tun::open(&options.interface, options.mtu, offload).map_err(|error| no_tun(&options.interface, &error))?;
         tracing::info!(interface = options.interface, port = sockets.main.port(), offload = ?tun.offload, "packet engine started");
         let probing = Probing::new(&options)?;
         let (stun, answers) = mpsc::channel(STUN_QUEUE);
