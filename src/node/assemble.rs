@@ -168,8 +168,9 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
         routes,
         local_routes,
         lan_first: exit_node == ExitNode::Unwanted || prefs.exit_node_allow_lan_access,
-        forward: carries,
+        forward: carries || prefs.lan_gateway,
         masquerade: carries && (prefs.snat_subnet_routes || prefs.advertise_exit_node),
+        lan_gateway: prefs.lan_gateway,
         shields_up: prefs.shields_up,
         mtu: TUN_MTU,
     }

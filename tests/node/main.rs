@@ -16,6 +16,7 @@ mod client;
 mod dial;
 mod failover;
 mod flows;
+mod gateway;
 mod hostile;
 mod kept;
 mod lan;

@@ -121,6 +121,10 @@ struct Wishes {
     /// exit node has it always.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     snat_subnet_routes: Option<bool>,
+    /// Let the machines on this machine's networks use the mesh, and the exit node in use, through it and in its name: whoever there takes it
+    /// for a gateway may do what this node may.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    lan_gateway: Option<bool>,
     /// Claim these tags, separated by commas; empty for none. The coordinator decides which are given.
     #[arg(long, value_name = "TAGS")]
     advertise_tags: Option<String>,
@@ -152,6 +156,7 @@ impl Wishes {
             advertise_exit_node: self.advertise_exit_node,
             advertise_routes: self.advertise_routes.as_deref().map(routes).transpose()?,
             snat_subnet_routes: self.snat_subnet_routes,
+            lan_gateway: self.lan_gateway,
             advertise_tags: self.advertise_tags.as_deref().map(tags).transpose()?,
             shields_up: self.shields_up,
             accept_dns: self.accept_dns,

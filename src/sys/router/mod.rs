@@ -11,10 +11,13 @@ pub(in crate::sys) mod link;
 mod routes;
 mod rules;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use changed::Changed;
+use ipnet::IpNet;
 
+use crate::ident::{QUAD100_V4, QUAD100_V6};
 use crate::node::RouterConfig;
 use crate::node::policy_routing::{self, Family};
 use crate::sys::nft::{self, Firewall, NftError, Rules};
@@ -120,6 +123,7 @@ impl Router {
             interface: name.to_owned(),
             forward: config.forward,
             masquerade: config.forward && config.masquerade,
+            lan_gateway: if config.lan_gateway { own_addresses(config) } else { Vec::new() },
             shields_up: config.shields_up,
         })?;
         Ok(changed)
@@ -166,6 +170,12 @@ impl Router {
         note(self.sysctls.restore().map_err(Into::into));
         first
     }
+}
+
+/// The node's mesh addresses, one of each family. The resolver's own is no node's.
+fn own_addresses(config: &RouterConfig) -> Vec<IpAddr> {
+    let all = config.addresses.iter().map(IpNet::addr).filter(|ip| ![IpAddr::V4(QUAD100_V4), IpAddr::V6(QUAD100_V6)].contains(ip));
+    [true, false].into_iter().filter_map(|v4| all.clone().find(|ip| ip.is_ipv4() == v4)).collect()
 }
 
 fn families() -> impl Iterator<Item = Family> {
