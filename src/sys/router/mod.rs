@@ -15,13 +15,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use changed::Changed;
-use ipnet::IpNet;
 
 use crate::ident::{QUAD100_V4, QUAD100_V6};
 use crate::node::RouterConfig;
 use crate::node::policy_routing::{self, Family};
 use crate::sys::nft::{self, Firewall, NftError, Rules};
 use crate::sys::sysctl::{self, Sysctls};
+use ipnet::IpNet;
 
 /// Why routing was not set up.
 #[derive(Debug, thiserror::Error)]
