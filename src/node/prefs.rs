@@ -121,6 +121,7 @@ impl Prefs {
         self.advertise_exit_node = guest.advertise_exit_node;
         self.advertise_routes.clone_from(&guest.advertise_routes);
         self.snat_subnet_routes = guest.snat_subnet_routes;
+        self.lan_gateway = guest.lan_gateway;
         self.endpoints.clone_from(&guest.endpoints);
     }
 

@@ -491,6 +491,7 @@ impl Maker<'_> {
                     advertise_routes: if let NodeKind::SubnetRouter { routes, .. } = kind { routes.clone() } else { Vec::new() },
                     accept_routes: false,
                     snat_subnet_routes: !matches!(kind, NodeKind::SubnetRouter { snat: false, .. }),
+                    lan_gateway: matches!(kind, NodeKind::SubnetRouter { gateway: true, .. }),
                 });
             }
         }

@@ -154,6 +154,7 @@ fn node_values(node: &settings::Node) -> Result<Values, RenderError> {
         literal("advertise_routes", &node.advertise_routes)?,
         literal("accept_routes", &node.accept_routes)?,
         optional("snat_subnet_routes", (!node.snat_subnet_routes).then_some(&false))?,
+        optional("lan_gateway", node.lan_gateway.then_some(&true))?,
     ])
 }
 

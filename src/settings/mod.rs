@@ -190,6 +190,9 @@ pub struct Node {
     /// What enters a carried network has this node's own address there.
     #[serde(default = "yes")]
     pub snat_subnet_routes: bool,
+    /// Machines on this machine's networks use the mesh through it, in its name.
+    #[serde(default)]
+    pub lan_gateway: bool,
 }
 
 fn yes() -> bool {

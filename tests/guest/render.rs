@@ -27,6 +27,7 @@ fn member() -> Node {
         advertise_routes: Vec::new(),
         accept_routes: false,
         snat_subnet_routes: true,
+        lan_gateway: false,
     }
 }
 
@@ -206,6 +207,7 @@ prop_compose! {
             advertise_routes: vec!["192.168.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()],
             accept_routes: flags.1,
             snat_subnet_routes: flags.0,
+            lan_gateway: flags.2,
         };
         let (login_text, verify_url) = (url.clone(), domain.clone());
         let coordinator = Coordinator {
