@@ -7,6 +7,22 @@ use ipnet::IpNet;
 
 use crate::wire::control::FilterRule;
 
+/// Which packets a machine forwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forwards {
+    /// Those of IPv4.
+    pub v4: bool,
+    /// Those of IPv6.
+    pub v6: bool,
+}
+
+impl Default for Forwards {
+    /// Both.
+    fn default() -> Self {
+        Self { v4: true, v6: true }
+    }
+}
+
 /// The rules, and what they are applied to.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FilterConfig {
@@ -24,6 +40,8 @@ pub struct FilterConfig {
     pub machine: Vec<IpNet>,
     /// TCP ports of this node's own at which every peer may knock, whatever the rules say: who listens there judges for himself.
     pub doors: Vec<SocketAddr>,
+    /// Whether this machine forwards packets; what it carries for others does not arrive otherwise.
+    pub forwards: Forwards,
     /// Whether nothing is let in but answers.
     pub shields_up: bool,
 }

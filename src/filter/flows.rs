@@ -17,6 +17,17 @@ pub struct Flow {
     pub other: (IpAddr, u16),
 }
 
+/// What becomes of a packet that is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Departure {
+    /// It goes.
+    Plain,
+    /// It goes, and its answers would not come in if this flow were not remembered.
+    Flow(Flow),
+    /// It does not go.
+    Held,
+}
+
 /// The flows used last. Bounded: the least used are forgotten, a generation at a time.
 #[derive(Debug, Default)]
 pub struct Flows {

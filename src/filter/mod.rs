@@ -19,19 +19,23 @@ mod config;
 mod flows;
 mod networks;
 mod packet;
+mod refused;
 mod rules;
 mod scope;
 #[cfg(test)]
 mod tests;
 
-pub use config::FilterConfig;
-pub use flows::{Flow, Flows};
+pub use config::{FilterConfig, Forwards};
+pub use flows::{Departure, Flow, Flows};
+pub use refused::{Refused, RefusedFlow};
 
 use std::net::{IpAddr, SocketAddr};
 
 use packet::{Kind, Packet, SCTP};
 use rules::Rules;
 use scope::Scope;
+
+use crate::wire::tsmp::{self, Reason, Reject};
 
 /// Why a packet is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +46,8 @@ pub enum Refusal {
     NotHere,
     /// No rule allows it, and nothing that was sent asks for it.
     NotAllowed,
+    /// It is for a network behind this node, which does not forward packets.
+    NotForwarded,
 }
 
 /// The last packet that was let in: its like follow, and need no second look.
@@ -55,6 +61,7 @@ pub struct Filter {
     /// `None` judges nothing: for measurements, and where there is no mesh.
     scope: Option<Scope>,
     doors: Vec<SocketAddr>,
+    shields_up: bool,
 }
 
 impl Default for Filter {
@@ -68,12 +75,12 @@ impl Filter {
     /// The filter for these rules and circumstances.
     pub fn new(config: &FilterConfig) -> Self {
         let (rules, doors) = if config.shields_up { Default::default() } else { (Rules::new(config), config.doors.clone()) };
-        Self { rules, scope: Some(Scope::new(config)), doors }
+        Self { rules, scope: Some(Scope::new(config)), doors, shields_up: config.shields_up }
     }
 
     /// A filter that lets in whatever the tunnel opens.
     pub fn open() -> Self {
-        Self { rules: Rules::default(), scope: None, doors: Vec::new() }
+        Self { rules: Rules::default(), scope: None, doors: Vec::new(), shields_up: false }
     }
 
     /// Entries of the rules that were left out, because they do not read.
@@ -99,7 +106,7 @@ impl Filter {
             Kind::LaterFragment | Kind::Tcp { opens: false, .. } | Kind::Icmp { asks: false } => true,
             // Between mesh programs; whoever reads them has done so before, and they never reach the system.
             Kind::Tsmp => false,
-            Kind::Tcp { port, opens: true } => {
+            Kind::Tcp { port, opens: true, .. } => {
                 self.rules.allow(&packet, packet::TCP, port) || self.doors.contains(&SocketAddr::new(packet.destination, port))
             }
             Kind::Datagram { protocol, source_port, port } => {
@@ -112,6 +119,9 @@ impl Filter {
         if !allowed {
             return Err(Refusal::NotAllowed);
         }
+        if !scope.leads_to(packet.destination) {
+            return Err(Refusal::NotForwarded);
+        }
         last.0 = Some(packet);
         Ok(())
     }
@@ -122,16 +132,42 @@ impl Filter {
         self.rules.allow(&Packet { source, destination, kind }, packet::UDP, port)
     }
 
-    /// The flow of a packet that this node sends, if its answers would not come in without it.
-    pub fn flow_of(&self, bytes: &[u8]) -> Option<Flow> {
-        self.scope.as_ref()?;
-        let packet = Packet::parse(bytes)?;
+    /// What the peer is told whose packet was refused: that of a new TCP connection alone, as stock clients do. Whoever waits for an answer
+    /// learns from it that there is none to come, and why.
+    pub fn objection(&self, bytes: &[u8], refusal: Refusal) -> Option<tsmp::Packet> {
+        let Packet { source, destination, kind } = Packet::parse(bytes)?;
+        let Kind::Tcp { source_port, port, opens: true } = kind else { return None };
+        let reason = match refusal {
+            Refusal::Malformed => return None,
+            Refusal::NotForwarded => Reason::NotForwarded,
+            Refusal::NotHere | Refusal::NotAllowed if self.shields_up => Reason::ShieldsUp,
+            Refusal::NotHere | Refusal::NotAllowed => Reason::Policy,
+        };
+        let reject = Reject { protocol: packet::TCP, reason, source_port, port, maybe_broken: false };
+        Some(tsmp::Packet { from: destination, to: source, message: tsmp::Message::Reject(reject) })
+    }
+
+    /// Whether an address is this node's, or of a network that it carries.
+    pub fn is_here(&self, address: IpAddr) -> bool {
+        self.scope.as_ref().is_none_or(|scope| scope.contains(address))
+    }
+
+    /// The port of the door at this address, if there is one.
+    pub fn door_at(&self, address: IpAddr) -> Option<u16> {
+        self.doors.iter().find(|door| door.ip() == address).map(SocketAddr::port)
+    }
+
+    /// What becomes of a packet that this machine sends into the mesh.
+    pub fn departure(&self, bytes: &[u8]) -> Departure {
+        let Some(packet) = self.scope.as_ref().and_then(|_| Packet::parse(bytes)) else { return Departure::Plain };
         match packet.kind {
+            // The machine's programs do not speak for its mesh program.
+            Kind::Tsmp => Departure::Held,
             // A rule that allows everything does not name SCTP.
             Kind::Datagram { protocol, source_port, port } if protocol == SCTP || !self.rules.allow_everything() => {
-                Some(Flow { protocol, own: (packet.source, source_port), other: (packet.destination, port) })
+                Departure::Flow(Flow { protocol, own: (packet.source, source_port), other: (packet.destination, port) })
             }
-            _ => None,
+            _ => Departure::Plain,
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::wire::tsmp;
+
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
 pub(super) const SCTP: u8 = 132;
 pub(super) const ICMP: u8 = 1;
 pub(super) const ICMPV6: u8 = 58;
-/// Messages between mesh programs, a protocol number of Tailscale's (99 is "any private encryption scheme").
-const TSMP: u8 = 99;
 
 /// IPv6 headers that may come before the one that counts.
 const HOP_BY_HOP: u8 = 0;
@@ -38,7 +38,7 @@ pub(super) enum Kind {
     /// A fragment after the first.
     LaterFragment,
     /// `opens`: it asks for a new connection (SYN without ACK).
-    Tcp { port: u16, opens: bool },
+    Tcp { source_port: u16, port: u16, opens: bool },
     /// UDP or SCTP.
     Datagram { protocol: u8, source_port: u16, port: u16 },
     /// `asks`: it is neither an echo reply nor an error.
@@ -116,7 +116,7 @@ impl Kind {
         Some(match protocol {
             TCP => {
                 let flags = *body.get(..20)?.get(13)?;
-                Self::Tcp { port: u16_at(body, 2)?, opens: flags & (SYN | ACK) == SYN }
+                Self::Tcp { source_port: u16_at(body, 0)?, port: u16_at(body, 2)?, opens: flags & (SYN | ACK) == SYN }
             }
             UDP | SCTP => {
                 let header = if protocol == UDP { 8 } else { 12 };
@@ -127,7 +127,7 @@ impl Kind {
             ICMP => Self::Icmp { asks: !matches!(body.get(..8)?.first()?, 0 | 3 | 11 | 12) },
             // Unreachable, too big, time exceeded, parameter problem, echo reply.
             ICMPV6 => Self::Icmp { asks: !matches!(body.get(..8)?.first()?, 1..=4 | 129) },
-            TSMP => Self::Tsmp,
+            tsmp::PROTOCOL => Self::Tsmp,
             other => Self::Other(other),
         })
     }

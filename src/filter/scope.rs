@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::FilterConfig;
+use super::{FilterConfig, Forwards};
 use crate::ident::{PrefixMap, is_quad100};
 
 const fn v4(a: u8, b: u8, length: u8) -> IpNet {
@@ -38,6 +38,7 @@ pub(super) struct Scope {
     subnets: PrefixMap<()>,
     /// What an exit node does not lead to; `None` if this is none.
     exit_without: Option<PrefixMap<()>>,
+    forwards: Forwards,
 }
 
 impl Scope {
@@ -54,7 +55,14 @@ impl Scope {
             addresses: config.addresses.iter().map(IpNet::addr).collect(),
             subnets: set(&mut config.subnets.iter().copied().filter(|net| net.prefix_len() != 0)),
             exit_without: config.exit.then(|| set(&mut without.into_iter())),
+            forwards: config.forwards,
         }
+    }
+
+    /// Whether what is let in for this destination gets there.
+    pub(super) fn leads_to(&self, destination: IpAddr) -> bool {
+        let forwards = if destination.is_ipv4() { self.forwards.v4 } else { self.forwards.v6 };
+        forwards || self.addresses.contains(&destination)
     }
 
     pub(super) fn contains(&self, destination: IpAddr) -> bool {

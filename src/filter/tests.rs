@@ -93,9 +93,70 @@ fn before_there_is_a_map_and_with_shields_up_only_answers_come_in() {
     for packet in [tcp(PEER, OWN, 22, 0x12), tcp(PEER, OWN, 22, 0x10), tcp(PEER, OWN, 22, 0x04), icmp(PEER, OWN, 0), icmp(PEER, OWN, 3)] {
         assert_eq!(judge(&shields, &packet), Ok(()), "{packet:?}");
     }
-    assert_eq!(shields.flow_of(&udp((OWN, 5000), (PEER, 53))), Some(asked), "what is sent is remembered");
+    assert_eq!(shields.departure(&udp((OWN, 5000), (PEER, 53))), Departure::Flow(asked), "what is sent is remembered");
     let answer = udp((PEER, 53), (OWN, 5000));
     assert_eq!(shields.admit(&answer, &mut Last::default(), |flow| *flow == asked), Ok(()));
+}
+
+#[test]
+fn whoever_opens_a_connection_that_is_refused_is_told_so_and_why_and_nobody_else_is() {
+    let lan = |forwards, shields_up| {
+        let rules = vec![rule(&[PEER], &[("192.168.7.0/24", 22, 22)], &[])];
+        Filter::new(&FilterConfig { subnets: vec!["192.168.7.0/24".parse().unwrap()], forwards, shields_up, ..config(rules) })
+    };
+    let both = Forwards::default();
+    let told = |filter: &Filter, packet: &[u8]| {
+        let refusal = judge(filter, packet).unwrap_err();
+        filter.objection(packet, refusal).map(|packet| (packet.from, packet.to, packet.message))
+    };
+    let reject = |from: &str, to: &str, port, reason| {
+        let message = tsmp::Message::Reject(Reject { protocol: 6, reason, source_port: 40_000, port, maybe_broken: false });
+        Some((from.parse().unwrap(), to.parse().unwrap(), message))
+    };
+    let filter = lan(both, false);
+    assert_eq!(told(&filter, &syn(PEER, OWN, 22)), reject(OWN, PEER, 22, Reason::Policy));
+    let (peer6, own6) = ("fd7a:115c:a1e0::7", "fd7a:115c:a1e0::1");
+    assert_eq!(told(&filter, &syn(peer6, own6, 80)), reject(own6, peer6, 80, Reason::Policy));
+    assert_eq!(told(&filter, &syn(PEER, "192.168.7.9", 80)), reject("192.168.7.9", PEER, 80, Reason::Policy));
+    assert_eq!(told(&filter, &syn(PEER, "192.168.8.9", 80)), reject("192.168.8.9", PEER, 80, Reason::Policy), "and nothing of ours");
+    assert_eq!(told(&lan(both, true), &syn(PEER, "192.168.7.9", 22)), reject("192.168.7.9", PEER, 22, Reason::ShieldsUp));
+    assert_eq!(judge(&filter, &syn(PEER, "192.168.7.9", 22)), Ok(()));
+    let stuck = lan(Forwards { v4: false, v6: true }, false);
+    assert_eq!(judge(&stuck, &syn(PEER, "192.168.7.9", 22)), Err(Refusal::NotForwarded));
+    assert_eq!(told(&stuck, &syn(PEER, "192.168.7.9", 22)), reject("192.168.7.9", PEER, 22, Reason::NotForwarded));
+    assert_eq!(told(&stuck, &syn(PEER, "192.168.7.9", 23)), reject("192.168.7.9", PEER, 23, Reason::Policy), "the policy comes first");
+    let silent = [udp((PEER, 1), (OWN, 2)), icmp(PEER, OWN, 8), ip(PEER, OWN, 47, &[]), ip(PEER, OWN, tsmp::PROTOCOL, b"pabcdefgh")];
+    for packet in silent {
+        assert_eq!(told(&filter, &packet), None, "{packet:?}");
+    }
+    let mut cut = syn(PEER, OWN, 22);
+    cut.truncate(30);
+    assert_eq!(told(&filter, &cut), None);
+    for flags in [0x12, 0x10, 0x04] {
+        assert_eq!(filter.objection(&tcp(PEER, OWN, 22, flags), Refusal::NotAllowed), None, "no answer to an answer");
+    }
+}
+
+#[test]
+fn messages_between_mesh_programs_neither_come_from_this_machines_programs_nor_reach_them() {
+    let all = rule(&["*"], &[("*", 0, 65535)], &[tsmp::PROTOCOL.into()]);
+    let filter = Filter::new(&config(vec![all]));
+    let ping = |from, to| ip(from, to, tsmp::PROTOCOL, b"pabcdefgh");
+    let (peer6, own6) = ("fd7a:115c:a1e0::7", "fd7a:115c:a1e0::1");
+    for (from, to) in [(PEER, OWN), (peer6, own6)] {
+        assert_eq!(judge(&filter, &ping(from, to)), Err(Refusal::NotAllowed));
+        assert_eq!(filter.departure(&ping(to, from)), Departure::Held);
+    }
+    // Not even behind options or extension headers, or as the first of several fragments.
+    let mut options = ping(OWN, PEER);
+    options.splice(20..20, [1, 1, 1, 1]);
+    (options[0], options[3]) = (0x46, options[3] + 4);
+    let hop_by_hop = ip(own6, peer6, 0, &[&[tsmp::PROTOCOL, 0, 1, 4, 0, 0, 0, 0][..], b"pabcdefgh"].concat());
+    let first = ip(own6, peer6, 44, &[&[tsmp::PROTOCOL, 0, 0, 1, 0, 0, 0, 0][..], b"pabcdefgh"].concat());
+    for packet in [options, hop_by_hop, first] {
+        assert_eq!(filter.departure(&packet), Departure::Held, "{packet:?}");
+    }
+    assert_eq!(filter.departure(&syn(OWN, PEER, 22)), Departure::Plain);
 }
 
 #[test]
@@ -275,10 +336,11 @@ fn without_a_policy_nothing_is_remembered_of_udp() {
     let open = Filter::new(&config(vec![rule(&["*"], &[("*", 0, 65535)], &[])]));
     let narrow = Filter::new(&config(vec![rule(&["*"], &[("*", 0, 65534)], &[])]));
     let sent = udp((OWN, 1), (PEER, 2));
-    assert_eq!((open.flow_of(&sent).is_some(), narrow.flow_of(&sent).is_some()), (false, true));
+    let remembers = |filter: &Filter, packet: &[u8]| matches!(filter.departure(packet), Departure::Flow(_));
+    assert_eq!((remembers(&open, &sent), remembers(&narrow, &sent)), (false, true));
     let sctp = ip(OWN, PEER, SCTP, &ports(1, 2, &[0; 8]));
-    assert!(open.flow_of(&sctp).is_some(), "which no such rule names");
-    assert!(Filter::open().flow_of(&sctp).is_none());
+    assert!(remembers(&open, &sctp), "which no such rule names");
+    assert!(!remembers(&Filter::open(), &sctp));
 }
 
 /// The rules read one by one, as they are written.
@@ -340,6 +402,6 @@ proptest! {
             *byte = first;
         }
         let _ = judge(&filter, &bytes);
-        let _ = filter.flow_of(&bytes);
+        let _ = filter.departure(&bytes);
     }
 }

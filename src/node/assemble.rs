@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::report::is_reachable;
 use super::{AutoChoice, ExitNode, PeerConfig, Prefs, RouterConfig, TUN_MTU, find_exit_node, is_auto};
 use crate::coord::client::NetMap;
-use crate::filter::FilterConfig;
+use crate::filter::{FilterConfig, Forwards};
 use crate::ident::{NodeId, QUAD100_V4, QUAD100_V6, RegionId, VIA_V6, Via, is_mesh_address, is_quad100};
 use crate::time::Wall;
 use crate::tunnel::translate::SitesConfig;
@@ -32,6 +32,8 @@ pub struct Situation<'a> {
     pub local_networks: &'a [IpNet],
     /// Where this node's own peer API listens.
     pub peer_api: &'a [SocketAddr],
+    /// Which packets this machine forwards, as far as that is known.
+    pub forwards: Forwards,
     /// The time by this machine's clock; expiry is judged by the coordinator's.
     pub now: Wall,
     /// The exit node that was chosen, where that is left to the node.
@@ -71,6 +73,10 @@ pub fn assemble(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> Assemb
     }
     if situation.interface.is_empty() && !prefs.snat_subnet_routes && !prefs.advertise_routes.is_empty() {
         notes.push("`--snat-subnet-routes=false` has no effect without a TUN: what enters a network has this machine's address".to_owned());
+    }
+    if situation.interface.is_empty() && prefs.lan_gateway {
+        notes
+            .push("`--lan-gateway` has no effect without a TUN: machines of the local network cannot come in through this node".to_owned());
     }
     let mut keys = BTreeSet::new();
     let mut candidates: Vec<&Node> = map.peers.values().filter(|peer| usable && is_usable(peer, map, now)).collect();
@@ -164,15 +170,16 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
         list.dedup();
     }
     local_routes.retain(|net| !routes.contains(net));
-    let carries = prefs.advertise_exit_node || !prefs.advertise_routes.is_empty();
+    let carries = carries(prefs);
     RouterConfig {
         interface: situation.interface.to_owned(),
         addresses: interface_addresses(&map.node.addresses),
         routes,
         local_routes,
         lan_first: exit_node == ExitNode::Unwanted || prefs.exit_node_allow_lan_access,
-        forward: carries,
+        forward: carries || prefs.lan_gateway,
         masquerade: carries && (prefs.snat_subnet_routes || prefs.advertise_exit_node),
+        lan_gateway: prefs.lan_gateway,
         shields_up: prefs.shields_up,
         mtu: TUN_MTU,
     }
@@ -183,6 +190,11 @@ fn router(claims: &Claims, map: &NetMap, prefs: &Prefs, exit_node: ExitNode, sit
 fn interface_addresses(own: &[IpNet]) -> Vec<IpNet> {
     let v6 = own.iter().any(|net| net.addr().is_ipv6()).then_some(IpAddr::V6(QUAD100_V6));
     own.iter().copied().chain([IpAddr::V4(QUAD100_V4)].into_iter().chain(v6).map(IpNet::from)).collect()
+}
+
+/// Whether the node carries packets for others.
+fn carries(prefs: &Prefs) -> bool {
+    prefs.advertise_exit_node || !prefs.advertise_routes.is_empty()
 }
 
 fn filter(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> FilterConfig {
@@ -201,6 +213,7 @@ fn filter(map: &NetMap, prefs: &Prefs, situation: Situation<'_>) -> FilterConfig
         exit: prefs.advertise_exit_node,
         machine: situation.local_networks.iter().map(IpNet::trunc).collect(),
         doors: situation.peer_api.to_vec(),
+        forwards: if carries(prefs) { situation.forwards } else { Forwards::default() },
         shields_up: prefs.shields_up,
     }
 }

@@ -39,7 +39,11 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 
 fn assembled(map: &NetMap, prefs: &Prefs, local: &[&str]) -> Assembly {
     let local_networks = &nets(local);
-    assemble(map, prefs, Situation { interface: "pvemesh0", local_networks, peer_api: &[], now: now(), exit: None })
+    assemble(
+        map,
+        prefs,
+        Situation { interface: "pvemesh0", local_networks, peer_api: &[], forwards: Forwards::default(), now: now(), exit: None },
+    )
 }
 
 fn allowed(assembly: &Assembly, id: i64) -> Vec<String> {
@@ -191,7 +195,11 @@ fn the_word_auto_leaves_the_choice_to_the_node_and_traffic_waits_for_it() {
     let map = map();
     let prefs = Prefs { exit_node: "auto".to_owned(), ..Default::default() };
     let with = |map: &NetMap, exit| {
-        assemble(map, &prefs, Situation { interface: "pvemesh0", local_networks: &[], peer_api: &[], now: now(), exit })
+        assemble(
+            map,
+            &prefs,
+            Situation { interface: "pvemesh0", local_networks: &[], peer_api: &[], forwards: Forwards::default(), now: now(), exit },
+        )
     };
     let held = |assembly: &Assembly| texts(&assembly.router.routes).contains(&"0.0.0.0/0".to_owned());
     let none = with(&map, None);

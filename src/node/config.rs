@@ -43,10 +43,12 @@ pub struct RouterConfig {
     pub local_routes: Vec<IpNet>,
     /// Whether what the machine reaches by itself stays as it is (LAN-first); without, only the node's own packets go beside the mesh's routes.
     pub lan_first: bool,
-    /// Whether this node forwards other nodes' packets.
+    /// Whether this node forwards packets, of other nodes or for machines on its networks.
     pub forward: bool,
-    /// Whether forwarded packets leave with this machine's own address.
+    /// Whether packets from the mesh leave with this machine's own address.
     pub masquerade: bool,
+    /// Whether packets that go from this machine's networks into the mesh have this node's mesh address there.
+    pub lan_gateway: bool,
     /// Whether other nodes may open no connections to this machine or what is behind it.
     pub shields_up: bool,
     /// The interface's MTU in bytes.

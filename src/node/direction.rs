@@ -40,6 +40,7 @@ mod tests {
             lan_first,
             forward: false,
             masquerade: false,
+            lan_gateway: false,
             shields_up: false,
             mtu: 1280,
         }

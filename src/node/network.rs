@@ -113,14 +113,18 @@ impl NetworkReport {
 }
 
 /// What one ping has found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PingReply {
-    /// `direct` or `relay`.
+    /// `direct` or `relay`; empty where the answer does not say.
     pub path: String,
-    /// The address, or the relay region's short name.
+    /// The address, or the relay region's short name; for a request to the peer API, its URL.
     pub via: String,
     /// Round trip in milliseconds.
     pub latency_ms: f64,
+    /// The port of the node's peer API, where the answer tells it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_api_port: Option<u16>,
 }
 
 /// The network's description for the coordinator: the one it has, unless something but latencies has changed. Those differ each time,

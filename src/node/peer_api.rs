@@ -58,13 +58,19 @@ pub fn dns_url(own: &Node, peer: &Node) -> Option<String> {
     if peer.cap < ALWAYS_SINCE && !services.iter().any(|service| service.proto == DNS && service.port >= DNS_VERSION) {
         return None;
     }
+    address(own, peer).map(|at| format!("http://{at}{DNS_PATH}"))
+}
+
+/// Where a peer's peer API listens, by what the peer tells; `None` if it has none that this node can reach.
+pub fn address(own: &Node, peer: &Node) -> Option<SocketAddr> {
+    let services = &peer.hostinfo.as_ref()?.services;
     let own_families = |v4: bool| own.addresses.iter().any(|net| net.addr().is_ipv4() == v4);
     let at = |proto: &str, v4: bool| {
         let port = services.iter().find(|service| service.proto == proto && service.port != 0)?.port;
         let ip = peer.addresses.iter().map(ipnet::IpNet::addr).find(|ip| ip.is_ipv4() == v4)?;
         own_families(v4).then(|| SocketAddr::new(ip, port))
     };
-    at(V4, true).or_else(|| at(V6, false)).map(|at| format!("http://{at}{DNS_PATH}"))
+    at(V4, true).or_else(|| at(V6, false))
 }
 
 /// Who may be a caller at all, and whether he may have names resolved: nodes of the same user, and those that policy lets ask name servers in

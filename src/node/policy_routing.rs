@@ -26,6 +26,8 @@ pub const TABLE: u32 = 52;
 pub const BYPASS_MARK: u32 = 0x80000;
 /// The mark on packets forwarded from the mesh.
 pub const FORWARD_MARK: u32 = 0x40000;
+/// The mark on packets forwarded into the mesh. Ours: stock nodes have none for these.
+pub const LAN_MARK: u32 = 0x20000;
 /// The bits of a packet's mark that belong to the mesh; the others are left as they are.
 pub const MARK_MASK: u32 = 0x00ff_0000;
 /// What our rules and routes carry as their origin (`ip route` prints it as `proto 52`), so that another program's are never taken for ours.
@@ -148,6 +150,7 @@ mod tests {
             lan_first: true,
             forward: false,
             masquerade: false,
+            lan_gateway: false,
             shields_up: false,
             mtu: 1280,
         }

@@ -32,6 +32,8 @@ pub struct Prefs {
     pub advertise_routes: Vec<IpNet>,
     /// What enters a carried network has this node's own address there. What leaves an exit node has it always.
     pub snat_subnet_routes: bool,
+    /// Let machines on this machine's networks use the mesh through it, in its name.
+    pub lan_gateway: bool,
     /// Tags this node claims; the coordinator decides which it gets.
     pub advertise_tags: Vec<Tag>,
     /// Let other nodes open no connections to this machine or what is behind it.
@@ -97,6 +99,7 @@ impl Default for Prefs {
             advertise_exit_node: false,
             advertise_routes: Vec::new(),
             snat_subnet_routes: true,
+            lan_gateway: false,
             advertise_tags: Vec::new(),
             shields_up: false,
             accept_dns: true,
@@ -118,6 +121,7 @@ impl Prefs {
         self.advertise_exit_node = guest.advertise_exit_node;
         self.advertise_routes.clone_from(&guest.advertise_routes);
         self.snat_subnet_routes = guest.snat_subnet_routes;
+        self.lan_gateway = guest.lan_gateway;
         self.endpoints.clone_from(&guest.endpoints);
     }
 
@@ -157,6 +161,8 @@ pub struct PrefsChange {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snat_subnet_routes: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub lan_gateway: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise_tags: Option<Vec<Tag>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shields_up: Option<bool>,
@@ -190,6 +196,7 @@ impl PrefsChange {
         set(&mut prefs.advertise_exit_node, self.advertise_exit_node);
         set(&mut prefs.advertise_routes, self.advertise_routes);
         set(&mut prefs.snat_subnet_routes, self.snat_subnet_routes);
+        set(&mut prefs.lan_gateway, self.lan_gateway);
         set(&mut prefs.advertise_tags, self.advertise_tags);
         set(&mut prefs.shields_up, self.shields_up);
         set(&mut prefs.accept_dns, self.accept_dns);

@@ -8,8 +8,10 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 use super::health::health;
+use super::refused::RefusedConnection;
 use super::{Assembly, AutoChoice, ExitNode, Prefs};
 use crate::coord::client::NetMap;
+use crate::filter::RefusedFlow;
 use crate::ident::{NodeId, NodePublic, RegionId, StableId, UserId};
 use crate::time::Wall;
 use crate::wire::control::{DnsRecord, Node, UserProfile};
@@ -36,7 +38,7 @@ pub enum BackendState {
 }
 
 /// What the packet engine knows of one peer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// The address data goes to.
     pub endpoint: Option<SocketAddr>,
@@ -46,6 +48,8 @@ pub struct Traffic {
     pub since: Option<(Wall, &'static str)>,
     /// The last handshake.
     pub last_handshake: Option<Wall>,
+    /// What it says it has not let in, and when it said so last.
+    pub refused: Vec<(RefusedFlow, Wall)>,
     /// Bytes received.
     pub rx_bytes: u64,
     /// Bytes sent.
@@ -226,6 +230,9 @@ pub struct PeerStatus {
     /// What has brought that about.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub path_reason: String,
+    /// Connections of this machine's, or through it, that the node says it has not let in, in the last minutes. Ours.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<RefusedConnection>,
     /// Bytes received.
     pub rx_bytes: u64,
     /// Bytes sent.
@@ -424,6 +431,7 @@ fn peer_status(map: &NetMap, node: &Node, now: Wall, traffic: Traffic) -> PeerSt
         path_relay: traffic.relay.filter(|_| traffic.endpoint.is_none()).map(|region| code(region.0.into())).unwrap_or_default(),
         path_since: traffic.since.map(|(since, _)| since),
         path_reason: traffic.since.map(|(_, why)| why.to_owned()).unwrap_or_default(),
+        refused: RefusedConnection::all(&traffic.refused, now),
         rx_bytes: traffic.rx_bytes,
         tx_bytes: traffic.tx_bytes,
         created: node.created,

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::coord::client::MapSession;
+use crate::time::Time;
 use crate::wire::control::json::from_slice;
+use crate::wire::tsmp::Reason;
 
 fn now() -> Wall {
     "2026-05-01T12:00:00Z".parse().unwrap()
@@ -32,7 +34,11 @@ fn shown(prefs: &Prefs, progress: &Progress, map: Option<&NetMap>) -> Status {
         let at = if busy { "2026-05-01T11:59:00Z" } else { "2026-05-01T11:00:00Z" };
         let endpoint = busy.then(|| ([192, 0, 2, 1], 7).into());
         let since = at.parse().ok().map(|at| (at, "it has answered"));
-        Traffic { endpoint, relay: (!busy).then_some(RegionId(900)), since, last_handshake: at.parse().ok(), rx_bytes: 5, tx_bytes: 6 }
+        let flow = |port, reason| RefusedFlow { protocol: 6, to: ([100, 64, 0, 2], port).into(), reason, at: Time::default(), times: 2 };
+        let flows = [(flow(22, Reason::Policy), now()), (flow(80, Reason::Policy), "2026-05-01T11:00:00Z".parse().unwrap())];
+        let refused = if busy { flows.to_vec() } else { Vec::new() };
+        let relay = (!busy).then_some(RegionId(900));
+        Traffic { endpoint, relay, since, last_handshake: at.parse().ok(), refused, rx_bytes: 5, tx_bytes: 6 }
     };
     status(Sources { prefs, progress, map, assembly: None, auto: None, now: now() }, traffic)
 }
@@ -131,4 +137,15 @@ fn trap_30_when_a_peer_was_last_seen_is_told_only_while_it_is_offline() {
     assert!(!peer("n3").online && peer("n3").last_seen.is_some());
     assert_eq!((peer("n3").relay.as_str(), peer("n3").expired, peer("n3").active), ("own", true, false), "the old form of the relay, too");
     assert!(!status.node.unwrap().online, "this node is online if its coordinator is reached");
+}
+
+#[test]
+fn what_a_peer_has_refused_is_shown_while_somebody_may_wonder() {
+    let status = shown(&wanted(), &Progress::default(), Some(&map()));
+    let value = serde_json::to_value(&status).unwrap();
+    let expected = serde_json::json!([{
+        "Protocol": "TCP", "To": "100.64.0.2:22", "Reason": "the policy does not allow it", "At": "2026-05-01T12:00:00Z", "Times": 2
+    }]);
+    assert_eq!(value["Peer"][format!("nodekey:{}", "11".repeat(32))]["Refused"], expected, "not the one of an hour ago");
+    assert_eq!(value["Peer"][format!("nodekey:{}", "22".repeat(32))].get("Refused"), None);
 }

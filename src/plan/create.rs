@@ -492,6 +492,7 @@ impl Maker<'_> {
                     accept_routes: false,
                     snat_subnet_routes: !matches!(kind, NodeKind::SubnetRouter { snat: false, .. }),
                     userspace: *userspace,
+                    lan_gateway: matches!(kind, NodeKind::SubnetRouter { gateway: true, .. }),
                 });
             }
         }

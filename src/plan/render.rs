@@ -155,6 +155,7 @@ fn node_values(node: &settings::Node) -> Result<Values, RenderError> {
         literal("accept_routes", &node.accept_routes)?,
         optional("snat_subnet_routes", (!node.snat_subnet_routes).then_some(&false))?,
         optional("userspace", node.userspace.then_some(&true))?,
+        optional("lan_gateway", node.lan_gateway.then_some(&true))?,
     ])
 }
 

@@ -14,9 +14,9 @@ use std::time::Duration;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
 
-use super::bucket::Bucket;
+use super::rate_limit;
 use crate::ident::{NodePrivate, NodePublic, RelayPublic};
-use crate::time::{Deadline, Time};
+use crate::time::{Bucket, Deadline, Time};
 use crate::wire::derp::{
     ClientInfo, Decoder, Frame, FrameError, GoneReason, HEADER_LEN, KEY_LEN, MAX_PACKET, NONCE_LEN, PresentFlags, ServerInfo, SharedKey,
 };
@@ -330,7 +330,7 @@ impl Client {
             (State::Greeting, Frame::ServerKey(relay)) => self.introduce(*relay),
             (State::Introduced(shared), Frame::ServerInfo { sealed }) => match shared.open::<ServerInfo>(sealed) {
                 Ok(info) => {
-                    self.bucket = (info.bytes_per_second > 0).then(|| Bucket::new(now, info.bytes_per_second, info.bytes_burst));
+                    self.bucket = (info.bytes_per_second > 0).then(|| rate_limit(now, info.bytes_per_second, info.bytes_burst));
                     self.state = State::Ready;
                     self.events.push_back(Event::Ready { info });
                 }

@@ -193,6 +193,9 @@ pub struct Node {
     /// It has no TUN: packets of the mesh end in the process, and ordinary sockets carry on what peers send.
     #[serde(default)]
     pub userspace: bool,
+    /// Machines on this machine's networks use the mesh through it, in its name.
+    #[serde(default)]
+    pub lan_gateway: bool,
 }
 
 fn yes() -> bool {

@@ -11,9 +11,10 @@
 //! | `POST /v1/up` | [`Up`] | [`Status`] |
 //! | `POST /v1/down`, `POST /v1/logout`, `POST /v1/stop` | `{}` | [`Status`] |
 //!
-//! Errors come with status 4xx or 5xx and `{"error": text}`.
+//! Errors come with status 4xx or 5xx and a [`Refused`]: `{"error": text, "next": text}`.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,8 +32,9 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ident::{NodePublic, Secret};
+use crate::ident::Secret;
 use crate::node::{DnsStatus, NameAnswer, NetworkReport, PingReply, Prefs, PrefsChange, RecordType, Status};
+use crate::wire::control::PingKind;
 
 /// Where the socket is unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/pvemesh/node.sock";
@@ -67,12 +69,15 @@ pub struct Query {
     pub kind: RecordType,
 }
 
-/// Asks for a ping of a peer's paths.
+/// Asks for a ping.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PingRequest {
-    /// The peer's node key.
-    pub key: NodePublic,
+    /// How.
+    #[serde(rename = "type", default)]
+    pub kind: PingKind,
+    /// An address of the node's; with TSMP also one behind it.
+    pub address: IpAddr,
 }
 
 /// What is asked of the node's process.
@@ -90,8 +95,8 @@ pub enum Request {
     Query(Query),
     /// What the network around it is like, checked now.
     Netcheck,
-    /// A ping of a peer's paths.
-    Ping(NodePublic),
+    /// A ping of a peer.
+    Ping(PingRequest),
     /// Take part.
     Up(Box<Up>),
     /// Take no part until told otherwise.
@@ -121,11 +126,28 @@ pub enum Reply {
 }
 
 /// A request, and where its answer goes.
-pub type Asked = (Request, oneshot::Sender<Result<Reply, String>>);
+pub type Asked = (Request, oneshot::Sender<Result<Reply, Refused>>);
 
-#[derive(Serialize, Deserialize)]
-struct Failure {
-    error: String,
+/// Why the node's process does not do what it is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// What happened.
+    pub error: String,
+    /// What the user may do, where more can be said than that the error is to be corrected; else empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub next: String,
+}
+
+impl From<String> for Refused {
+    fn from(error: String) -> Self {
+        Self { error, next: String::new() }
+    }
+}
+
+impl From<&str> for Refused {
+    fn from(error: &str) -> Self {
+        error.to_owned().into()
+    }
 }
 
 /// The listening socket; removed when dropped.
@@ -164,7 +186,7 @@ impl Server {
             .route("/v1/dns", get(|state| ask(state, Request::Dns)))
             .route("/v1/query", post(|state, Json(query)| ask(state, Request::Query(query))))
             .route("/v1/netcheck", post(|state| ask(state, Request::Netcheck)))
-            .route("/v1/ping", post(|state, Json(ping): Json<PingRequest>| ask(state, Request::Ping(ping.key))))
+            .route("/v1/ping", post(|state, Json(ping)| ask(state, Request::Ping(ping))))
             .route("/v1/up", post(|state, Json(up)| ask(state, Request::Up(Box::new(up)))))
             .route("/v1/down", post(|state| ask(state, Request::Down)))
             .route("/v1/logout", post(|state| ask(state, Request::LogOut)))
@@ -184,12 +206,12 @@ impl Server {
 async fn ask(State(asked): State<mpsc::Sender<Asked>>, request: Request) -> Response {
     let (answer, reply) = oneshot::channel();
     let result = match asked.send((request, answer)).await {
-        Ok(()) => reply.await.unwrap_or_else(|_| Err("the node is stopping".to_owned())),
-        Err(_) => Err("the node is stopping".to_owned()),
+        Ok(()) => reply.await.unwrap_or_else(|_| Err("the node is stopping".into())),
+        Err(_) => Err("the node is stopping".into()),
     };
     match result {
         Ok(reply) => Json(reply).into_response(),
-        Err(error) => (StatusCode::CONFLICT, Json(Failure { error })).into_response(),
+        Err(refused) => (StatusCode::CONFLICT, Json(refused)).into_response(),
     }
 }
 
@@ -203,8 +225,8 @@ pub enum LocalError {
     #[error("the socket {} belongs to another user", .0.display())]
     Denied(PathBuf),
     /// The node refused.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{}", .0.error)]
+    Refused(Refused),
     /// The answer did not come or is not one.
     #[error("the node does not answer: {0}")]
     Silent(String),
@@ -270,12 +292,12 @@ impl Client {
         self.ask("POST", "netcheck", Some(&serde_json::json!({}))).await
     }
 
-    /// Pings a peer's paths; `None` if no answer comes within five seconds.
+    /// Pings a peer; `None` if no answer comes within five seconds.
     ///
     /// # Errors
     /// As [`Self::netcheck`], or there is nothing to ping.
-    pub async fn ping(&self, key: &NodePublic) -> Result<Option<PingReply>, LocalError> {
-        self.ask("POST", "ping", Some(&PingRequest { key: *key })).await
+    pub async fn ping(&self, ping: PingRequest) -> Result<Option<PingReply>, LocalError> {
+        self.ask("POST", "ping", Some(&ping)).await
     }
 
     /// Switches it on.
@@ -300,8 +322,8 @@ impl Client {
             .await
             .map_err(|_| LocalError::Silent(format!("nothing within {} s", REPLY_LIMIT.as_secs())))??;
         if !status.is_success() {
-            let text = serde_json::from_slice::<Failure>(&reply).map(|f| f.error);
-            return Err(LocalError::Refused(text.unwrap_or_else(|_| format!("HTTP status {status}"))));
+            let refused = serde_json::from_slice(&reply).unwrap_or_else(|_| format!("HTTP status {status}").into());
+            return Err(LocalError::Refused(refused));
         }
         serde_json::from_slice(&reply).map_err(|e| LocalError::Silent(e.to_string()))
     }

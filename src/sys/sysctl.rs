@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::filter::Forwards;
+
 const ROOT: &str = "/proc/sys/net";
 const MEMORY_DIR: &str = "/run/pvemesh";
 
@@ -48,6 +50,13 @@ pub fn default_memory() -> PathBuf {
 /// Whether the kernel was built and started with IPv6.
 pub fn kernel_has_ipv6() -> bool {
     Path::new(ROOT).join("ipv6/conf/all").exists()
+}
+
+/// Which packets that come in by an interface the kernel sends on.
+pub fn forwards(interface: &str) -> Forwards {
+    let on = |path: &str| std::fs::read_to_string(Path::new(ROOT).join(path)).is_ok_and(|value| value.trim() != "0");
+    // In IPv6 the switch of all interfaces is the one that counts.
+    Forwards { v4: on(&format!("ipv4/conf/{interface}/forwarding")), v6: on("ipv6/conf/all/forwarding") }
 }
 
 /// Lets our own interface have IPv6 addresses, where the machine's default forbids them to new ones. False if that is not possible.

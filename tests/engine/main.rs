@@ -34,6 +34,7 @@ macro_rules! need_root {
 mod disco;
 mod filter;
 mod sites;
+mod tsmp;
 
 fn key(n: u8) -> NodePrivate {
     NodePrivate::from_seed([n; 32])

@@ -283,6 +283,7 @@ fn a_lease_sets_address_route_and_name_servers_also_with_strict_reverse_path_che
             lan_first: true,
             forward: true,
             masquerade: true,
+            lan_gateway: false,
             shields_up: false,
             mtu: 1280,
         };

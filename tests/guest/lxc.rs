@@ -202,6 +202,7 @@ fn router_helper(memory: &Path) {
             lan_first: true,
             forward: true,
             masquerade: true,
+            lan_gateway: false,
             shields_up: false,
             mtu: 1280,
         };

@@ -68,6 +68,7 @@ fn forwarded_packets_of_both_families_leave_with_the_nodes_own_address() {
         lan_first: true,
         forward: true,
         masquerade: true,
+        lan_gateway: false,
         shields_up: false,
         mtu: 1280,
     };

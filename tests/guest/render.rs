@@ -28,6 +28,7 @@ fn member() -> Node {
         accept_routes: false,
         snat_subnet_routes: true,
         userspace: false,
+        lan_gateway: false,
     }
 }
 
@@ -208,6 +209,7 @@ prop_compose! {
             accept_routes: flags.1,
             snat_subnet_routes: flags.0,
             userspace: flags.2,
+            lan_gateway: flags.2,
         };
         let (login_text, verify_url) = (url.clone(), domain.clone());
         let coordinator = Coordinator {

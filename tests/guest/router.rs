@@ -20,6 +20,7 @@ fn config(routes: &[&str], local: &[&str], forward: bool) -> RouterConfig {
         lan_first: true,
         forward,
         masquerade: forward,
+        lan_gateway: false,
         shields_up: false,
         mtu: 1280,
     }

@@ -85,6 +85,19 @@ impl Session {
         found.unwrap_or_else(|_| panic!("waited for {what}; seen: {seen:#?}"))
     }
 
+    /// The same, and gives what it takes out of the event.
+    pub(crate) async fn take<T>(&mut self, what: &str, mut pick: impl FnMut(Event) -> Option<T>) -> T {
+        let found = tokio::time::timeout(LIMIT, async {
+            loop {
+                if let Some(found) = pick(self.events.recv().await.expect("the session does not end")) {
+                    return found;
+                }
+            }
+        });
+        let found = found.await;
+        found.unwrap_or_else(|_| panic!("waited for {what}"))
+    }
+
     pub(crate) async fn map(&mut self) -> NetMap {
         self.map_with("a map", |_| true).await
     }

@@ -133,7 +133,7 @@ fn a_subnet_router_takes_the_network_it_stands_in_where_somebody_says_which() {
     let router = |routes: &[&str]| {
         let routes = routes.iter().map(|net| net.parse().unwrap()).collect();
         Role::Node {
-            kind: NodeKind::SubnetRouter { routes, lan: true, snat: true },
+            kind: NodeKind::SubnetRouter { routes, lan: true, snat: true, gateway: false },
             join: Join::Ours(known()),
             endpoints: Vec::new(),
             userspace: false,
@@ -157,6 +157,24 @@ fn a_subnet_router_takes_the_network_it_stands_in_where_somebody_says_which() {
     assert_eq!(delivered(&plan_with(&fixed, &router(&[]), &one_host()).unwrap()), ["192.168.77.0/24"]);
     let refusal = plan(&router(&[]), &one_host()).unwrap_err();
     assert!(matches!(refusal, Refusal::NoNetwork { .. }) && refusal.next().contains("--route"), "{refusal}");
+}
+
+#[test]
+fn a_subnet_router_is_its_networks_gateway_into_the_mesh_only_if_it_is_to_be() {
+    for gateway in [true, false] {
+        let kind = NodeKind::SubnetRouter { routes: vec!["10.0.0.0/8".parse().unwrap()], lan: false, snat: true, gateway };
+        let role = Role::Node { kind, join: Join::Ours(known()), endpoints: Vec::new(), userspace: false };
+        let plan = plan(&role, &one_host()).unwrap();
+        let delivered = plan.steps.iter().find_map(|step| match &step.action {
+            Action::Deliver { guest, .. } => Some(guest),
+            _ => None,
+        });
+        let text = render::guest(delivered.unwrap()).unwrap();
+        let node = Guest::from_toml(&text).unwrap().node.unwrap();
+        let mut prefs = pvemesh::node::Prefs::default();
+        prefs.adopt(&node, &"router".parse().unwrap());
+        assert_eq!((node.lan_gateway, prefs.lan_gateway), (gateway, gateway), "{text}");
+    }
 }
 
 #[test]

@@ -3,7 +3,6 @@ use std::net::{IpAddr, SocketAddr};
 use proptest::prelude::*;
 use pvemesh::ident::{DiscoPrivate, NodePrivate};
 use pvemesh::wire::disco::*;
-use pvemesh::wire::tsmp;
 
 use super::hex;
 
@@ -132,49 +131,6 @@ fn a_shared_key_shows_nothing() {
     assert_eq!(format!("{:?}", SharedKey::new(&a(), &b().public())), "SharedKey(..)");
 }
 
-#[test]
-fn a_disco_key_is_read_from_inside_the_tunnel() {
-    let key = a().public();
-    let advert = [&[b'a'][..], key.as_bytes()].concat();
-    let mut v4 = hex("450000350000000040630000646400016464000a");
-    v4.extend(&advert);
-    let mut v6 = hex("60000000002163400000000000000000000000000000000000000000000000000000000000000000");
-    v6.extend(&advert);
-    for packet in [v4, v6] {
-        assert_eq!(tsmp::disco_key(&packet), Some(key));
-        for length in 0..packet.len() {
-            assert_eq!(tsmp::disco_key(&packet[..length]), None);
-        }
-        let at = packet.len() - advert.len();
-        for (place, value) in [(at, b'p'), (if at == 20 { 9 } else { 6 }, 17), (0, 0x46)] {
-            let mut other = packet.clone();
-            other[place] = value;
-            assert_eq!(tsmp::disco_key(&other), None);
-        }
-    }
-}
-
-#[test]
-fn a_disco_key_is_announced_in_a_whole_ip_packet_of_either_family() {
-    let key = a().public();
-    let at = |text: &str| text.parse::<IpAddr>().unwrap();
-    // The sum over the header, its own checksum included, is all ones: 4500 + 0035 + 4063 + 15f4 + 6440 + 0001 + 6440 + 0102 folded.
-    let v4 = tsmp::announce(at("100.64.0.1"), at("100.64.1.2"), &key).unwrap();
-    let header = hex("45000035000000004063");
-    assert_eq!((&v4[..10], &v4[12..20], v4.len()), (&header[..], &hex("6440000164400102")[..], 53));
-    let mut sum: u32 = v4[..20].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    assert_eq!(sum, 0xffff, "the header's checksum");
-    let v6 = tsmp::announce(at("fd7a:115c:a1e0::1"), at("fd7a:115c:a1e0::2"), &key).unwrap();
-    assert_eq!(v6[..40], hex("6000000000216340fd7a115ca1e000000000000000000001fd7a115ca1e000000000000000000002"));
-    for packet in [v4, v6] {
-        assert_eq!(tsmp::disco_key(&packet), Some(key));
-    }
-    assert_eq!(tsmp::announce(at("100.64.0.1"), at("fd7a:115c:a1e0::2"), &key), None);
-}
-
 fn any_endpoint() -> impl Strategy<Value = SocketAddr> {
     prop_oneof![
         any::<([u8; 4], u16)>().prop_map(SocketAddr::from),
@@ -221,7 +177,6 @@ proptest! {
     fn arbitrary_bytes_never_panic(junk in proptest::collection::vec(any::<u8>(), 0..400), start in 0usize..3) {
         let key = SharedKey::new(&b(), &a().public());
         read_anything(&junk, &key);
-        let _ = tsmp::disco_key(&junk);
         // The same with a beginning that gets past the first look, and inside a good box.
         let start = [Vec::new(), MAGIC.to_vec(), bytes(PING)[..HEADER_LEN].to_vec()][start].clone();
         read_anything(&[start, junk.clone()].concat(), &key);

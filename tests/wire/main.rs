@@ -18,6 +18,7 @@ mod messages;
 mod noise;
 mod stream;
 mod stun;
+mod tsmp;
 
 /// Bytes from hex.
 fn hex(text: &str) -> Vec<u8> {

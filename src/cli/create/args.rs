@@ -149,4 +149,8 @@ pub(in crate::cli) struct CreateSubnetRouter {
     /// is, and need one.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub(super) snat_subnet_routes: bool,
+    /// Let machines on the container's networks use the mesh through it, in its name, once it is their gateway: they may do there what the
+    /// node may.
+    #[arg(long)]
+    pub(super) lan_gateway: bool,
 }

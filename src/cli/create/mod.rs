@@ -93,7 +93,8 @@ pub(super) async fn subnet_router(args: CreateSubnetRouter, output: &Output) -> 
     let tried = format!("make subnet router {}", args.node.guest.vmid);
     let (auto, named): (Vec<String>, Vec<String>) = args.route.into_iter().partition(|text| text == "auto");
     let routes = routes("--route", &named).map_err(|e| refusal(tried, &Refusal::Option(e)))?;
-    node(args.node, NodeKind::SubnetRouter { routes, lan: !auto.is_empty(), snat: args.snat_subnet_routes }, output).await
+    let (snat, gateway) = (args.snat_subnet_routes, args.lan_gateway);
+    node(args.node, NodeKind::SubnetRouter { routes, lan: !auto.is_empty(), snat, gateway }, output).await
 }
 
 async fn node(args: NodeArgs, kind: NodeKind, output: &Output) -> Result<(), Failure> {

@@ -153,6 +153,10 @@ struct Wishes {
     /// exit node has it always.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     snat_subnet_routes: Option<bool>,
+    /// Let the machines on this machine's networks use the mesh, and the exit node in use, through it and in its name: whoever there takes it
+    /// for a gateway may do what this node may.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    lan_gateway: Option<bool>,
     /// Claim these tags, separated by commas; empty for none. The coordinator decides which are given.
     #[arg(long, value_name = "TAGS")]
     advertise_tags: Option<String>,
@@ -184,6 +188,7 @@ impl Wishes {
             advertise_exit_node: self.advertise_exit_node,
             advertise_routes: self.advertise_routes.as_deref().map(routes).transpose()?,
             snat_subnet_routes: self.snat_subnet_routes,
+            lan_gateway: self.lan_gateway,
             advertise_tags: self.advertise_tags.as_deref().map(tags).transpose()?,
             shields_up: self.shields_up,
             accept_dns: self.accept_dns,
@@ -281,15 +286,7 @@ async fn serve(run: &Run, node: &Node, output: &Output) -> Result<(), Failure> {
         background: run.background,
     };
     daemon::run(options).await.map_err(|error| {
-        let next = match &error {
-            daemon::DaemonError::Running(_) => "use the one that runs, or give this one other --state-dir, --socket and --tun",
-            daemon::DaemonError::Engine(_) => {
-                "run as root; in a container, pass /dev/net/tun through (on Proxmox: `dev0: /dev/net/tun`), or do without by `--tun userspace`"
-            },
-            daemon::DaemonError::Router(_) => "run as root (or with CAP_NET_ADMIN), on a kernel with policy routing and nftables",
-            daemon::DaemonError::Guest { .. } | daemon::DaemonError::NoNode(_) => "correct the guest's configuration",
-            _ => "see the message above; `-v` says more",
-        };
+        let next = error.next();
         Failure::new("run the node", error, next)
     })
 }
@@ -309,6 +306,7 @@ fn unreached(tried: &str, error: &LocalError) -> Failure {
         LocalError::NotRunning(_) => ("start it with `pvemesh node up`, or name its --socket", Exit::Unreachable),
         LocalError::Denied(_) => ("run as root", Exit::Denied),
         LocalError::Silent(_) => ("look at its log; restart it if it hangs", Exit::Unreachable),
+        LocalError::Refused(refused) if !refused.next.is_empty() => (refused.next.as_str(), Exit::Failed),
         LocalError::Refused(_) => ("correct what the message names and try again", Exit::Failed),
     };
     Failure::new(tried, error, next).exit(exit)

@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::{Exit, Failure, Output, unreached};
-use crate::node::{BackendState, PeerStatus, Repairs, Status};
+use crate::node::{BackendState, PeerStatus, RefusedConnection, Repairs, Status};
+use crate::sys::clock;
 use crate::sys::local_api::{Client, LocalError};
+use crate::time::Wall;
 
 pub(super) async fn status(client: &Client, output: &Output) -> Result<(), Failure> {
     match client.status().await {
@@ -116,6 +118,23 @@ fn row(node: &PeerStatus, doing: String) -> [String; 5] {
     [address, printable(node.name()), printable(&node.user), printable(&node.os), doing]
 }
 
+/// What the node has not let in lately, the latest first: `refused by its filter: TCP 22, 3 s ago`.
+pub(super) fn refused(peer: &PeerStatus, now: Wall) -> Option<String> {
+    let shown: Vec<String> = peer.refused.iter().rev().map(|refused| refusal(peer, refused, now)).collect();
+    (!shown.is_empty()).then(|| format!("refused by its filter: {}", shown.join(", ")))
+}
+
+fn refusal(peer: &PeerStatus, refused: &RefusedConnection, now: Wall) -> String {
+    // Behind a router, the port alone says too little.
+    let to = if peer.addresses.contains(&refused.to.ip()) { refused.to.port().to_string() } else { refused.to.to_string() };
+    let ago = match now.duration_since(refused.at).as_secs().max(0) {
+        seconds @ ..120 => format!("{seconds} s ago"),
+        seconds => format!("{} min ago", seconds / 60),
+    };
+    let times = if refused.times > 1 { format!(", {} times", refused.times) } else { String::new() };
+    format!("{} {to}, {ago}{times} ({})", printable(&refused.protocol), printable(&refused.reason))
+}
+
 /// Names come from other people; they do not get to move the cursor.
 pub(super) fn printable(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect() }
@@ -140,6 +159,7 @@ fn doing(peer: &PeerStatus) -> String {
         let why = if peer.path_reason.is_empty() { String::new() } else { format!(" ({})", printable(&peer.path_reason)) };
         parts.push(format!("{active}; {path}{since}{why}, tx {} rx {}", peer.tx_bytes, peer.rx_bytes));
     }
+    parts.extend(refused(peer, clock::wall()));
     if peer.path.is_empty() && !peer.relay.is_empty() {
         parts.push(format!("home relay \"{}\"", printable(&peer.relay)));
     }
@@ -152,4 +172,32 @@ fn doing(peer: &PeerStatus) -> String {
         parts.push("offers exit node".to_owned());
     }
     parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_has_refused_is_said_with_port_time_and_reason() {
+        let now: Wall = "2026-05-01T12:00:00Z".parse().unwrap();
+        let refused_at = |to: &str, at: &str, times, reason: &str| RefusedConnection {
+            protocol: "TCP".to_owned(),
+            to: to.parse().unwrap(),
+            reason: reason.to_owned(),
+            at: at.parse().unwrap(),
+            times,
+        };
+        let mut peer = PeerStatus { addresses: vec!["100.64.0.2".parse().unwrap()], ..PeerStatus::default() };
+        assert_eq!(refused(&peer, now), None);
+        peer.refused = vec![
+            refused_at("10.9.7.9:80", "2026-05-01T11:56:00Z", 3, "the node does not forward packets"),
+            refused_at("100.64.0.2:22", "2026-05-01T11:59:57Z", 1, "the policy does not allow it"),
+        ];
+        let expected = "refused by its filter: TCP 22, 3 s ago (the policy does not allow it), \
+            TCP 10.9.7.9:80, 4 min ago, 3 times (the node does not forward packets)";
+        assert_eq!(refused(&peer, now).as_deref(), Some(expected));
+        // A clock that was set back makes nothing negative.
+        assert!(refused(&peer, "2026-05-01T11:00:00Z".parse().unwrap()).unwrap().contains("TCP 22, 0 s ago"));
+    }
 }

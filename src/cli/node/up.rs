@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::show::printable;
 use super::{Exit, Failure, Node, Output, Place, Wishes, duration, unreached};
 use crate::ident::Secret;
 use crate::node::{BackendState, PeerStatus, PrefsChange, Status, is_auto};
-use crate::sys::daemon::private_directory;
+use crate::sys::daemon::check_directory;
 use crate::sys::local_api::{self, Client, LocalError};
 
 /// How long the node's process may take until it listens.
@@ -61,6 +62,8 @@ pub(super) async fn run(up: &Up, node: &Node, client: &Client, output: &Output) 
     };
     match joined {
         Ok(status) => {
+            // It takes part, and something may be wrong all the same.
+            status.health.iter().for_each(|line| output.note(format_args!("note: {}", printable(line))));
             output.result(&status, addresses(&status));
             Ok(())
         }
@@ -114,7 +117,7 @@ async fn start(up: &Up, node: &Node, client: &Client) -> Result<Child, Failure> 
     let place = &up.place;
     place.ground()?;
     let failed = |happened: &dyn std::fmt::Display, next: &str| Failure::new("start the node", happened, next);
-    private_directory(&place.state_dir).map_err(|e| failed(&e, "run as root, or name a --state-dir that this user can write"))?;
+    check_directory(&place.state_dir).map_err(|e| failed(&e, e.next()))?;
     let log = place.state_dir.join("node.log");
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&log).map_err(|e| failed(&e, "run as root"))?;
     let errors = file.try_clone().map_err(|e| failed(&e, "try again"))?;

@@ -4,9 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
-use super::show::printable;
+use super::show::{printable, refused};
 use super::{Exit, Failure, Output, unreached};
 use crate::node::{PeerStatus, Status};
+use crate::sys::clock;
 use crate::sys::local_api::Client;
 use crate::wire::control::UserProfile;
 
@@ -58,6 +59,9 @@ fn text(found: &Whois) -> String {
     ];
     if !node.tags.is_empty() {
         lines.push(format!("  Tags:       {}", printable(&node.tags.join(", "))));
+    }
+    if let Some(refused) = refused(node, clock::wall()) {
+        lines.push(format!("  Note:       {refused}"));
     }
     lines.extend([
         "User:".to_owned(),

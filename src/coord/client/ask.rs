@@ -1,6 +1,8 @@
 //! What the coordinator may ask of a node over the map stream, and the answers.
 
-use crate::wire::control::PingRequest;
+use std::net::IpAddr;
+
+use crate::wire::control::{PingKind, PingRequest};
 
 /// What to send, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +13,17 @@ pub enum Answer {
     HeadInside(String),
     /// These bytes posted to this path, inside the control connection.
     Post(String, Vec<u8>),
+    /// What comes of pings of these kinds to this address, each posted by itself.
+    Pings(Vec<PingKind>, IpAddr, ReplyTo),
+}
+
+/// Where an answer is posted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReplyTo {
+    /// To this URL, outside the control connection.
+    Outside(String),
+    /// To this path, inside the control connection.
+    Inside(String),
 }
 
 /// Decides how a request is answered; `None` if it is not. `payload` is the request's decoded payload.
@@ -20,14 +33,24 @@ pub enum Answer {
 /// answered outside has to be at the coordinator's own address.
 pub fn answer_ping(request: &PingRequest, payload: &[u8], coordinator: &str) -> Option<Answer> {
     match request.types.as_str() {
-        "" if request.url_is_noise => Some(Answer::HeadInside(path_of(&request.url)?.to_owned())),
-        "" => {
-            request.url.strip_prefix(coordinator).filter(|path| path.starts_with('/'))?;
-            Some(Answer::HeadOutside(request.url.clone()))
-        }
+        "" => Some(match reply_to(request, coordinator)? {
+            ReplyTo::Inside(path) => Answer::HeadInside(path),
+            ReplyTo::Outside(url) => Answer::HeadOutside(url),
+        }),
         "c2n" => Some(Answer::Post(path_of(&request.url)?.to_owned(), answer_http(payload))),
-        _ => None,
+        kinds => {
+            let kinds = Some(PingKind::list(kinds)).filter(|kinds| !kinds.is_empty())?;
+            Some(Answer::Pings(kinds, request.ip.parse().ok()?, reply_to(request, coordinator)?))
+        }
     }
+}
+
+fn reply_to(request: &PingRequest, coordinator: &str) -> Option<ReplyTo> {
+    if request.url_is_noise {
+        return Some(ReplyTo::Inside(path_of(&request.url)?.to_owned()));
+    }
+    request.url.strip_prefix(coordinator).filter(|path| path.starts_with('/'))?;
+    Some(ReplyTo::Outside(request.url.clone()))
 }
 
 /// Path and query of an `http(s)` URL.
@@ -65,7 +88,26 @@ mod tests {
         let url = "https://mesh.example/machine/ping-response?id=1";
         assert_eq!(ask(url, "", false, b""), Some(Answer::HeadOutside(url.to_owned())));
         assert_eq!(ask(url, "", true, b""), Some(Answer::HeadInside("/machine/ping-response?id=1".to_owned())));
-        assert_eq!(ask(url, "disco,TSMP", false, b""), None);
+    }
+
+    #[test]
+    fn pings_are_of_the_kinds_that_are_known_each_once() {
+        let ask = |url: &str, types: &str, ip: &str, inside| {
+            let request =
+                PingRequest { url: url.to_owned(), types: types.to_owned(), ip: ip.to_owned(), url_is_noise: inside, ..Default::default() };
+            answer_ping(&request, b"", COORDINATOR)
+        };
+        let url = "https://mesh.example/machine/ping?id=1";
+        let ip = "100.64.0.2";
+        let at: IpAddr = ip.parse().unwrap();
+        let both = vec![PingKind::Disco, PingKind::Tsmp];
+        assert_eq!(ask(url, "TSMP,disco,TSMP,x", ip, false), Some(Answer::Pings(both, at, ReplyTo::Outside(url.to_owned()))));
+        let others = vec![PingKind::Icmp, PingKind::PeerApi];
+        let inside = ReplyTo::Inside("/machine/ping?id=1".to_owned());
+        assert_eq!(ask("https://x/machine/ping?id=1", "ICMP,peerapi", ip, true), Some(Answer::Pings(others, at, inside)));
+        for (url, types, ip) in [(url, "tsmp", ip), (url, "TSMP", "exit-1"), (url, "TSMP", ""), ("https://192.168.1.1/", "TSMP", ip)] {
+            assert_eq!(ask(url, types, ip, false), None, "{url} {types} {ip}");
+        }
     }
 
     #[test]

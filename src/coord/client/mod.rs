@@ -12,7 +12,7 @@ mod pace;
 mod registration;
 mod watch;
 
-pub use ask::{Answer, answer_ping};
+pub use ask::{Answer, ReplyTo, answer_ping};
 pub use attempts::{Attempt, attempts, interleaved};
 pub use backoff::Backoff;
 pub use map::{Applied, MapError, MapSession, is_bounded};

@@ -82,6 +82,8 @@ pub enum NodeKind {
         lan: bool,
         /// What enters them has the router's own address; else their machines need a route back.
         snat: bool,
+        /// It is the gateway of these networks' machines into the mesh.
+        gateway: bool,
     },
 }
 

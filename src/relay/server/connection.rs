@@ -12,8 +12,7 @@ use super::mailbox::{Mailbox, Pushed};
 use super::registry::{ConnectionId, Target};
 use super::{Arrival, Closed, Full, HANDSHAKE, KEEPALIVE, MESH_WRITE_LIMIT, Relay, WRITE_LIMIT};
 use crate::ident::NodePublic;
-use crate::relay::bucket::Bucket;
-use crate::time::{Deadline, Time};
+use crate::time::{Bucket, Deadline, Time};
 use crate::wire::derp::{
     ClientInfo, Decoder, Frame, GoneReason, HEADER_LEN, KEY_LEN, PresentFlags, ServerInfo, SharedKey, VERSION, packet_frame,
 };
@@ -218,7 +217,7 @@ impl Connection {
             key,
             trusted,
             next_keepalive: now + self.keepalive,
-            not_here: Bucket::of_events(now, 1, NOT_HERE_BURST),
+            not_here: Bucket::new(now, 1, NOT_HERE_BURST),
             limit: limit.filter(|_| !trusted),
             limit_of,
         });

@@ -30,9 +30,9 @@ pub use mailbox::{QUEUE, QUEUE_BYTES};
 pub use mesh::Link;
 pub use registry::ConnectionId;
 
-use super::bucket::Bucket;
+use super::rate_limit;
 use crate::ident::{MeshKey, NodePublic, RelayPrivate, RelayPublic};
-use crate::time::Time;
+use crate::time::{Bucket, Time};
 use crate::wire::derp::{Frame, NONCE_LEN};
 use counters::Counters;
 use registry::{Registry, Target};
@@ -182,7 +182,7 @@ impl Relay {
     /// What a client may send, and as of which change.
     fn limit(&self, now: Time) -> (Option<Bucket>, u64) {
         let rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
-        (rate.map(|rate| Bucket::new(now, rate.bytes_per_second, rate.burst)), self.rates.load(Ordering::Acquire))
+        (rate.map(|rate| rate_limit(now, rate.bytes_per_second, rate.burst)), self.rates.load(Ordering::Acquire))
     }
 
     /// Tells every client what is wrong with the relay; empty: it is right again. Who comes later is told as well.

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::coord::client::{Credentials, Ended, NetMap, Pace, Registration};
 use crate::ident::{DiscoPublic, MachinePrivate, MachinePublic, NodePrivate, NodePublic, Secret};
@@ -21,7 +21,7 @@ use crate::node::Endpoint;
 use crate::sys::clock;
 use crate::sys::dial::{ControlConnection, DialError, Dialer, Origin};
 use crate::wire::control::noise::HandshakeError;
-use crate::wire::control::{Hostinfo, MapRequest};
+use crate::wire::control::{Hostinfo, MapRequest, PingKind, PingResponse};
 
 pub use register::log_out;
 
@@ -120,6 +120,15 @@ pub enum Event {
     },
     /// The coordinator had let the node in, and does not know it now: it was removed there. It asks to be let in again.
     Unknown(String),
+    /// The coordinator wants to know what comes of a ping.
+    Ping {
+        /// How.
+        kind: PingKind,
+        /// Whom.
+        address: IpAddr,
+        /// Where that goes; dropped, nothing is told.
+        answer: oneshot::Sender<PingResponse>,
+    },
     /// The map, as a whole.
     Map(Box<NetMap>),
     /// The coordinator is not reached; it is tried again.

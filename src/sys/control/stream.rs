@@ -28,6 +28,7 @@ const ANSWERS: usize = 4;
 struct Stream<'a> {
     connection: &'a ControlConnection,
     dialer: &'a Dialer,
+    events: &'a mpsc::Sender<Event>,
     session: MapSession,
     frames: Deframer,
     watchdog: Watchdog,
@@ -53,6 +54,7 @@ pub(super) async fn follow(
     let mut stream = Stream {
         connection,
         dialer,
+        events,
         session: MapSession::default(),
         frames: Deframer::default(),
         watchdog: Watchdog::new(clock::now()),
@@ -104,9 +106,9 @@ impl Stream<'_> {
             if let Some(request) = applied.ping
                 && let Ok(place) = Arc::clone(&self.answers).try_acquire_owned()
             {
-                let (connection, dialer) = (self.connection.clone(), self.dialer.clone());
+                let (connection, dialer, events) = (self.connection.clone(), self.dialer.clone(), self.events.clone());
                 tokio::spawn(async move {
-                    ping::answer(connection, dialer, request).await;
+                    ping::answer(connection, dialer, events, request).await;
                     drop(place);
                 });
             }

@@ -12,7 +12,7 @@ use super::resolver::Resolver;
 use super::surroundings::{self, Surroundings};
 use super::userspace::{Ground, Listeners, Userspace};
 use crate::coord::client::NetMap;
-use crate::filter::{Filter, FilterConfig};
+use crate::filter::{Filter, FilterConfig, Forwards};
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic, QUAD100_V6};
 use crate::node::peer_api::callers;
 use crate::node::policy_routing::BYPASS_MARK;
@@ -47,8 +47,12 @@ pub(super) struct Effect {
     names: Option<Resolver>,
     /// What other nodes may ask, while this is an exit node.
     peer_api: Option<PeerApi>,
+    /// Which packets the machine forwards, as found after the last time it was told to.
+    forwards: Forwards,
     /// The engine's filter, and what it was made of.
     filter: Option<(FilterConfig, Arc<Filter>)>,
+    /// The machine's routing may have something of ours; without that, what looks like it is another node's.
+    routed: bool,
     /// Why routing is not as the assembly wants it.
     trouble: Option<String>,
     repairs: Repairs,
@@ -63,6 +67,19 @@ pub(super) enum Kept {
     Yes,
     /// The TUN is gone, and the engine of no use.
     InterfaceGone,
+}
+
+/// Gives the engine the filter for these rules and circumstances, unless it has it.
+fn set_filter(engine: &Engine, present: &mut Option<(FilterConfig, Arc<Filter>)>, wanted: &FilterConfig) {
+    if present.as_ref().is_some_and(|(config, _)| config == wanted) {
+        return;
+    }
+    let filter = Arc::new(Filter::new(wanted));
+    if filter.unread() > 0 {
+        tracing::debug!(entries = filter.unread(), "entries of the packet filter do not read and are left out");
+    }
+    engine.set_filter(filter.clone());
+    *present = Some((wanted.clone(), filter));
 }
 
 impl Effect {
@@ -83,7 +100,9 @@ impl Effect {
             assembly: None,
             names: None,
             peer_api: None,
+            forwards: Forwards::default(),
             filter: None,
+            routed: false,
             trouble: None,
             repairs: Repairs::default(),
             warned: None,
@@ -193,6 +212,7 @@ impl Effect {
             interface: self.ground.interface(),
             local_networks: &self.surroundings.networks,
             peer_api: self.peer_api(),
+            forwards: self.forwards,
             now: clock::wall(),
             exit,
         };
@@ -202,14 +222,7 @@ impl Effect {
         }
         self.wish_for_port(prefs.port_mapping);
         // Before the peers, so that none is let in by the rules of before.
-        if self.filter.as_ref().is_none_or(|(config, _)| *config != assembly.filter) {
-            let filter = Arc::new(Filter::new(&assembly.filter));
-            if filter.unread() > 0 {
-                tracing::debug!(entries = filter.unread(), "entries of the packet filter do not read and are left out");
-            }
-            engine.set_filter(filter.clone());
-            self.filter = Some((assembly.filter.clone(), filter));
-        }
+        set_filter(engine, &mut self.filter, &assembly.filter);
         if let (Some(api), Some((_, filter))) = (&self.peer_api, &self.filter) {
             api.set_callers(callers(map, filter));
         }
@@ -223,6 +236,7 @@ impl Effect {
             userspace.set(addresses, &assembly.router, &self.surroundings.networks);
         }
         if let Some(router) = &mut self.router {
+            self.routed = true;
             let applied = router.apply(&assembly.router).await;
             self.note_trouble(applied.err().map(|error| error.to_string()));
         }
@@ -231,6 +245,21 @@ impl Effect {
             tracing::warn!("{note}");
         }
         self.assembly = Some(assembly);
+        self.look_at_forwarding();
+    }
+
+    /// Has the filter know whether what it lets in for others gets there.
+    fn look_at_forwarding(&mut self) {
+        let (Some(assembly), Some(engine)) = (&mut self.assembly, &self.engine) else { return };
+        if assembly.router.forward {
+            self.forwards = match &self.ground {
+                Ground::Tun(name) => sysctl::forwards(name),
+                // Ordinary sockets carry on what peers send.
+                Ground::Userspace { .. } => Forwards::default(),
+            };
+            assembly.filter.forwards = self.forwards;
+            set_filter(engine, &mut self.filter, &assembly.filter);
+        }
     }
 
     /// What became of the wish for an exit node.
@@ -295,6 +324,7 @@ impl Effect {
             }
             Err(error) => self.note_trouble(Some(error.to_string())),
         }
+        self.look_at_forwarding();
         Kept::Yes
     }
 
@@ -378,6 +408,7 @@ impl Effect {
                 relay: peer.way.and_then(|(way, _)| way.path.region()),
                 since: peer.way.and_then(|(way, age)| Some((now.checked_sub(age).ok()?, way.why))),
                 last_handshake: peer.last_handshake,
+                refused: peer.refused.iter().filter_map(|(flow, age)| Some((*flow, now.checked_sub(*age).ok()?))).collect(),
                 rx_bytes: peer.rx_bytes,
                 tx_bytes: peer.tx_bytes,
             })
@@ -387,7 +418,8 @@ impl Effect {
     /// Takes the machine out of the mesh: routes, then the TUN.
     pub(super) async fn undo(&mut self) {
         (self.assembly, self.trouble) = (None, None);
-        if let Some(router) = &mut self.router
+        if std::mem::take(&mut self.routed)
+            && let Some(router) = &mut self.router
             && let Err(error) = router.clear().await
         {
             tracing::warn!(%error, "routing could not all be undone");

@@ -67,9 +67,9 @@ impl Membership {
     }
 
     /// Changes the state and writes it.
-    pub(super) fn change(&mut self, change: impl FnOnce(&mut State)) -> Result<(), String> {
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut State)) -> Result<(), DaemonError> {
         change(&mut self.state);
-        self.store.save(&self.state).map_err(|e| e.to_string())
+        self.store.save(&self.state)
     }
 
     /// Changes the state where nobody waits for the outcome.

@@ -11,6 +11,7 @@ mod kept_map;
 mod member;
 mod membership;
 mod outside;
+mod pings;
 mod questions;
 mod resolver;
 mod session;
@@ -28,12 +29,13 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::settings::GuestError;
-use crate::sys::local_api::{Reply, Request, Server};
+use crate::sys::local_api::{Refused, Reply, Request, Server};
 use crate::sys::router::{self, RouterError};
 use changes::{Change, Changes};
 use member::Member;
 use state::Store;
-pub use state::private_directory;
+pub use state::check_directory;
+use state::private_directory;
 pub use userspace::Ground;
 
 /// Where a node's files are unless told otherwise.
@@ -120,6 +122,43 @@ pub enum DaemonError {
     Signals(io::Error),
 }
 
+impl DaemonError {
+    /// What the user may do about it.
+    pub fn next(&self) -> &'static str {
+        match self {
+            Self::Running(_) => "use the one that runs, or give this one other --state-dir, --socket and --tun",
+            Self::Engine(error) => match error.kind() {
+                io::ErrorKind::NotFound => {
+                    "in a container, pass /dev/net/tun through (on Proxmox: `dev0: /dev/net/tun`); elsewhere, `modprobe tun`; or do without by `--tun userspace`"
+                }
+                io::ErrorKind::PermissionDenied => {
+                    "run as root with CAP_NET_ADMIN; a container needs the right in its own network; `--tun userspace` needs none"
+                }
+                io::ErrorKind::AlreadyExists | io::ErrorKind::ResourceBusy => {
+                    "give this node another interface name with --tun, or remove that one"
+                }
+                _ => "run as root; in a container, pass /dev/net/tun through (on Proxmox: `dev0: /dev/net/tun`)",
+            },
+            Self::Proxy { .. } => "name another address, or end the program that has it",
+            Self::Router(_) => "run as root (or with CAP_NET_ADMIN), on a kernel with policy routing and nftables",
+            Self::Guest { .. } | Self::NoNode(_) => "correct the guest's configuration",
+            Self::File { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space there, or name another --state-dir",
+                io::ErrorKind::ReadOnlyFilesystem => "make it writable, or name another --state-dir",
+                io::ErrorKind::PermissionDenied => "run as root, or name a --state-dir that this user can write",
+                _ => "see the message above; `-v` says more",
+            },
+            _ => "see the message above; `-v` says more",
+        }
+    }
+}
+
+impl From<DaemonError> for Refused {
+    fn from(error: DaemonError) -> Self {
+        Self { next: error.next().to_owned(), error: error.to_string() }
+    }
+}
+
 /// Runs a node until it is told to stop.
 ///
 /// # Errors
@@ -138,10 +177,14 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
     if let Ground::Tun(name) = &options.ground {
-        if let Err(error) = router::clean_leftovers(name).await {
+        let cleared = router::clean_leftovers(name).await;
+        if let Err(error) = &cleared {
             tracing::warn!(%error, "what an earlier run left could not all be cleared");
         }
-        resolver::clean_leftovers(name);
+        // What is there is not left over if another node runs.
+        if !matches!(cleared, Err(RouterError::Held(_))) {
+            resolver::clean_leftovers(name);
+        }
     }
     let (questions, mut asked) = mpsc::channel(16);
     let socket = options.socket.clone();
@@ -174,7 +217,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
                 let Some(asked) = question else { break };
                 let Some((request, answer)) = member.answer_later(asked).await else { continue };
                 let ends = matches!(request, Request::Stop) || (background && matches!(request, Request::Down));
-                let reply: Result<Reply, String> = member.answer(request).await;
+                let reply: Result<Reply, Refused> = member.answer(request).await;
                 let ends = ends && reply.is_ok();
                 // Whoever asked may have gone.
                 let _ = answer.send(reply);

@@ -2,26 +2,17 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::member::Member;
-use crate::ident::NodePublic;
+use super::pings::{STOPPED, shown};
 use crate::netcheck::CHECK_LIMIT;
-use crate::node::{NetworkReport, PingReply};
-use crate::path::{PING_LOST, Path, Pong};
-use crate::sys::local_api::{Asked, Reply, Request};
-use crate::sys::survey::Outlook;
+use crate::node::NetworkReport;
+use crate::sys::local_api::{Asked, PingRequest, Refused, Reply, Request};
 
 /// A check may have to wait for the end of another one.
 const LIMIT: Duration = CHECK_LIMIT.saturating_mul(2);
-
-/// An unanswered ping is repeated after so long.
-const AGAIN: Duration = Duration::from_millis(500);
-
-const STOPPED: &str = "the node does not take part in a mesh at this moment; start it with `pvemesh node up`";
 
 impl Member {
     /// Answers by and by what takes a while; gives back what does not.
@@ -29,12 +20,12 @@ impl Member {
         let (request, answer) = asked;
         let later = match request {
             Request::Netcheck => self.netcheck().await,
-            Request::Ping(key) => self.ping(&key),
+            Request::Ping(ping) => self.ping_for_user(ping),
             other => return Some((other, answer)),
         };
         tokio::spawn(async move {
             let reply = match later {
-                Ok(reply) => reply.await.unwrap_or_else(|_| Err(STOPPED.to_owned())),
+                Ok(reply) => reply.await.unwrap_or_else(|_| Err(STOPPED.into())),
                 Err(error) => Err(error),
             };
             // Whoever asked may have gone.
@@ -43,7 +34,7 @@ impl Member {
         None
     }
 
-    async fn netcheck(&self) -> Result<oneshot::Receiver<Result<Reply, String>>, String> {
+    async fn netcheck(&self) -> Result<oneshot::Receiver<Result<Reply, Refused>>, Refused> {
         let outside = self.outside().ok_or(STOPPED)?;
         let (done, outlook, links, ports) = (outside.check().await, outside.outlook(), outside.links(), outside.ports());
         let (answer, receiver) = oneshot::channel();
@@ -59,35 +50,14 @@ impl Member {
         Ok(receiver)
     }
 
-    fn ping(&self, key: &NodePublic) -> Result<oneshot::Receiver<Result<Reply, String>>, String> {
-        let (engine, outside) = self.engine().zip(self.outside()).ok_or(STOPPED)?;
-        let mut waiting = FuturesUnordered::from_iter([engine.ping(key).map_err(|error| error.to_string())?]);
-        let (door, key, outlook) = (engine.door(), *key, outside.outlook());
+    fn ping_for_user(&self, PingRequest { kind, address }: PingRequest) -> Result<oneshot::Receiver<Result<Reply, Refused>>, Refused> {
+        let outlook = self.outside().ok_or(STOPPED)?.outlook();
+        let pinging = self.ping(kind, address)?;
         let (answer, receiver) = oneshot::channel();
         tokio::spawn(async move {
-            // A way may open at any moment, the peer's relay be known only now: whoever waits for an answer wants that one, too.
-            let first = timeout(PING_LOST, async {
-                loop {
-                    tokio::select! {
-                        Some(Ok(pong)) = waiting.next() => return pong,
-                        () = sleep(AGAIN) => waiting.extend(door.ping(&key).and_then(Result::ok)),
-                    }
-                }
-            });
-            let pong = first.await.ok().map(|pong| shown(&pong, &outlook.borrow()));
-            let _ = answer.send(Ok(Reply::Pong(pong)));
+            let pinged = pinging.await.map(|pinged| Reply::Pong(pinged.map(|pinged| shown(pinged, &outlook.borrow()))));
+            let _ = answer.send(pinged.map_err(Refused::from));
         });
         Ok(receiver)
     }
-}
-
-fn shown(pong: &Pong, outlook: &Outlook) -> PingReply {
-    let (path, via) = match pong.path {
-        Path::Direct(address) => ("direct", address.to_string()),
-        Path::Relay(region) => {
-            let code = outlook.regions.iter().find(|(id, ..)| *id == region).map(|(_, code, _)| code.clone());
-            ("relay", code.unwrap_or_else(|| region.to_string()))
-        }
-    };
-    PingReply { path: path.to_owned(), via, latency_ms: pong.latency.as_secs_f64() * 1000.0 }
 }

@@ -18,6 +18,9 @@ use crate::ident::{MachinePrivate, MachinePublic, NodePrivate, NodePublic, Secre
 use crate::node::Prefs;
 use crate::sys::entropy;
 
+/// What a node needs on disk at least: keys, preferences, and a log that says why it does not start.
+const ROOM: usize = 32 * 1024;
+
 /// Larger files than this are not ours.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
 
@@ -240,7 +243,23 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), DaemonError> {
         file.sync_all()?;
         std::fs::rename(&fresh, path)
     };
-    write().map_err(|source| DaemonError::File { tried: "write", path: path.to_owned(), source })
+    write().map_err(|source| {
+        // A full disk has no use for half a file.
+        let _ = std::fs::remove_file(&fresh);
+        DaemonError::File { tried: "write", path: path.to_owned(), source }
+    })
+}
+
+/// Checks that a state directory, made if it does not exist, takes files of the size that a node keeps there.
+///
+/// # Errors
+/// It does not, and why.
+pub fn check_directory(path: &Path) -> Result<(), DaemonError> {
+    private_directory(path)?;
+    let probe = path.join("probe");
+    write_private(&probe, &[0; ROOM])?;
+    let _ = std::fs::remove_file(&probe);
+    Ok(())
 }
 
 #[cfg(test)]

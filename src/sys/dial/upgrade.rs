@@ -41,7 +41,7 @@ impl Dialer {
         let origin: Origin = url.parse()?;
         let tried = format!("ask {origin} for its key");
         let reply = within(DIAL_LIMIT, "ask the coordinator for its key", async {
-            let response = self.plain(&origin, &tried, Method::GET, &format!("/key?v={CAPABILITY_VERSION}")).await?;
+            let response = self.plain(&origin, &tried, Method::GET, &format!("/key?v={CAPABILITY_VERSION}"), Bytes::new()).await?;
             read_reply(&tried, response, MAX_KEY_REPLY).await
         })
         .await?;
@@ -58,11 +58,23 @@ impl Dialer {
     /// # Errors
     /// It is no URL, or nothing answers within the limit.
     pub async fn head(&self, url: &str) -> Result<u16, DialError> {
+        self.outside(url, Method::HEAD, Bytes::new()).await
+    }
+
+    /// Posts JSON to a URL outside any control connection and gives the status.
+    ///
+    /// # Errors
+    /// As [`Self::head`].
+    pub async fn post(&self, url: &str, json: Vec<u8>) -> Result<u16, DialError> {
+        self.outside(url, Method::POST, json.into()).await
+    }
+
+    async fn outside(&self, url: &str, method: Method, body: Bytes) -> Result<u16, DialError> {
         let uri: http::Uri = url.parse().map_err(|_| DialError::Url(url.chars().take(200).flat_map(char::escape_debug).collect()))?;
         let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
         let origin: Origin = url.strip_suffix(path).unwrap_or(url).parse()?;
         let tried = format!("ask {origin}");
-        within(DIAL_LIMIT, "send HEAD", self.plain(&origin, &tried, Method::HEAD, path)).await.map(|response| response.status().as_u16())
+        within(DIAL_LIMIT, "ask", self.plain(&origin, &tried, method, path, body)).await.map(|response| response.status().as_u16())
     }
 
     /// Connects, upgrades, and proves both keys, in whichever of the ways to this address succeeds first.
@@ -82,8 +94,8 @@ impl Dialer {
         .await
     }
 
-    /// One HTTP/1.1 request without body, on a connection of its own.
-    async fn plain(&self, origin: &Origin, tried: &str, method: Method, path: &str) -> Result<Response<Incoming>, DialError> {
+    /// One HTTP/1.1 request, on a connection of its own.
+    async fn plain(&self, origin: &Origin, tried: &str, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, DialError> {
         let stream = self.connect(origin).await?.stream;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| closed(tried, &e))?;
         // Ends by itself with the answer's body.
@@ -93,7 +105,7 @@ impl Dialer {
             .uri(path)
             .header(HOST, origin.authority())
             .header(CONNECTION, "close")
-            .body(Full::<Bytes>::default())
+            .body(Full::<Bytes>::from(body))
             .map_err(|e| DialError::Protocol { tried: tried.to_owned(), reason: e.to_string() })?;
         sender.send_request(request).await.map_err(|e| closed(tried, &e))
     }

@@ -6,7 +6,7 @@ use super::Shared;
 use super::inbound::Origin;
 use super::table::{Peer, State};
 use crate::tunnel::Sealed;
-use crate::wire::tsmp;
+use crate::wire::tsmp::{Message, Packet};
 
 /// Something authentic has come from a peer in the session with this receiver. If it is a new one, our disco key is the first thing we say in it:
 /// one of us may have been restarted while the coordinator was away, and then the peer knows an old one and drops our probes. It goes back
@@ -15,7 +15,8 @@ pub(super) fn announce(shared: &Shared, peer: &Peer, state: &mut State, receiver
     if !state.tunnel.begins(receiver) {
         return;
     }
-    let packet = state.ends.and_then(|(own, peer)| tsmp::announce(own, peer, shared.probing.disco()));
+    let message = Message::DiscoKey(*shared.probing.disco());
+    let packet = state.ends.and_then(|(from, to)| Packet { from, to, message }.write());
     let Some(packet) = packet else { return };
     if let Sealed::Data(length) = state.tunnel.seal(&packet, room) {
         state.sent = shared.now();

@@ -71,8 +71,10 @@ counters! {
     stranger,
     /// Dropped: neither WireGuard nor anything else the mesh knows.
     junk,
-    /// Dropped: STUN answers that nobody here asked for.
+    /// Dropped: STUN answers, and what peers say inside the tunnel, that nobody here asked for.
     unasked,
+    /// Not said to a peer, which had been told enough already: answers to its pings, refusals.
+    unsaid,
     /// Handed to relays.
     relay_out,
     /// Brought by relays.

@@ -12,6 +12,7 @@ use super::opening::Opening;
 use super::outbound::initiate;
 use super::table::{Peer, State, Table};
 use super::translation::Spoken;
+use super::tsmp::say;
 use crate::filter::{Filter, Last};
 use crate::ident::NodePublic;
 use crate::path::{Local, Path};
@@ -144,6 +145,8 @@ impl Arrival<'_> {
         let mut bytes = 0;
         let mut after = None;
         let mut told = false;
+        // Few: the peer's bucket bounds them.
+        let mut answers: Vec<Vec<u8>> = Vec::new();
         for message in datagrams {
             if classify(message) != (Kind::Data { receiver }) {
                 after = Some(message);
@@ -156,12 +159,13 @@ impl Arrival<'_> {
                     if allowed != Some(source) && table.by_address(source).is_some_and(|owner| Arc::ptr_eq(owner, peer)) {
                         allowed = Some(source);
                     }
-                    if let Some(disco) = tsmp::disco_key(packet) {
-                        shared.paths().told_disco(shared.now(), &peer.key, disco);
+                    if let Some(said) = tsmp::Packet::read(packet) {
+                        answers.extend(self.heard(peer, &mut state, &said, allowed == Some(source)));
                     } else if allowed != Some(source) {
                         add(&shared.counters.not_allowed, 1);
-                    } else if filter.admit(packet, &mut last, |flow| shared.flows().answers(flow)).is_err() {
+                    } else if let Err(refusal) = filter.admit(packet, &mut last, |flow| shared.flows().answers(flow)) {
                         add(&shared.counters.filtered, 1);
+                        answers.extend(self.objection(&mut state, packet, refusal));
                     } else if let Some(range) = shared.translation.arriving(shared, sites, packet, state.v4, &mut spoken) {
                         bytes += length as u64;
                         opening.keep(range);
@@ -186,6 +190,9 @@ impl Arrival<'_> {
             announce(shared, peer, &mut state, receiver, from, opening.room());
             if state.tunnel.has_waiting() {
                 release(shared, peer, &mut state, opening.room());
+            }
+            for answer in answers {
+                say(shared, peer, &mut state, &answer, Some(from));
             }
         }
         drop(state);

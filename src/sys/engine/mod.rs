@@ -25,9 +25,10 @@ mod sockets;
 mod table;
 mod timers;
 mod translation;
+mod tsmp;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -45,9 +46,11 @@ use relays::Relays;
 use sockets::Sockets;
 use table::{Registry, Table};
 use translation::Translation;
+use tsmp::Pings;
+pub use tsmp::{InsidePong, Unpinged};
 
 use super::offload::Tun;
-use crate::filter::{Filter, Flows};
+use crate::filter::{Filter, Flows, RefusedFlow};
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic};
 use crate::node::PeerConfig;
 use crate::path::{self, Pong, Unreached, Way};
@@ -85,6 +88,8 @@ pub struct PeerStatus {
     pub way: Option<(Way, Duration)>,
     /// When the keys in use, or the last ones, were agreed on.
     pub last_handshake: Option<Wall>,
+    /// What the peer says it has not let in, and how long ago it said so last.
+    pub refused: Vec<(RefusedFlow, Duration)>,
     /// Bytes of IP packets received from the peer.
     pub rx_bytes: u64,
     /// Bytes of IP packets sent to the peer.
@@ -95,6 +100,24 @@ pub struct PeerStatus {
 pub type StunAnswer = (Time, Vec<u8>);
 /// STUN answers that wait to be looked at; whoever floods us with more keeps us from our own, no more.
 const STUN_QUEUE: usize = 64;
+
+/// Why there is no TUN. The kernel's own words do not say that the name is taken.
+fn no_tun(interface: &str, error: &io::Error) -> io::Error {
+    let tried = format!("cannot make the TUN interface {interface} through /dev/net/tun");
+    let (kind, happened) = match error.kind() {
+        io::ErrorKind::ResourceBusy => (error.kind(), "another program holds an interface of this name".to_owned()),
+        io::ErrorKind::InvalidInput if link_exists(interface) => {
+            (io::ErrorKind::AlreadyExists, "an interface of this name exists, and is no TUN".to_owned())
+        }
+        kind => (kind, error.to_string()),
+    };
+    io::Error::new(kind, format!("{tried}: {happened}"))
+}
+
+fn link_exists(interface: &str) -> bool {
+    let links = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    links.lines().any(|line| line.trim_start().strip_prefix(interface).is_some_and(|rest| rest.starts_with(':')))
+}
 
 /// What the threads share.
 struct Shared {
@@ -108,6 +131,7 @@ struct Shared {
     counters: counters::Shared,
     strangers: Mutex<Strangers>,
     probing: Probing,
+    pings: Pings,
     relays: Relays,
     /// STUN answers, with the time they came.
     stun: mpsc::Sender<StunAnswer>,
@@ -194,9 +218,7 @@ impl Engine {
     ///
     /// See [`Engine::start`].
     pub fn start_with(options: EngineOptions, offload: bool) -> io::Result<Self> {
-        let tun = Tun::open(&options.interface, options.mtu, offload).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot make the TUN interface {} through /dev/net/tun: {error}", options.interface))
-        })?;
+        let tun = Tun::open(&options.interface, options.mtu, offload).map_err(|error| no_tun(&options.interface, &error))?;
         Self::start_on(tun, options, offload)
     }
 
@@ -206,7 +228,8 @@ impl Engine {
     ///
     /// No UDP socket can be opened, or no thread started.
     pub(in crate::sys) fn start_on(tun: Tun, options: EngineOptions, offload: bool) -> io::Result<Self> {
-        let sockets = Sockets::open(options.port, options.mark, offload)?;
+        let sockets = Sockets::open(options.port, options.mark, offload)
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot open a UDP socket: {error}")))?;
         tracing::info!(interface = options.interface, port = sockets.main.port(), offload = ?tun.offload, "packet engine started");
         let probing = Probing::new(&options)?;
         let (stun, answers) = mpsc::channel(STUN_QUEUE);
@@ -221,6 +244,7 @@ impl Engine {
             counters: counters::Shared::default(),
             strangers: Mutex::default(),
             probing,
+            pings: Pings::default(),
             relays: Relays::new()?,
             stun,
             refresh: Arc::default(),
@@ -276,7 +300,7 @@ impl Engine {
             let paths = self.shared.paths();
             (paths.latency(at, &peer.key), paths.way(&peer.key).map(|way| (way, at.since(way.since))))
         };
-        self.shared.table().peers().map(|peer| peer.status(now, known(peer))).collect()
+        self.shared.table().peers().map(|peer| peer.status(&self.shared, now, known(peer))).collect()
     }
 
     /// For those who carry packets to relays and ask STUN servers on behalf of this engine.
@@ -316,6 +340,16 @@ impl Engine {
     /// See [`Engine::ping`].
     pub fn measure(&self, peer: &NodePublic) -> Result<oneshot::Receiver<Pong>, Unreached> {
         self.shared.measure(peer)
+    }
+
+    /// Pings the mesh program that packets to an address go to, inside the tunnel (TSMP), as from this address of our own. The answer comes when
+    /// it comes: whoever waits gives up in time. It counts as data.
+    ///
+    /// # Errors
+    ///
+    /// Packets to the address go to no peer.
+    pub fn ping_inside(&self, from: IpAddr, to: IpAddr) -> Result<oneshot::Receiver<InsidePong>, Unpinged> {
+        self.shared.ping_inside(from, to)
     }
 
     /// Bytes of IP packets sent to a peer and received from it; `None` if there is no such peer.

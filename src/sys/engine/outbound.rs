@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::counters::add;
 use super::socket::{MAX_SEGMENTS, MAX_SEND};
 use super::table::{Peer, State};
 use super::translation::{Answering, Leaving};
-use crate::filter::Flow;
+use crate::filter::{Departure, Flow};
 use crate::path::{Local, Path, Ways};
 use crate::sys::offload::Offload;
 use crate::time::Time;
@@ -51,13 +52,17 @@ impl Batch {
         Self { buffer: vec![0; BATCH].into_boxed_slice(), end: 0, runs: Vec::with_capacity(16), unreachable: None, remembered: None }
     }
 
-    /// Remembers what is being sent, where its answers would not be let in otherwise.
-    fn remember(&mut self, shared: &Shared, packet: &[u8]) {
-        let flow = shared.filter().flow_of(packet).filter(|flow| self.remembered != Some(*flow));
-        if let Some(flow) = flow {
-            shared.flows().sent(flow);
-            self.remembered = Some(flow);
+    /// Whether a packet may leave. Remembers what is being sent, where its answers would not be let in otherwise.
+    fn lets_go(&mut self, shared: &Shared, packet: &[u8]) -> bool {
+        match shared.filter().departure(packet) {
+            Departure::Held => return false,
+            Departure::Flow(flow) if self.remembered != Some(flow) => {
+                shared.flows().sent(flow);
+                self.remembered = Some(flow);
+            }
+            Departure::Flow(_) | Departure::Plain => {}
         }
+        true
     }
 
     /// Room for a packet of so many bytes, sealed. Sends what has gathered if there is none left, which only a super-packet of
@@ -136,6 +141,21 @@ pub(super) fn initiate(shared: &Shared, peer: &Peer, state: &mut State, message:
     }
 }
 
+/// Locks a peer to send it data, and has the core know that data goes there.
+pub(super) fn lock_for_sending<'a>(shared: &Shared, peer: &'a Peer, now: Time) -> MutexGuard<'a, State> {
+    let mut state = peer.lock();
+    if state.route.tell_sending(now) {
+        drop(state);
+        // Before the packet, so that a peer that must learn our address by a ping learns it before the handshake comes.
+        shared.attend(|paths, now| paths.sending(now, &peer.key));
+        shared.traffic.store(u64::try_from(now.since(Time::default()).as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        state = peer.lock();
+        // How long the address is enough alone changes with each answered ping.
+        state.follow(&shared.paths(), &peer.key);
+    }
+    state
+}
+
 /// Seals one packet into the batch; `false` if there is no session, so that it waits.
 fn seal(shared: &Shared, batch: &mut Batch, peer: &Peer, state: &mut State, ways: Ways, packet: &[u8]) -> bool {
     let room = batch.room(shared, packet.len());
@@ -174,23 +194,17 @@ fn packets(shared: &Shared, batch: &mut Batch, header: &VirtioHeader, packet: &m
         add(&counters.no_peer, 1);
         return;
     };
-    batch.remember(shared, packet);
+    if !batch.lets_go(shared, packet) {
+        add(&counters.bad_tun, 1);
+        return;
+    }
     let Ok(mut segments) = Segments::new(header, packet) else {
         add(&counters.bad_tun, 1);
         return;
     };
     // All segments have one destination: one lock, one look at the path and the clock for all of them.
     let now = shared.now();
-    let mut state = peer.lock();
-    if state.route.tell_sending(now) {
-        drop(state);
-        // Before the packet, so that a peer that must learn our address by a ping learns it before the handshake comes.
-        shared.attend(|paths, now| paths.sending(now, &peer.key));
-        shared.traffic.store(u64::try_from(now.since(Time::default()).as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        state = peer.lock();
-        // How long the address is enough alone changes with each answered ping.
-        state.follow(&shared.paths(), &peer.key);
-    }
+    let mut state = lock_for_sending(shared, peer, now);
     let ways = state.route.ways(now);
     let (mut count, mut bytes) = (0, 0);
     let mut sent = false;

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::PeerStatus;
+use super::tsmp::Talk;
+use super::{PeerStatus, Shared};
 use crate::ident::{NodePrivate, NodePublic, PrefixMap, is_quad100};
 use crate::node::PeerConfig;
 use crate::path::{self, Paths, Route, Way};
@@ -27,6 +28,8 @@ pub(super) struct State {
     pub(super) ends: Option<(IpAddr, IpAddr)>,
     /// The peer's own IPv4 address.
     pub(super) v4: Option<Ipv4Addr>,
+    /// What is said there beside that.
+    pub(super) talk: Talk,
 }
 
 impl State {
@@ -61,7 +64,7 @@ impl Peer {
     }
 
     /// `known` is the latency, and the way with its age.
-    pub(super) fn status(&self, now: Wall, known: (Option<Duration>, Option<(Way, Duration)>)) -> PeerStatus {
+    pub(super) fn status(&self, shared: &Shared, now: Wall, known: (Option<Duration>, Option<(Way, Duration)>)) -> PeerStatus {
         let mut state = self.lock();
         state.note_handshake(now);
         PeerStatus {
@@ -70,6 +73,7 @@ impl Peer {
             latency: known.0,
             way: known.1,
             last_handshake: state.last_handshake,
+            refused: shared.refused(&state),
             rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
             tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
         }
@@ -140,6 +144,7 @@ impl Registry {
             last_handshake: None,
             ends: None,
             v4: None,
+            talk: Talk::default(),
         };
         Arc::new(Peer {
             key: config.key,

@@ -1,5 +1,7 @@
 //! The table as netlink messages (`linux/netfilter/nf_tables.h`): what `nft` would compile the rules in the module's page to.
 
+use std::net::IpAddr;
+
 use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage};
 use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook, Immediate, InetHookNumber, Meta, MetaKey,
@@ -9,7 +11,7 @@ use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
 use super::{Rules, TABLE};
-use crate::node::policy_routing::{FORWARD_MARK, MARK_MASK};
+use crate::node::policy_routing::{FORWARD_MARK, LAN_MARK, MARK_MASK};
 
 /// The subsystem number that opens and closes a batch (`NFNL_SUBSYS_NFTABLES`).
 const SUBSYSTEM: u16 = 10;
@@ -47,6 +49,11 @@ const EXTHDR_LENGTH: u16 = 4;
 const EXTHDR_OPERATION: u16 = 6;
 const EXTHDR_SOURCE: u16 = 7;
 const TCP_OPTION: u32 = 1;
+/// `NFTA_NAT_*` and `NFT_NAT_SNAT`.
+const NAT_TYPE: u16 = 1;
+const NAT_FAMILY: u16 = 2;
+const NAT_REGISTER: u16 = 3;
+const NAT_SOURCE: u32 = 0;
 /// TCP's number, its option "maximum segment size", and where the flags are (RFC 9293).
 const TCP: u8 = 6;
 const MAXIMUM_SEGMENT_SIZE: u8 = 2;
@@ -91,12 +98,15 @@ pub(super) fn replace(rules: &Rules, clamps: bool, flags: TableFlags) -> Vec<Mes
     if rules.forward && clamps {
         messages.push(rule("forward", clamp_towards(&rules.interface)));
     }
+    if rules.masquerade || !rules.lan_gateway.is_empty() {
+        messages.push(chain("postrouting", "nat", InetHookNumber::PostRouting, PRIORITY_SRCNAT));
+    }
     if rules.masquerade {
-        messages.extend([
-            chain("postrouting", "nat", InetHookNumber::PostRouting, PRIORITY_SRCNAT),
-            rule("forward", mark_from(&rules.interface)),
-            rule("postrouting", masquerade_marked(&rules.interface)),
-        ]);
+        messages.extend([rule("forward", mark_from(&rules.interface)), rule("postrouting", masquerade_marked(&rules.interface))]);
+    }
+    if !rules.lan_gateway.is_empty() {
+        messages.push(rule("forward", mark_towards(&rules.interface)));
+        messages.extend(rules.lan_gateway.iter().map(|address| rule("postrouting", translate_marked(&rules.interface, *address))));
     }
     if rules.shields_up {
         messages.extend([
@@ -110,7 +120,8 @@ pub(super) fn replace(rules: &Rules, clamps: bool, flags: TableFlags) -> Vec<Mes
 
 /// How many rules [`replace`] makes.
 pub(super) fn count(rules: &Rules, clamps: bool) -> usize {
-    usize::from(rules.forward && clamps) + 2 * (usize::from(rules.masquerade) + usize::from(rules.shields_up))
+    let gateway = if rules.lan_gateway.is_empty() { 0 } else { 1 + rules.lan_gateway.len() };
+    usize::from(rules.forward && clamps) + 2 * (usize::from(rules.masquerade) + usize::from(rules.shields_up)) + gateway
 }
 
 /// The question for all rules of the table.
@@ -169,6 +180,44 @@ fn mark_from(interface: &str) -> Vec<Expressions> {
         load(MetaKey::Mark),
         bitwise(!MARK_MASK, FORWARD_MARK),
         Expressions::Meta(vec![Meta::Key(MetaKey::Mark), Meta::SourceRegister(Register::Reg1)]),
+    ]
+}
+
+/// `iifname != "…" oifname "…" meta mark set meta mark & ~mask | mark`: from one mesh node to another nothing is translated. Where addresses
+/// are translated, the kernel does not say any more by which interface a packet came.
+fn mark_towards(interface: &str) -> Vec<Expressions> {
+    vec![
+        load(MetaKey::Iifname),
+        compare(Operator::NotEqual, name_bytes(interface)),
+        load(MetaKey::Oifname),
+        compare(Operator::Equal, name_bytes(interface)),
+        load(MetaKey::Mark),
+        bitwise(!MARK_MASK, LAN_MARK),
+        Expressions::Meta(vec![Meta::Key(MetaKey::Mark), Meta::SourceRegister(Register::Reg1)]),
+    ]
+}
+
+/// `oifname "…" meta mark & mask == mark meta nfproto … snat to …`.
+fn translate_marked(interface: &str, address: IpAddr) -> Vec<Expressions> {
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    let (family, bytes) = match address {
+        IpAddr::V4(v4) => (NetfilterProtoFamily::IPv4, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (NetfilterProtoFamily::IPv6, v6.octets().to_vec()),
+    };
+    let family = u8::from(family);
+    vec![
+        load(MetaKey::Oifname),
+        compare(Operator::Equal, name_bytes(interface)),
+        load(MetaKey::Mark),
+        bitwise(MARK_MASK, 0),
+        compare(Operator::Equal, LAN_MARK.to_ne_bytes().to_vec()),
+        load(MetaKey::Nfproto),
+        compare(Operator::Equal, vec![family]),
+        Expressions::Immediate(vec![Immediate::DestinationRegister(Register::Reg1), Immediate::Data(DataAttribute::Value(bytes))]),
+        Expressions::Other {
+            expression_type: "nat".to_owned(),
+            attributes: vec![number(NAT_TYPE, NAT_SOURCE), number(NAT_FAMILY, family.into()), number(NAT_REGISTER, Register::Reg1.into())],
+        },
     ]
 }
 

@@ -7,11 +7,13 @@
 //!         type filter hook forward priority filter; policy accept;
 //!         oifname "pvemesh0" tcp flags syn tcp option maxseg size set rt mtu        # a node that forwards
 //!         iifname "pvemesh0" meta mark set meta mark & 0xff00ffff | 0x00040000      # one that masquerades
+//!         iifname != "pvemesh0" oifname "pvemesh0" meta mark set meta mark & 0xff00ffff | 0x00020000      # a gateway of its LAN
 //!         iifname "pvemesh0" ct state & (established | related) == 0 drop           # shields up
 //!     }
-//!     chain postrouting {                                                           # one that masquerades
+//!     chain postrouting {                                                           # one that translates
 //!         type nat hook postrouting priority srcnat; policy accept;
-//!         oifname != "pvemesh0" meta mark & 0x00ff0000 == 0x00040000 masquerade
+//!         oifname != "pvemesh0" meta mark & 0x00ff0000 == 0x00040000 masquerade     # one that masquerades
+//!         oifname "pvemesh0" meta mark & 0x00ff0000 == 0x00020000 meta nfproto ipv4 snat ip to 100.64.0.1      # a gateway of its LAN
 //!     }
 //!     chain input {                                                                 # shields up
 //!         type filter hook input priority filter; policy accept;
@@ -27,6 +29,7 @@
 mod message;
 
 use std::io;
+use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_ACK, NetlinkBuffer, NetlinkMessage, NetlinkPayload, Parseable as _};
 use netlink_packet_netfilter::NetfilterMessage;
@@ -68,6 +71,9 @@ pub struct Rules {
     pub forward: bool,
     /// What is forwarded leaves with this machine's own address.
     pub masquerade: bool,
+    /// What goes into the mesh from the machine's other networks has one of these addresses there; one a family. Not the interface's first:
+    /// it has others beside the node's.
+    pub lan_gateway: Vec<IpAddr>,
     /// Nothing that comes in by the interface opens a connection, to this machine or past it.
     pub shields_up: bool,
 }

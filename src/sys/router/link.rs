@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use netlink_packet_core::ErrorMessage;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo};
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use netlink_packet_route::route::{RouteAttribute, RouteProtocol};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
@@ -26,6 +26,9 @@ pub(in crate::sys) struct Link {
     pub(in crate::sys) up: bool,
     /// Its Ethernet address, if it has one.
     pub(in crate::sys) hardware: Option<[u8; 6]>,
+    pub(in crate::sys) is_tun: bool,
+    /// Something is at its other end; of a TUN, the program that made it.
+    pub(in crate::sys) running: bool,
 }
 
 /// The kernel's error number of a netlink failure, positive; zero when it is none of the kernel's.
@@ -72,7 +75,12 @@ pub(in crate::sys) async fn find(handle: &Handle, name: &str) -> Result<Option<L
         LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
         _ => None,
     });
-    Ok(Some(Link { index: message.header.index, mtu, up, hardware }))
+    let is_tun = message.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Tun)),
+        _ => false,
+    });
+    let running = message.header.flags.contains(netlink_packet_route::link::LinkFlags::LowerUp);
+    Ok(Some(Link { index: message.header.index, mtu, up, hardware, is_tun, running }))
 }
 
 /// Sets the link up, and its MTU if one is wanted. Says whether that was needed.

@@ -11,14 +11,17 @@ pub(in crate::sys) mod link;
 mod routes;
 mod rules;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use changed::Changed;
 
+use crate::ident::{QUAD100_V4, QUAD100_V6};
 use crate::node::RouterConfig;
 use crate::node::policy_routing::{self, Family};
 use crate::sys::nft::{self, Firewall, NftError, Rules};
 use crate::sys::sysctl::{self, Sysctls};
+use ipnet::IpNet;
 
 /// Why routing was not set up.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +40,9 @@ pub enum RouterError {
     /// The TUN interface does not exist.
     #[error("interface {0} does not exist; start the packet engine first")]
     NoInterface(String),
+    /// A program that runs has the TUN interface.
+    #[error("another program holds the interface {0}")]
+    Held(String),
     /// The name cannot be an interface's.
     #[error("`{0}` is not an interface name: 1 to 15 characters, no `/`, no blanks")]
     Name(String),
@@ -117,6 +123,7 @@ impl Router {
             interface: name.to_owned(),
             forward: config.forward,
             masquerade: config.forward && config.masquerade,
+            lan_gateway: if config.lan_gateway { own_addresses(config) } else { Vec::new() },
             shields_up: config.shields_up,
         })?;
         Ok(changed)
@@ -163,28 +170,34 @@ impl Router {
         note(self.sysctls.restore().map_err(Into::into));
         first
     }
+}
 
-    async fn clear_addresses(&self, interface: &str) -> Result<(), RouterError> {
-        match link::find(&self.handle, interface).await? {
-            Some(link) => link::set_addresses(&self.handle, interface, link.index, &[Family::V4, Family::V6], &[]).await.map(drop),
-            None => Ok(()),
-        }
-    }
+/// The node's mesh addresses, one of each family. The resolver's own is no node's.
+fn own_addresses(config: &RouterConfig) -> Vec<IpAddr> {
+    let all = config.addresses.iter().map(IpNet::addr).filter(|ip| ![IpAddr::V4(QUAD100_V4), IpAddr::V6(QUAD100_V6)].contains(ip));
+    [true, false].into_iter().filter_map(|v4| all.clone().find(|ip| ip.is_ipv4() == v4)).collect()
 }
 
 fn families() -> impl Iterator<Item = Family> {
     [Family::V4, Family::V6].into_iter().filter(|family| *family == Family::V4 || sysctl::kernel_has_ipv6())
 }
 
-/// Removes what a node that was killed left behind. The interface itself goes with its process; where one of that name still exists, its
-/// addresses are taken off.
+/// Removes what a node that was killed left behind. The interface itself goes with its process; where there still is a TUN of that name that
+/// nobody holds, its addresses are taken off. One that a program holds is another node's, which has its rules and routes as well, and
+/// nothing is touched; nor are the addresses of an interface of another kind.
 ///
 /// # Errors
 ///
-/// The first refusal of the kernel; the rest is cleaned nevertheless.
+/// A node seems to run, or the first refusal of the kernel; the rest is cleaned nevertheless then.
 pub async fn clean_leftovers(interface: &str) -> Result<(), RouterError> {
     let mut router = Router::new().await?;
+    let link = link::find(&router.handle, interface).await?;
+    if link.is_some_and(|link| link.is_tun && link.running) {
+        return Err(RouterError::Held(interface.to_owned()));
+    }
     let cleared = router.clear().await;
-    router.clear_addresses(interface).await?;
+    if let Some(link) = link.filter(|link| link.is_tun) {
+        link::set_addresses(&router.handle, interface, link.index, &[Family::V4, Family::V6], &[]).await?;
+    }
     cleared
 }

@@ -1,6 +1,6 @@
 // Command judge asks Tailscale's packet filter about packets. It reads one case after the other from standard input, as JSON:
 //
-//	{"rules": [FilterRule...], "networks": ["100.64.0.1/32"...], "packets": [{"out": false, "bytes": "base64"}...]}
+//	{"rules": [FilterRule...], "networks": ["100.64.0.1/32"...], "shieldsUp": false, "packets": [{"out": false, "bytes": "base64"}...]}
 //
 // and answers each with a line of verdicts, one letter per packet: y for let in (or out), n for dropped. Packets of one case are judged in
 // order, since what goes out lets answers in.
@@ -23,7 +23,9 @@ import (
 type question struct {
 	Rules    []tailcfg.FilterRule
 	Networks []netip.Prefix
-	Packets  []struct {
+	// ShieldsUp leaves the rules out of it: nothing comes in but answers.
+	ShieldsUp bool
+	Packets   []struct {
 		Out   bool
 		Bytes []byte
 	}
@@ -43,6 +45,9 @@ func verdicts(asked *question) ([]byte, error) {
 		return nil, err
 	}
 	judge := filter.New(matches, nil, local, local, nil, logger.Discard)
+	if asked.ShieldsUp {
+		judge = filter.NewShieldsUpFilter(local, local, nil, logger.Discard)
+	}
 	answer := make([]byte, 0, len(asked.Packets)+1)
 	for _, one := range asked.Packets {
 		var parsed packet.Parsed

@@ -5,13 +5,14 @@ use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use pvemesh::filter::{Filter, FilterConfig, Flows, Last};
+use pvemesh::filter::{Departure, Filter, FilterConfig, Flows, Last};
 use pvemesh::wire::control::FilterRule;
 use serde_json::{Value, json};
 
 use super::{Act, Row, in_company};
 use crate::Done;
 use crate::coordinator::Which;
+use crate::member::Kind;
 use crate::scene::{Clients, NAMES, Outcome, Scene, holds, with};
 use crate::see;
 use crate::traffic::{self, ECHO};
@@ -24,6 +25,7 @@ pub const ACT: Act = Act {
     rows: &[
         Row { sentence: "a policy opens the ports it names, both ways, and closes all others", play: ports },
         Row { sentence: "a policy for one direction lets answers through and nothing else", play: one_way },
+        Row { sentence: "who is refused a connection learns from the other that its policy does", play: told },
     ],
 };
 
@@ -31,7 +33,10 @@ pub const FILTER: Act = Act {
     name: "filter",
     plays: |cast| cast.clients == Clients::Ours && cast.coordinator == Which::Ours,
     seconds: 5,
-    rows: &[Row { sentence: "our packet filter and tailscaled's judge 10,000 packets alike", play: alike }],
+    rows: &[
+        Row { sentence: "our packet filter and tailscaled's judge 10,000 packets alike", play: alike },
+        Row { sentence: "and with shields-up on both sides, where answers alone come in", play: alike_with_shields_up },
+    ],
 };
 
 fn refused(what: &str, attempt: impl Fn() -> Done) -> Done {
@@ -74,6 +79,27 @@ fn one_way(scene: &mut Scene) -> Outcome {
         passes(&format!("UDP from {}", NAMES[a]), || traffic::udp(&there, to))?;
         refused(&format!("TCP from {}", NAMES[b]), || traffic::tcp(&back, from))?;
         refused(&format!("UDP from {}", NAMES[b]), || traffic::udp(&back, from))?;
+    }
+    holds()
+}
+
+fn told(scene: &mut Scene) -> Outcome {
+    scene.acquainted(0, 1)?;
+    scene.coordinator.set_policy(&json!([{ "action": "accept", "src": ["*"], "dst": ["*:9"] }]))?;
+    for (a, b) in [(0, 1), (1, 0)] {
+        let (machine, peer) = (scene.machine(a)?, scene.seen(a, b)?.v4()?);
+        let log = machine.home().join("tailscaled.log");
+        let kind = scene.cast.kind(a);
+        until(&format!("{} is told by {}", NAMES[a], NAMES[b]), secs(15), || {
+            let attempt = traffic::tcp(&machine, peer);
+            see!(attempt.is_err(), "a connection came about");
+            let (said, expected) = match kind {
+                Kind::Ours => (scene.at(a)?.tell(&["status"])?, format!("refused by its filter: TCP {ECHO}, ")),
+                // It keeps it for itself, but for a line in its log.
+                Kind::Stock => (std::fs::read_to_string(&log).map_err(|e| e.to_string())?, format!("{peer}:{ECHO} rejected due to acl")),
+            };
+            Ok(said.contains(&expected))
+        })?;
     }
     holds()
 }
@@ -176,18 +202,20 @@ fn header(v4: bool, protocol: u8, length: usize, from: &str, to: &str) -> Vec<u8
 /// Some rules and packets as both filters are asked about them.
 struct Case {
     rules: Vec<FilterRule>,
+    shields_up: bool,
     question: Value,
     packets: Vec<(bool, Vec<u8>)>,
 }
 
 impl Case {
-    fn new(dice: &mut Dice) -> Done<Self> {
+    fn new(dice: &mut Dice, shields_up: bool) -> Done<Self> {
         let written: Vec<Value> = (0..dice.roll(8)).map(|_| rule(dice)).collect();
         let packets: Vec<(bool, Vec<u8>)> = (0..100).map(|_| packet(dice)).collect();
         let shown: Vec<Value> = packets.iter().map(|(out, bytes)| json!({ "Out": out, "Bytes": STANDARD.encode(bytes) })).collect();
         let networks = [&format!("{}/32", OWN[0]), &format!("{}/128", OWN[1]), LAN];
         let rules = serde_json::from_value(json!(written)).map_err(|e| e.to_string())?;
-        Ok(Self { rules, question: json!({ "Rules": written, "Networks": networks, "Packets": shown }), packets })
+        let question = json!({ "Rules": written, "Networks": networks, "ShieldsUp": shields_up, "Packets": shown });
+        Ok(Self { rules, shields_up, question, packets })
     }
 
     fn judged(&self) -> String {
@@ -195,12 +223,13 @@ impl Case {
             rules: self.rules.clone(),
             addresses: OWN.iter().map(|address| address.parse::<std::net::IpAddr>().unwrap().into()).collect(),
             subnets: vec![LAN.parse().unwrap()],
+            shields_up: self.shields_up,
             ..FilterConfig::default()
         });
         let mut flows = Flows::default();
         let mut verdict = |(out, bytes): &(bool, Vec<u8>)| {
             if *out {
-                if let Some(flow) = filter.flow_of(bytes) {
+                if let Departure::Flow(flow) = filter.departure(bytes) {
                     flows.sent(flow);
                 }
                 return 'o';
@@ -212,10 +241,18 @@ impl Case {
 }
 
 fn alike(scene: &mut Scene) -> Outcome {
+    judge(scene, false)
+}
+
+fn alike_with_shields_up(scene: &mut Scene) -> Outcome {
+    judge(scene, true)
+}
+
+fn judge(scene: &mut Scene, shields_up: bool) -> Outcome {
     const CASES: usize = 140;
     let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |t| t.as_secs() | 1);
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let cases = (0..CASES).map(|_| Case::new(&mut dice)).collect::<Done<Vec<_>>>()?;
+    let cases = (0..CASES).map(|_| Case::new(&mut dice, shields_up)).collect::<Done<Vec<_>>>()?;
     let mut judge = Command::new(&scene.programs.judge);
     let mut judge = judge.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|e| format!("judge: {e}"))?;
     let questions: String = cases.iter().map(|case| format!("{}\n", case.question)).collect();
@@ -225,7 +262,7 @@ fn alike(scene: &mut Scene) -> Outcome {
     asking.join().map_err(|_| "the asking panicked")?.map_err(|e| format!("ask the judge: {e}"))?;
     let answers = String::from_utf8(output.stdout).map_err(|e| e.to_string())?;
     see!(answers.lines().count() == CASES, "the judge answered {} of {CASES} cases", answers.lines().count());
-    let (mut count, mut let_in) = (0, 0);
+    let (mut count, mut let_in, mut answers_let_in) = (0, 0, 0);
     for (case, answer) in cases.iter().zip(answers.lines()) {
         for ((ours, stock), (_, bytes)) in
             case.judged().chars().zip(answer.chars()).zip(&case.packets).filter(|((ours, _), _)| *ours != 'o')
@@ -233,8 +270,11 @@ fn alike(scene: &mut Scene) -> Outcome {
             see!(ours == stock, "seed {seed}: we say {ours}, tailscaled {stock} of {bytes:02x?} by {}", case.question["Rules"]);
             count += 1;
             let_in += usize::from(ours == 'y');
+            // UDP and SCTP come in with shields-up only if something was sent before that they answer.
+            answers_let_in += usize::from(ours == 'y' && matches!(bytes.get(if bytes[0] >> 4 == 4 { 9 } else { 6 }), Some(17 | 132)));
         }
     }
     see!(count >= 10_000 && let_in > 500 && let_in < count - 500, "{let_in} of {count} were let in");
-    with(format!("{count} packets, {let_in} let in"))
+    see!(answers_let_in > 20, "{answers_let_in} datagrams were let in, too few to say anything of answers");
+    with(format!("{count} packets, {let_in} let in, {answers_let_in} of UDP and SCTP"))
 }

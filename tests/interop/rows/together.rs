@@ -18,6 +18,7 @@ pub const ACT: Act = Act {
         Row { sentence: "TCP by IPv6, both ways", play: tcp6 },
         Row { sentence: "UDP by IPv6, both ways", play: udp6 },
         Row { sentence: "`ping` answers, both ways, by a direct path", play: ping },
+        Row { sentence: "`ping --tsmp` answers, both ways, inside the tunnel", play: ping_inside },
         Row { sentence: "`netcheck` finds the relays by UDP", play: netcheck },
         Row { sentence: "`status --json` warns of nothing", play: health },
     ],
@@ -66,6 +67,18 @@ fn ping(scene: &mut Scene) -> Outcome {
     for (a, b) in [(0, 1), (1, 0)] {
         let said = scene.at(a)?.ping(NAMES[b])?;
         see!(said.contains("pong") && said.contains(" via 10.7.0.") || said.contains(" via [fd99"), "ping says {said:?}");
+    }
+    holds()
+}
+
+fn ping_inside(scene: &mut Scene) -> Outcome {
+    scene.acquainted(0, 1)?;
+    for (a, b) in [(0, 1), (1, 0)] {
+        let peer = scene.seen(a, b)?;
+        for to in [peer.v4()?, peer.v6()?] {
+            let said = scene.at(a)?.tell(&["ping", "--tsmp", "--c=3", "--timeout=3s", &to.to_string()])?;
+            see!(said.contains("pong from") && said.contains(" via TSMP in "), "ping --tsmp says {said:?}");
+        }
     }
     holds()
 }

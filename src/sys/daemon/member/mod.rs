@@ -151,6 +151,11 @@ impl Member {
         self.effect.engine()
     }
 
+    /// The map as it was told last.
+    pub(super) fn netmap(&self) -> Option<&NetMap> {
+        self.map.get()
+    }
+
     pub(super) fn outside(&self) -> Option<&Outside> {
         self.effect.outside()
     }
@@ -218,6 +223,13 @@ impl Member {
                 self.local = None;
             }
             Event::Map(map) => self.on_map(*map).await,
+            Event::Ping { kind, address, answer } => {
+                let pinging = self.ping_for_coordinator(kind, address);
+                tokio::spawn(async move {
+                    // Whoever asked may have gone.
+                    let _ = answer.send(pinging.await);
+                });
+            }
         }
     }
 

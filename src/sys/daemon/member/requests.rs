@@ -11,7 +11,7 @@ use crate::sys::control;
 use crate::sys::daemon::outside::Outside;
 use crate::sys::daemon::watch::Landmarks;
 use crate::sys::dial::Origin;
-use crate::sys::local_api::{Reply, Request, Up};
+use crate::sys::local_api::{Refused, Reply, Request, Up};
 
 /// How long logging out may take.
 const LOGOUT_LIMIT: Duration = Duration::from_secs(15);
@@ -20,7 +20,7 @@ const NO_MAP: &str = "the coordinator has not told this node anything yet; join 
 
 impl Member {
     /// Answers the local socket.
-    pub(in crate::sys::daemon) async fn answer(&mut self, request: Request) -> Result<Reply, String> {
+    pub(in crate::sys::daemon) async fn answer(&mut self, request: Request) -> Result<Reply, Refused> {
         match request {
             Request::Prefs => return Ok(self.prefs()),
             Request::Set(change) => {
@@ -56,7 +56,7 @@ impl Member {
         Reply::Prefs(Box::new(self.membership.prefs().clone()))
     }
 
-    async fn up(&mut self, up: Up) -> Result<(), String> {
+    async fn up(&mut self, up: Up) -> Result<(), Refused> {
         let mut prefs = self.membership.prefs().clone();
         up.change.apply(&mut prefs);
         prefs.want_running = true;
@@ -75,7 +75,7 @@ impl Member {
             state.auth_key = up.auth_key.or(state.auth_key.take());
         })?;
         if begins_anew || other_trust || !self.effect.runs() || !self.session.runs() {
-            return self.go(renew).await.map_err(|e| e.to_string());
+            return Ok(self.go(renew).await?);
         }
         if !self.progress.online {
             self.session.wake();
@@ -113,7 +113,7 @@ impl Member {
         self.put_into_effect().await;
     }
 
-    async fn set(&mut self, change: PrefsChange) -> Result<(), String> {
+    async fn set(&mut self, change: PrefsChange) -> Result<(), Refused> {
         let mut prefs = self.membership.prefs().clone();
         change.apply(&mut prefs);
         let was = self.membership.prefs().want_running;
@@ -127,7 +127,7 @@ impl Member {
         self.membership.change(|state| state.prefs = prefs)?;
         match (was, wants) {
             (true, false) => self.halt().await,
-            (_, true) if !was || moved => self.go(Renew::No).await.map_err(|e| e.to_string())?,
+            (_, true) if !was || moved => self.go(Renew::No).await?,
             _ => {
                 self.publish();
                 self.put_into_effect().await;
@@ -138,7 +138,7 @@ impl Member {
     }
 
     /// Checks the coordinator's address; a new one means a new membership.
-    fn point_to(&mut self, prefs: &Prefs) -> Result<(), String> {
+    fn point_to(&mut self, prefs: &Prefs) -> Result<(), Refused> {
         if self.membership.moves(prefs)? {
             self.forget().map_err(|e| e.to_string())?;
         }
@@ -147,7 +147,7 @@ impl Member {
 
     /// Gives the membership up. A coordinator that cannot be told, for it is gone or another one now, does not keep the user in it; what
     /// it was not told is said.
-    async fn log_out(&mut self) -> Result<Option<String>, String> {
+    async fn log_out(&mut self) -> Result<Option<String>, Refused> {
         let mut untold = None;
         if self.membership.state().registered {
             let (identity, report) = (self.membership.identity(self.disco.public(), false, false), self.report());

@@ -150,6 +150,74 @@ pub struct PingRequest {
     pub payload: String,
 }
 
+/// How a node is pinged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum PingKind {
+    /// By the probes of the path, outside the tunnel.
+    #[default]
+    #[serde(rename = "disco")]
+    Disco,
+    /// Inside the tunnel, answered by the node's mesh program.
+    #[serde(rename = "TSMP")]
+    Tsmp,
+    /// Inside the tunnel, answered by the node's system.
+    #[serde(rename = "ICMP")]
+    Icmp,
+    /// By a request to the node's peer API, inside the tunnel.
+    #[serde(rename = "peerapi")]
+    PeerApi,
+}
+
+impl PingKind {
+    const NAMED: [(&'static str, Self); 4] =
+        [("disco", Self::Disco), ("TSMP", Self::Tsmp), ("ICMP", Self::Icmp), ("peerapi", Self::PeerApi)];
+
+    /// The kinds in a list with commas, as in [`PingRequest::types`], each once; what is not known is left out.
+    pub fn list(text: &str) -> Vec<Self> {
+        let named = |kind: &(&'static str, Self)| text.split(',').any(|name| name == kind.0);
+        Self::NAMED.into_iter().filter(named).map(|(_, kind)| kind).collect()
+    }
+}
+
+/// What came of a ping.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PingResponse {
+    /// How it was done.
+    #[serde(rename = "Type")]
+    pub kind: PingKind,
+    /// Whom, as it was asked.
+    #[serde(rename = "IP", skip_serializing_if = "is_zero")]
+    pub ip: String,
+    /// The address of the node that this means.
+    #[serde(rename = "NodeIP", skip_serializing_if = "is_zero")]
+    pub node_ip: String,
+    /// Its name.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub node_name: String,
+    /// Why nothing came of it; empty if something did.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub err: String,
+    /// There and back, in seconds.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub latency_seconds: f64,
+    /// The address the answer came from, if it came directly.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub endpoint: String,
+    /// The region of the relay it came through.
+    #[serde(rename = "DERPRegionID", skip_serializing_if = "is_zero")]
+    pub relay: i32,
+    /// That region's short name.
+    #[serde(rename = "DERPRegionCode", skip_serializing_if = "is_zero")]
+    pub relay_code: String,
+    /// The port of the node's peer API, where the answer tells it.
+    #[serde(rename = "PeerAPIPort", skip_serializing_if = "is_zero")]
+    pub peer_api_port: u16,
+    /// The address is the asked node's own; nothing was sent.
+    #[serde(rename = "IsLocalIP", skip_serializing_if = "is_false")]
+    pub is_local: bool,
+}
+
 /// A user as shown to people.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

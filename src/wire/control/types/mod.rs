@@ -11,7 +11,7 @@ mod node;
 mod register;
 
 pub use hostinfo::{Hostinfo, NetInfo, Service};
-pub use map::{Debug, DisplayMessage, MapRequest, MapResponse, MessageAction, PingRequest, UserProfile};
+pub use map::{Debug, DisplayMessage, MapRequest, MapResponse, MessageAction, PingKind, PingRequest, PingResponse, UserProfile};
 pub use network::{
     CapGrant, DerpMap, DerpNode, DerpRegion, DnsConfig, DnsRecord, FilterRule, HomeParams, NetPortRange, PortRange, Resolver,
 };

@@ -1,5 +1,9 @@
 //! Time as a value: the cores get it as an argument and never read a clock.
 
+mod bucket;
+
+pub use bucket::Bucket;
+
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
