@@ -85,7 +85,7 @@ fn measured(subjects: &[Subject], a: &Machine, b: &Machine, options: &Options) -
             figures.tcp(&load, 4)?;
             figures.udp(&load)?;
             figures.ping_loaded(&load)?;
-            figures.names(&a, subject.asked.as_ref(), options.seconds)?;
+            figures.names(a, subject.asked.as_ref(), options.seconds)?;
             figures.memory(subject.memory());
         }
     }
