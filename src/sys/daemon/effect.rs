@@ -2,32 +2,28 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::DaemonError;
+use super::naming::Naming;
 use super::outside::Outside;
 use super::resolver::Resolver;
 use super::surroundings::{self, Surroundings};
+use super::upkeep::Upkeep;
 use super::userspace::{Ground, Listeners, Userspace};
 use crate::coord::client::NetMap;
 use crate::filter::{Filter, FilterConfig, Forwards};
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic, QUAD100_V6};
 use crate::node::peer_api::callers;
 use crate::node::policy_routing::BYPASS_MARK;
-use crate::node::{Assembly, AutoChoice, ExitNode, Prefs, Repairs, Situation, TUN_MTU, Traffic, assemble};
+use crate::node::{Assembly, AutoChoice, ExitNode, Prefs, Situation, TUN_MTU, Traffic, assemble};
 use crate::sys::clock;
 use crate::sys::engine::{Engine, EngineOptions};
-use crate::sys::names::PeerApi;
 use crate::sys::portmap::Wish;
 use crate::sys::router::{Router, RouterError};
 use crate::sys::survey::Outlook;
 use crate::sys::sysctl;
-use crate::time::Time;
-
-/// How often at most the log says that another program is at work.
-const WARN_EVERY: Duration = Duration::from_mins(1);
 
 /// Engine, router, and what they were last told.
 #[derive(Debug)]
@@ -43,21 +39,15 @@ pub(super) struct Effect {
     engine: Option<Engine>,
     outside: Option<Outside>,
     assembly: Option<Assembly>,
-    /// The resolver, while the engine runs and the system gives it a place.
-    names: Option<Resolver>,
-    /// What other nodes may ask, while this is an exit node.
-    peer_api: Option<PeerApi>,
+    /// Names, while the engine runs.
+    naming: Naming,
     /// Which packets the machine forwards, as found after the last time it was told to.
     forwards: Forwards,
     /// The engine's filter, and what it was made of.
     filter: Option<(FilterConfig, Arc<Filter>)>,
     /// The machine's routing may have something of ours; without that, what looks like it is another node's.
     routed: bool,
-    /// Why routing is not as the assembly wants it.
-    trouble: Option<String>,
-    repairs: Repairs,
-    /// When the user was last told of a repair.
-    warned: Option<Time>,
+    upkeep: Upkeep,
 }
 
 /// Whether the machine's routing could be kept as it was set.
@@ -98,14 +88,11 @@ impl Effect {
             engine: None,
             outside: None,
             assembly: None,
-            names: None,
-            peer_api: None,
+            naming: Naming::default(),
             forwards: Forwards::default(),
             filter: None,
             routed: false,
-            trouble: None,
-            repairs: Repairs::default(),
-            warned: None,
+            upkeep: Upkeep::default(),
         })
     }
 
@@ -154,14 +141,7 @@ impl Effect {
             let outside = Outside::start(&engine, key).map_err(DaemonError::Engine)?;
             outside.set_addresses(&self.surroundings.addresses);
             (self.engine, self.outside, self.userspace) = (Some(engine), Some(outside), userspace);
-            self.names = match &mut self.userspace {
-                None => Resolver::start(self.ground.interface()),
-                Some(userspace) => {
-                    let names = Resolver::in_process(userspace.dialer().clone());
-                    userspace.serve(&self.listeners, names.server()).map_err(DaemonError::Engine)?;
-                    Some(names)
-                }
-            };
+            self.naming = Naming::start(&self.ground, self.userspace.as_mut(), &self.listeners)?;
             self.filter = None;
         }
         Ok(())
@@ -169,7 +149,7 @@ impl Effect {
 
     /// Stops the engine; routing stays for the one that follows.
     pub(super) fn drop_engine(&mut self) {
-        (self.peer_api, self.names, self.outside, self.engine) = (None, None, None, None);
+        (self.naming, self.outside, self.engine) = (Naming::default(), None, None);
         // The engine reads from it until it ends.
         self.userspace = None;
     }
@@ -206,12 +186,12 @@ impl Effect {
 
     /// Gives engine and router what map, preferences, networks and the choice of an exit node mean together.
     pub(super) async fn apply(&mut self, map: &NetMap, prefs: &Prefs, exit: Option<AutoChoice>) {
-        self.offer_peer_api(map, prefs);
+        self.naming.offer(map, prefs, &self.ground, self.userspace.as_ref());
         let Some(engine) = &self.engine else { return };
         let situation = Situation {
             interface: self.ground.interface(),
             local_networks: &self.surroundings.networks,
-            peer_api: self.peer_api(),
+            peer_api: self.naming.doors(),
             forwards: self.forwards,
             now: clock::wall(),
             exit,
@@ -223,14 +203,12 @@ impl Effect {
         self.wish_for_port(prefs.port_mapping);
         // Before the peers, so that none is let in by the rules of before.
         set_filter(engine, &mut self.filter, &assembly.filter);
-        if let (Some(api), Some((_, filter))) = (&self.peer_api, &self.filter) {
+        if let (Some(api), Some((_, filter))) = (self.naming.peer_api(), &self.filter) {
             api.set_callers(callers(map, filter));
         }
         engine.set_sites(&assembly.sites);
         engine.set_peers(&assembly.peers);
-        if let Some(names) = &mut self.names {
-            names.set(map, prefs, assembly.exit_node).await;
-        }
+        self.naming.set(map, prefs, assembly.exit_node).await;
         if let Some(userspace) = &self.userspace {
             let addresses = map.node.addresses.iter().map(IpNet::addr).collect();
             userspace.set(addresses, &assembly.router, &self.surroundings.networks);
@@ -238,7 +216,7 @@ impl Effect {
         if let Some(router) = &mut self.router {
             self.routed = true;
             let applied = router.apply(&assembly.router).await;
-            self.note_trouble(applied.err().map(|error| error.to_string()));
+            self.upkeep.note_trouble(applied.err().map(|error| error.to_string()));
         }
         let before = self.assembly.as_ref().map(|a| &a.notes);
         for note in assembly.notes.iter().filter(|note| before.is_none_or(|notes| !notes.contains(note))) {
@@ -269,28 +247,7 @@ impl Effect {
 
     /// Where other nodes may ask.
     pub(super) fn peer_api(&self) -> &[SocketAddr] {
-        self.peer_api.as_ref().map(PeerApi::listeners).unwrap_or_default()
-    }
-
-    /// Listens for what other nodes ask, at the addresses the map gives this node, while it offers to be their exit.
-    fn offer_peer_api(&mut self, map: &NetMap, prefs: &Prefs) {
-        let offers = prefs.advertise_exit_node && !prefs.shields_up;
-        let wanted: Vec<IpAddr> = map.node.addresses.iter().map(IpNet::addr).filter(|_| offers).collect();
-        if self.peer_api().iter().map(SocketAddr::ip).eq(wanted.iter().copied()) {
-            return;
-        }
-        let names = self.names.as_ref().filter(|_| !wanted.is_empty());
-        if let (Some(names), Some(userspace)) = (names, &self.userspace) {
-            self.peer_api = Some(PeerApi::start_in(userspace.stack(), &wanted, names.server()));
-            return;
-        }
-        self.peer_api = names.and_then(|names| match PeerApi::start(self.ground.interface(), &wanted, names.server()) {
-            Ok(api) => Some(api),
-            Err(error) => {
-                tracing::warn!("names are not resolved for other nodes: {error}");
-                None
-            }
-        });
+        self.naming.doors()
     }
 
     /// Puts right what another program has changed of the machine's routing.
@@ -301,61 +258,42 @@ impl Effect {
         if self.engine.is_none() {
             return Kept::InterfaceGone;
         }
-        let put_right = match &mut self.names {
-            Some(names) => names.keep().await,
-            None => false,
-        };
-        if put_right {
-            self.note_repair("the machine's resolver".to_owned());
+        if self.naming.keep().await {
+            self.upkeep.note_repair("the machine's resolver".to_owned());
         }
         let (Some(assembly), Some(router)) = (&self.assembly, &mut self.router) else { return Kept::Yes };
-        let was_right = self.trouble.is_none();
+        let was_right = self.upkeep.is_well();
         match router.apply(&assembly.router).await {
             Ok(changed) => {
                 // What could not be set before was nobody's doing.
                 if was_right && !changed.is_nothing() {
-                    self.note_repair(changed.to_string());
+                    self.upkeep.note_repair(changed.to_string());
                 }
-                self.note_trouble(None);
+                self.upkeep.note_trouble(None);
             }
             Err(RouterError::NoInterface(interface)) => {
-                self.note_repair(format!("the interface {interface}"));
+                self.upkeep.note_repair(format!("the interface {interface}"));
                 return Kept::InterfaceGone;
             }
-            Err(error) => self.note_trouble(Some(error.to_string())),
+            Err(error) => self.upkeep.note_trouble(Some(error.to_string())),
         }
         self.look_at_forwarding();
         Kept::Yes
     }
 
-    /// What keeps the machine's routing from being right, if anything does. The log says it once.
-    pub(super) fn note_trouble(&mut self, trouble: Option<String>) {
-        if let Some(text) = trouble.as_ref().filter(|_| self.trouble != trouble) {
-            tracing::warn!("routing is not as it should be: {text}");
-        }
-        self.trouble = trouble;
+    /// What is wrong with the machine's routing, and what was.
+    pub(super) fn upkeep(&self) -> &Upkeep {
+        &self.upkeep
     }
 
-    fn note_repair(&mut self, what: String) {
-        let now = clock::now();
-        // Two programs may be at it for ever: once a minute is enough to know.
-        if self.warned.is_none_or(|at| now.since(at) >= WARN_EVERY) {
-            tracing::warn!("another program has changed what the mesh needs; put right: {what}");
-            self.warned = Some(now);
-        } else {
-            tracing::debug!("put right: {what}");
-        }
-        self.repairs = Repairs { count: self.repairs.count.saturating_add(1), last: Some(clock::wall()), what };
-    }
-
-    /// What had to be put right so far.
-    pub(super) fn repairs(&self) -> &Repairs {
-        &self.repairs
+    /// The engine cannot be started again.
+    pub(super) fn note_trouble(&mut self, trouble: String) {
+        self.upkeep.note_trouble(Some(trouble));
     }
 
     /// What the user should know of names.
     pub(super) fn name_trouble(&self) -> Option<String> {
-        self.names.as_ref().and_then(Resolver::trouble)
+        self.naming.resolver().and_then(Resolver::trouble)
     }
 
     /// Where this machine's programs reach the resolver.
@@ -363,17 +301,18 @@ impl Effect {
         let v6 =
             self.assembly.as_ref().is_some_and(|assembly| assembly.router.addresses.iter().any(|net| net.addr() == IpAddr::V6(QUAD100_V6)))
                 && ["lo", self.ground.interface()].into_iter().all(sysctl::carries_ipv6);
-        self.names.iter().flat_map(|names| names.server().addresses()).copied().filter(|address| address.is_ipv4() || v6).collect()
+        self.naming
+            .resolver()
+            .into_iter()
+            .flat_map(|names| names.server().addresses())
+            .copied()
+            .filter(|address| address.is_ipv4() || v6)
+            .collect()
     }
 
     /// By whom this machine's programs are led to the resolver, if they are.
     pub(super) fn name_manager(&self) -> Option<String> {
-        self.names.as_ref().and_then(Resolver::manager).map(|manager| manager.to_string())
-    }
-
-    /// What the user should know of routing.
-    pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.as_ref().map(|text| format!("routing is not as it should be: {text}"))
+        self.naming.resolver().and_then(Resolver::manager).map(|manager| manager.to_string())
     }
 
     /// Looks at the machine's own networks; says whether they have changed.
@@ -417,7 +356,8 @@ impl Effect {
 
     /// Takes the machine out of the mesh: routes, then the TUN.
     pub(super) async fn undo(&mut self) {
-        (self.assembly, self.trouble) = (None, None);
+        self.assembly = None;
+        self.upkeep.forget_trouble();
         if std::mem::take(&mut self.routed)
             && let Some(router) = &mut self.router
             && let Err(error) = router.clear().await
@@ -433,6 +373,7 @@ impl Effect {
     /// Forgets a membership's peers; what is routed is changed with the next map.
     pub(super) fn forget(&mut self) {
         self.drop_engine();
-        (self.assembly, self.trouble) = (None, None);
+        self.assembly = None;
+        self.upkeep.forget_trouble();
     }
 }

@@ -10,6 +10,7 @@ mod guest;
 mod kept_map;
 mod member;
 mod membership;
+mod naming;
 mod outside;
 mod pings;
 mod questions;
@@ -17,6 +18,7 @@ mod resolver;
 mod session;
 pub mod state;
 mod surroundings;
+mod upkeep;
 mod userspace;
 mod watch;
 

@@ -325,7 +325,7 @@ impl Member {
                     self.put_into_effect().await;
                 }
                 // The next time it is tried again.
-                Err(error) => self.effect.note_trouble(Some(error.to_string())),
+                Err(error) => self.effect.note_trouble(error.to_string()),
             }
         }
     }

@@ -184,11 +184,11 @@ impl Member {
             now: clock::wall(),
         };
         let mut status = status(sources, self.effect.traffic());
-        status.health.extend(self.effect.trouble());
+        status.health.extend(self.effect.upkeep().trouble());
         status.health.extend(self.effect.name_trouble());
         status.health.extend(self.watch.note());
         status.health.extend(self.effect.outside().and_then(Outside::health));
-        status.repairs = self.effect.repairs().clone();
+        status.repairs = self.effect.upkeep().repairs().clone();
         status
     }
 }
