@@ -78,6 +78,11 @@ pub trait Coordinator: Send + Sync {
     /// Puts these access rules (`acls`) in force.
     fn set_policy(&self, rules: &Value) -> Done;
 
+    /// Gives a machine without a client a name, or takes it away; what only our coordinator can be told while it runs.
+    fn set_host(&self, name: &str, _address: Option<&str>) -> Done {
+        Err(format!("this coordinator is not told of {name} by a command"))
+    }
+
     /// How long it may take until peers know that a node whose stream ended is offline.
     fn offline_limit(&self) -> Duration;
 

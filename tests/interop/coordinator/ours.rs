@@ -124,6 +124,14 @@ impl Coordinator for Ours {
             .collect())
     }
 
+    fn set_host(&self, name: &str, address: Option<&str>) -> Done {
+        let words = match address {
+            Some(address) => vec!["dns", "hosts", "add", name, address],
+            None => vec!["dns", "hosts", "remove", name],
+        };
+        self.ask(&words).map(drop)
+    }
+
     fn set_relays(&self, map: &Value) -> Done {
         std::fs::write(self.home.join("derp.json"), map.to_string()).map_err(|e| e.to_string())?;
         self.process.as_ref().ok_or("the coordinator does not run")?.reread();

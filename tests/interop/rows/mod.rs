@@ -39,6 +39,7 @@ pub const ACTS: &[Act] = &[
     together::ACT,
     relays::ACT,
     names::ACT,
+    names::HOSTS,
     changes::ACT,
     routes::ACT,
     userspace::ACT,

@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::{Act, Row, in_company};
 use crate::Done;
-use crate::coordinator::DOMAIN;
+use crate::coordinator::{DOMAIN, Which};
 use crate::member::Kind;
-use crate::scene::{NAMES, Outcome, Scene, holds};
+use crate::scene::{Cast, NAMES, Outcome, Scene, holds, with};
 use crate::see;
 use crate::wait::{secs, until};
 
@@ -20,6 +20,37 @@ pub const ACT: Act = Act {
         Row { sentence: "a peer's name resolves to its address by the system's resolver", play: resolves },
     ],
 };
+
+/// What only our coordinator can be told while it runs.
+pub const HOSTS: Act = Act {
+    name: "hosts",
+    plays: with_ours,
+    seconds: 15,
+    rows: &[Row { sentence: "the name of a machine without a client appears at once, is found backwards too, and goes", play: host }],
+};
+
+fn with_ours(cast: &Cast) -> bool {
+    in_company(cast) && cast.coordinator == Which::Ours
+}
+
+fn host(scene: &mut Scene) -> Outcome {
+    scene.acquainted(0, 1)?;
+    let (name, address) = ("printer", "192.168.77.9");
+    let machine = scene.machine(1)?;
+    let found = |words: &[&str]| machine.run(&[&["getent"], words].concat()).unwrap_or_default();
+    see!(found(&["ahostsv4", name]).is_empty(), "the name is there already");
+    scene.coordinator.set_host(name, Some(address))?;
+    let took = until("the name is known", secs(5), || Ok(found(&["ahostsv4", name]).starts_with(&format!("{address} "))))?;
+    let full = format!("{name}.{DOMAIN}");
+    see!(found(&["ahostsv4", &full]).starts_with(address), "{full} is {}", found(&["ahostsv4", &full]));
+    if scene.cast.kind(1) == Kind::Ours {
+        // Stock clients know no names backwards but those of nodes.
+        see!(found(&["hosts", address]).contains(&full), "{address} is {}", found(&["hosts", address]));
+    }
+    scene.coordinator.set_host(name, None)?;
+    until("the name is gone", secs(5), || Ok(found(&["ahostsv4", name]).is_empty()))?;
+    with(format!("{:.1} s", took.as_secs_f64()))
+}
 
 fn names(scene: &mut Scene) -> Outcome {
     scene.acquainted(0, 1)?;

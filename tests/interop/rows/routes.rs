@@ -14,6 +14,7 @@ pub const ACT: Act = Act {
     rows: &[
         Row { sentence: "an advertised subnet route is listed, and used by nobody before it is approved", play: advertised },
         Row { sentence: "an approved subnet route is used by a node that accepts routes", play: subnet },
+        Row { sentence: "a network of a site with a number (4via6) is reached by its IPv6 prefix", play: site },
         Row { sentence: "an advertised and approved exit node is offered to the others", play: exit_offered },
         Row { sentence: "`set --exit-node` sends traffic out there, and an empty one takes it back", play: exit_used },
         Row { sentence: "names are asked for where the exit node is, and nowhere else", play: exit_names },
@@ -58,6 +59,23 @@ pub(super) fn subnet(scene: &mut Scene) -> Outcome {
     let (machine, host) = (scene.machine(USER)?, HOST.parse().map_err(|_| HOST)?);
     until("the printer answers", secs(10), || traffic::tcp(&machine, host).map(|()| true))?;
     until("the printer answers by UDP", secs(10), || traffic::udp(&machine, host).map(|()| true))?;
+    holds()
+}
+
+/// The same network as that of site 7.
+const SITE: &str = "fd7a:115c:a1e0:b1a:0:7:c0a8:4d00/120";
+const SITE_HOST: &str = "fd7a:115c:a1e0:b1a:0:7:c0a8:4d02";
+
+pub(super) fn site(scene: &mut Scene) -> Outcome {
+    scene.at(ROUTER)?.tell(&["set", &format!("--advertise-routes={NET},{SITE}")])?;
+    until("the coordinator lists the route", secs(5), || Ok(scene.coordinator.node(NAMES[ROUTER])?.advertised.len() == 2))?;
+    let router = scene.coordinator.node(NAMES[ROUTER])?;
+    scene.coordinator.approve(router.id, &[NET, SITE])?;
+    until("the user is told", secs(5), || Ok(scene.seen(USER, ROUTER)?.allowed.iter().any(|net| net == SITE)))?;
+    let (machine, host) = (scene.machine(USER)?, SITE_HOST.parse().map_err(|_| SITE_HOST)?);
+    until("the printer answers", secs(10), || traffic::tcp(&machine, host).map(|()| true))?;
+    until("the printer answers by UDP", secs(10), || traffic::udp(&machine, host).map(|()| true))?;
+    scene.at(ROUTER)?.tell(&["set", &format!("--advertise-routes={NET}")])?;
     holds()
 }
 

@@ -1,6 +1,6 @@
 //! Our node without a TUN, as router and exit node for stock clients.
 
-use super::routes::{ROUTER, USER, advertised, exit_names, exit_offered, exit_used, subnet};
+use super::routes::{ROUTER, USER, advertised, exit_names, exit_offered, exit_used, site, subnet};
 use super::{Act, Row};
 use crate::scene::{Cast, Clients, Outcome, Scene, holds};
 use crate::traffic;
@@ -14,6 +14,7 @@ pub const ACT: Act = Act {
         Row { sentence: "a node without a TUN joins, and its machine is reached by TCP, UDP and ping", play: reached },
         Row { sentence: "it advertises a subnet route, which nobody uses before it is approved", play: advertised },
         Row { sentence: "its approved subnet route is used by a stock client", play: subnet },
+        Row { sentence: "its network is reached as that of a site with a number (4via6)", play: site },
         Row { sentence: "it offers itself as exit node", play: exit_offered },
         Row { sentence: "a stock client's traffic leaves through it, and comes back", play: exit_used },
         Row { sentence: "a stock client asks it for names", play: exit_names },
