@@ -208,6 +208,13 @@ fn local_programs_reach_the_mesh_and_the_internet_behind_it_by_the_proxy() {
     assert!(talk("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").starts_with("HTTP/1.1 400"));
     assert!(talk("CONNECT exit-1:7999 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").starts_with("HTTP/1.1 502"));
 
+    // A proxy at the loopback address is no peer's, though other programs there are.
+    world.laptop.tell_callers("127.0.0.1:7002");
+    assert_eq!(world.exit.seen_by(&format!("{own}:7002")).as_deref(), Some("127.0.0.1"));
+    let proxy: SocketAddr = format!("{own}:1055").parse().unwrap();
+    let error = on(&world.exit, move || TcpStream::connect_timeout(&proxy, Duration::from_secs(5)).unwrap_err());
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+
     // The internet: by this machine itself, where there is no way, then by the exit node.
     let web = || on(&world.laptop, || by_socks("192.0.2.80", 80).map(rest));
     assert!(web().is_err());

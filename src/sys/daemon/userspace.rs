@@ -80,6 +80,7 @@ impl Userspace {
 
     /// Serves local programs, which name what they want to reach.
     pub(super) fn serve(&mut self, listeners: &Listeners, names: &NameServer) -> io::Result<()> {
+        self.stack.set_closed(listeners.addresses().iter().map(SocketAddr::port).collect());
         let start = |listener: &TcpListener| Proxy::start(listener.try_clone()?, self.dialer.clone(), names.lookup());
         self.proxies = listeners.0.iter().map(start).collect::<Result<_, _>>()?;
         Ok(())

@@ -39,6 +39,9 @@ pub(super) fn destination(own: &Own, to: SocketAddr) -> Option<Destination> {
     }
     let here = |ip: IpAddr| SocketAddr::new(ip, to.port());
     if own.addresses.contains(&to.ip()) {
+        if own.closed.contains(&to.port()) {
+            return None;
+        }
         let (v4, v6) = (here(Ipv4Addr::LOCALHOST.into()), here(Ipv6Addr::LOCALHOST.into()));
         return Some(if to.is_ipv4() { Destination::Here(v4, v6) } else { Destination::Here(v6, v4) });
     }
@@ -132,6 +135,7 @@ mod tests {
         let at = |text: &str| text.parse::<SocketAddr>().unwrap();
         let own = Own {
             addresses: vec!["100.64.0.1".parse().unwrap(), "fd7a:115c:a1e0::1".parse().unwrap()],
+            closed: vec![1055],
             doors: vec![at("100.64.0.1:9000")],
             knocks: None,
         };
@@ -142,6 +146,7 @@ mod tests {
         assert_eq!(to("192.168.1.9:80"), Some(Destination::Beyond(at("192.168.1.9:80"))));
         assert_eq!(to("[2001:db8::1]:80"), Some(Destination::Beyond(at("[2001:db8::1]:80"))));
         let nowhere = [
+            "100.64.0.1:1055",
             "127.0.0.1:22",
             "127.9.9.9:22",
             "0.0.0.0:22",

@@ -46,6 +46,8 @@ const FIRST_PORT: u16 = 49_152;
 #[derive(Debug, Default, Clone)]
 struct Own {
     addresses: Vec<IpAddr>,
+    /// Ports of this machine that are no peer's business: a proxy there would lead past the packet filter, and into networks nobody offers.
+    closed: Vec<u16>,
     /// Where connections are for the peer API.
     doors: Vec<SocketAddr>,
     /// Who serves them.
@@ -183,6 +185,11 @@ impl Stack {
     /// This node's own addresses in the mesh.
     pub(in crate::sys) fn set_addresses(&self, addresses: Vec<IpAddr>) {
         self.change(|own| own.addresses = addresses);
+    }
+
+    /// Ports at which no peer reaches this machine's programs.
+    pub(in crate::sys) fn set_closed(&self, ports: Vec<u16>) {
+        self.change(|own| own.closed = ports);
     }
 
     /// Connections to these addresses come out of the receiver; the ones of before are closed by nobody.
