@@ -72,6 +72,10 @@ impl fmt::Display for Report {
             write!(f, "{name:>22}")?;
         }
         for (n, (what, unit, value)) in ROWS.into_iter().enumerate() {
+            if self.0.iter().all(|(_, figures)| value(figures) == 0.0) {
+                // Not measured in this run.
+                continue;
+            }
             write!(f, "\n{what:<18}{unit:<8}")?;
             let bare = self.0.first().map_or(0.0, |(_, figures)| value(figures));
             for (at, (_, figures)) in self.0.iter().enumerate() {
