@@ -63,6 +63,12 @@ impl Lan {
         router.wait_until_running();
     }
 
+    /// Whether the coordinator has a router's connection; the router may not know yet that it has not.
+    fn is_online(&self, name: &str) -> bool {
+        let listed = self.world.admin(&["nodes", "list"]);
+        listed["nodes"].as_array().is_some_and(|nodes| nodes.iter().any(|node| node["name"] == name && node["online"] == true))
+    }
+
     /// Whose the network is, as the coordinator tells it.
     fn carrier(&self) -> Option<String> {
         let nodes = self.world.admin(&["routes", "list"]);
@@ -123,6 +129,7 @@ fn takes_over(dies: impl FnOnce(&mut Lan), comes_back: impl FnOnce(&mut Lan)) {
     let asking = lan.ask();
     comes_back(&mut lan);
     wait_for("the first router is back", || lan.world.exit.status().filter(|status| status["CoordinatorOnline"] == true));
+    wait_for("the coordinator knows that", || lan.is_online("first").then_some(()));
     std::thread::sleep(Duration::from_secs(2));
     let pause = asking.longest_pause();
     println!("the longest pause at its return: {pause:?}");
@@ -189,8 +196,7 @@ impl Lan {
         let carrier = wait_for("somebody carries the network", || self.carrier());
         let first = carrier == "first";
         // The other one is to be there when it is needed.
-        let other = if first { &self.second } else { &self.world.exit };
-        other.wait_until_running();
+        wait_for("both are online", || (self.is_online("first") && self.is_online("second")).then_some(()));
         let asking = self.ask();
         std::thread::sleep(Duration::from_millis(500));
         let router = if first { &mut self.world.exit } else { &mut self.second };
@@ -204,6 +210,7 @@ impl Lan {
         wait_for("the other router carries the network", || (self.carrier()? != carrier).then_some(()));
         std::thread::sleep(Duration::from_secs(1));
         let pause = asking.longest_pause();
+        println!("{carrier} died: {:.3} s", pause.as_secs_f64());
         let router = if first { &mut self.world.exit } else { &mut self.second };
         if silent {
             router.sh("nft delete table ip dead");

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
@@ -121,11 +122,21 @@ impl Dialer {
     }
 }
 
+/// When the system asks whether the other end of a silent connection still knows of it (RFC 9293, section 3.8.4), how often it asks again
+/// without an answer, and how many times until it takes the connection for lost.
+const IDLE: Duration = Duration::from_secs(10);
+const PROBE_AGAIN: Duration = Duration::from_secs(5);
+const PROBES: u32 = 3;
+
 pub(in crate::sys) async fn connect_address(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     mark_socket(&socket)?;
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
+    // A server that has given up a client which was away for a moment told it so while it was: without a question of the client's own, it would
+    // take itself for connected until the map stream's watchdog ends it after two minutes.
+    let probing = TcpKeepalive::new().with_time(IDLE).with_interval(PROBE_AGAIN).with_retries(PROBES);
+    SockRef::from(&stream).set_tcp_keepalive(&probing)?;
     Ok(stream)
 }
 
