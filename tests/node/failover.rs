@@ -211,6 +211,8 @@ impl Lan {
         std::thread::sleep(Duration::from_secs(1));
         let pause = asking.longest_pause();
         println!("{carrier} died: {:.3} s", pause.as_secs_f64());
+        // Its connection is gone before its node is called offline; without this it would pass for being back.
+        wait_for("it is offline", || (!self.is_online(&carrier)).then_some(()));
         let router = if first { &mut self.world.exit } else { &mut self.second };
         if silent {
             router.sh("nft delete table ip dead");
