@@ -13,10 +13,12 @@ use super::flow::{Flow, MeshStream};
 use super::{MAX_CONNECTIONS, Own, Shared, locked, seed};
 use crate::netstack::{Connection, Ends, State, room_for};
 
-/// Connections at a time that this machine's side has not answered; of one peer, two thirds.
+/// Connections at a time that this machine's side has not answered.
 pub(super) const MAX_DIALING: usize = 256;
 /// How long this machine's side may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections at a time of one peer: it leaves others a third.
+const MAX_OF_ONE: usize = MAX_CONNECTIONS * 2 / 3;
 /// What is read of a connection at a time, in bytes.
 const CHUNK: usize = 32 * 1024;
 
@@ -68,8 +70,8 @@ pub(super) fn asked(shared: &Arc<Shared>, ends: Ends, packet: &[u8]) {
     let Some(destination) = destination(&shared.own(), ends.local) else { return stray(shared, ends, packet) };
     let flow = {
         let mut connections = locked(&shared.connections);
-        let waiting = connections.values().filter(|flow| flow.ends.remote.ip() == ends.remote.ip()).take(MAX_CONNECTIONS * 2 / 3).count();
-        if connections.len() >= MAX_CONNECTIONS || waiting >= MAX_CONNECTIONS * 2 / 3 {
+        let of_this_peer = connections.values().filter(|flow| flow.ends.remote.ip() == ends.remote.ip()).count();
+        if connections.len() >= MAX_CONNECTIONS || of_this_peer >= MAX_OF_ONE {
             tracing::debug!(?ends, "too many connections");
             return;
         }

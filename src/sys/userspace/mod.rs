@@ -26,7 +26,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::offload::Tun;
-use crate::netstack::{Connection, Ends, MTU, State, room_for};
+use crate::netstack::{Connection, Ends, State, room_for};
 use crate::sys::entropy;
 use crate::time::Time;
 use datagrams::Datagrams;

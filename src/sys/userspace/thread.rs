@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::{MTU, Shared, forward, locked};
+use super::{Shared, forward, locked};
 use crate::netstack::Reassembly;
 use crate::netstack::arrival::{self, Arrival, Useless};
 use crate::time::Time;
@@ -70,7 +70,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
 }
 
 fn work(shared: &Arc<Shared>) {
-    let mut buffer = vec![0; VirtioHeader::LENGTH + MAX_PACKET.max(MTU)].into_boxed_slice();
+    let mut buffer = vec![0; VirtioHeader::LENGTH + MAX_PACKET].into_boxed_slice();
     let mut reassembly = Reassembly::default();
     while !shared.stopping.load(Ordering::Acquire) {
         let mut idle = false;
