@@ -10,7 +10,7 @@ use crate::pve::ErrorKind;
 use crate::sys::config::{Config, ConfigError, Pve, Store, read_secret};
 use crate::sys::entropy;
 use crate::sys::pve::{
-    AdminDoor, CallError, Credentials, Door as _, Executor, Https, HttpsOptions, Mesh, Pvesh, StepError, TaskError, Trust,
+    AdminDoor, CallError, Counted, Credentials, Door as _, Executor, Https, HttpsOptions, Mesh, Pvesh, StepError, TaskError, Trust,
 };
 
 /// What every command that talks to Proxmox takes.
@@ -23,7 +23,7 @@ pub(super) struct ConnectArgs {
 
 /// An open way to Proxmox, and the files of this machine.
 pub(super) struct Session {
-    pub(super) executor: Box<dyn Executor>,
+    pub(super) executor: Box<Counted>,
     pub(super) store: Store,
     pub(super) config: Config,
 }
@@ -42,7 +42,7 @@ impl Session {
                 return Err(Failure::new("find a Proxmox host", happened, next).exit(Exit::Usage));
             }
         };
-        Ok(Self { executor, store, config })
+        Ok(Self { executor: Box::new(Counted::new(executor)), store, config })
     }
 
     /// The known coordinator, opened.

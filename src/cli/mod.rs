@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the shell may")]
 
+mod apply;
 mod connect;
 mod coordinator;
 mod create;
@@ -58,6 +59,8 @@ enum Command {
     CreateNode(create::NodeArgs),
     /// Make a subnet router in a container: it makes networks behind it reachable.
     CreateSubnetRouter(create::CreateSubnetRouter),
+    /// Make, change and start the guests that a file declares.
+    Apply(apply::Apply),
     /// Remove a guest that pvemesh made, with everything that belongs to it.
     Destroy(destroy::Destroy),
     /// Join keys of the known coordinator, for phones, laptops and servers.
@@ -96,6 +99,7 @@ pub fn main() -> ExitCode {
         Command::CreateRelay(args) => run(create::relay(args, &output)),
         Command::CreateNode(args) => run(create::member(args, &output)),
         Command::CreateSubnetRouter(args) => run(create::subnet_router(args, &output)),
+        Command::Apply(args) => run(apply::run(args, &output)),
         Command::Destroy(args) => run(destroy::run(args, &output)),
         Command::Keys(command) => run(keys::run(command, &output)),
         Command::List(args) => run(list::list(args, &output)),

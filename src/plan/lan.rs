@@ -21,7 +21,7 @@ pub(super) fn resolved(role: &Role, options: &GuestOptions, place: &Place, obser
     }
     let bridges = observed.host(&place.host).map(|host| &host.bridges[..]).unwrap_or_default();
     let on_bridge = bridges.iter().find(|bridge| bridge.name == place.bridge.as_str()).and_then(|bridge| bridge.address);
-    let (net, why) = match (options.lan.ipv4, on_bridge) {
+    let (net, why) = match (options.lan.new_ipv4(), on_bridge) {
         (Ipv4Setup::Fixed(net), _) => (IpNet::from(net).trunc(), "the network of the address given with --ip".to_owned()),
         (_, Some(net)) => (net.trunc(), format!("{}'s own network on {}", place.host, place.bridge)),
         (_, None) => return Err(Refusal::NoNetwork { host: place.host.clone(), bridge: place.bridge.clone() }),

@@ -8,9 +8,11 @@
 //!
 //! Nothing here talks to anything. `sys::pve` carries the steps out, keeps the [`journal`] while it does, and takes them back on failure.
 
+mod change;
 mod choose;
 pub mod create;
 pub mod destroy;
+pub mod fleet;
 pub mod journal;
 mod lan;
 pub mod mark;
@@ -19,7 +21,9 @@ pub mod options;
 mod refusal;
 pub mod render;
 mod step;
+mod told;
 
+pub use change::Difference;
 pub use choose::Choice;
 pub use refusal::{Fault, Refusal};
 pub use step::{Action, RELAY_PORT, Step, Undo};

@@ -45,15 +45,35 @@ pub enum Refusal {
         /// What was asked for.
         wanted: &'static str,
     },
-    /// A guest of ours has the number and role, but another name.
-    #[error("container {vmid} is there already with the name {is}, not {wanted}")]
-    OtherName {
+    /// Something about a guest that is there differs, and it is not ours to change.
+    #[error("container {vmid} is there, and its {what} is {is}, not {wanted}; pvemesh does not change that")]
+    CannotChange {
         /// The number.
         vmid: Vmid,
-        /// Its name.
+        /// What differs.
+        what: &'static str,
+        /// As it is.
         is: String,
-        /// The name asked for.
+        /// As it was asked for.
         wanted: String,
+        /// What to do.
+        next: String,
+    },
+    /// A change depends on what the guest was told, and its notes do not say it.
+    #[error("what container {vmid} was told is not kept in its notes: an older pvemesh made it, or somebody edited them")]
+    Untold {
+        /// The number.
+        vmid: Vmid,
+    },
+    /// Changed settings cannot be handed over.
+    #[error("{host} has Proxmox VE {version}; handing new settings to a guest that is there (env) came with {}", Version::ENVIRONMENT)]
+    TooOldToTell {
+        /// The guest.
+        vmid: Vmid,
+        /// Where it is.
+        host: HostName,
+        /// Its version.
+        version: Version,
     },
     /// A guest of ours whose making did not come to its end, begun elsewhere.
     #[error("container {vmid} was begun by another run of pvemesh that did not come to its end")]
@@ -216,7 +236,10 @@ impl Refusal {
             Self::VmidInUse { .. } | Self::OtherRole { .. } | Self::NameTaken { .. } => {
                 "choose another number or name; `pvemesh list` shows the guests of pvemesh".to_owned()
             }
-            Self::OtherName { vmid, .. } => format!("leave --name out, or remove it first: pvemesh destroy {vmid}"),
+            Self::CannotChange { next, .. } => next.clone(),
+            Self::Untold { vmid } | Self::TooOldToTell { vmid, .. } => {
+                format!("leave that option out, or make the guest anew: pvemesh destroy {vmid}, then this command again")
+            }
             Self::Unfinished { vmid } => format!("if no other pvemesh is at work, remove it and try again: pvemesh destroy {vmid}"),
             Self::Locked { vmid, .. } => format!("wait for the operation that holds the lock; if none does any more: pct unlock {vmid}"),
             Self::NeedsRoot { .. } => "three ways round: (1) do without the device: add --tun userspace (slower, and the node sees its peers' \

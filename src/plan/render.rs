@@ -22,6 +22,8 @@ const NOTES: &str = include_str!("../../templates/notes.md");
 
 /// The bytes Proxmox takes as a guest's Notes (`description`, pve-container's schema).
 pub const MAX_NOTES: usize = 8192;
+/// Bytes left for addresses, the mark, and what people write themselves.
+const ROOM_FOR_MORE: usize = 2048;
 
 /// Why a template was not rendered.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +81,37 @@ pub struct Notes {
     pub offers: Vec<IpNet>,
     /// The pvemesh version that made it.
     pub version: String,
+    /// What it was told, as [`told`](super::told) keeps it.
+    pub told: Option<String>,
+}
+
+impl Notes {
+    /// The notes of a guest that was told this.
+    pub fn of(guest: &Guest, role: &str, version: &str) -> Self {
+        let (mut coordinator, mut offers) = (String::new(), Vec::new());
+        if let Some(relay) = &guest.relay {
+            relay.verify_url.trim_end_matches("/verify").clone_into(&mut coordinator);
+        }
+        if let Some(node) = &guest.node {
+            coordinator.clone_from(&node.login_server);
+            if node.advertise_exit_node {
+                offers.extend([IpNet::from(ipnet::Ipv4Net::default()), IpNet::from(ipnet::Ipv6Net::default())]);
+            }
+            offers.extend(&node.advertise_routes);
+        }
+        if let Some(own) = &guest.coordinator {
+            coordinator.clone_from(&own.url);
+        }
+        Self {
+            vmid: guest.vmid,
+            name: guest.hostname.clone(),
+            role: role.to_owned(),
+            coordinator,
+            offers,
+            version: version.to_owned(),
+            told: super::told::comment(guest),
+        }
+    }
 }
 
 /// Renders a guest's configuration as TOML. It may hold the join key, so it goes only where the guest's secrets go.
@@ -123,7 +156,13 @@ pub fn notes(notes: &Notes) -> Result<String, RenderError> {
         ("offers", if offers.is_empty() { "nothing".to_owned() } else { offers.join(", ") }),
         ("version", plain(&notes.version)),
     ];
-    let text = render("notes.md", NOTES, &values)?;
+    let mut text = render("notes.md", NOTES, &values)?;
+    // Without it a later change cannot be told from what was asked for first; the notes are of use all the same.
+    if let Some(told) = notes.told.as_ref().filter(|told| text.len() + told.len() + ROOM_FOR_MORE <= MAX_NOTES) {
+        text.push('\n');
+        text.push_str(told);
+        text.push('\n');
+    }
     if text.len() > MAX_NOTES { Err(RenderError::TooLong(text.len())) } else { Ok(text) }
 }
 

@@ -1,9 +1,11 @@
 //! A plan's steps as values: what is done, what would undo it, and how it reads.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::mark::{Mark, RunId};
@@ -61,6 +63,29 @@ pub enum Action {
         host: HostName,
         /// The configuration; the join key is added when it is known.
         guest: Box<Guest>,
+    },
+    /// Puts changed settings, which hold no secret, into the environment of a guest that is there.
+    Redeliver {
+        /// Where the guest is.
+        host: HostName,
+        /// The settings.
+        guest: Box<Guest>,
+    },
+    /// Has the coordinator allow a node to carry networks, and no longer allow others.
+    ApproveRoutes {
+        /// The node.
+        name: NodeName,
+        /// Allowed from now on.
+        add: Vec<IpNet>,
+        /// No longer allowed.
+        remove: Vec<IpNet>,
+    },
+    /// Renames a node at the coordinator.
+    RenameNode {
+        /// Its name.
+        from: NodeName,
+        /// Its new name.
+        to: NodeName,
     },
     /// Waits until the guest has an address on the LAN.
     AwaitAddress {
@@ -174,6 +199,53 @@ pub enum Undo {
         /// The guest.
         vmid: Vmid,
     },
+    /// Set a container's keys back to what they were.
+    PutBack {
+        /// Where it is.
+        host: HostName,
+        /// Its number.
+        vmid: Vmid,
+        /// The keys and their values before.
+        values: BTreeMap<String, String>,
+        /// Keys that were not there before.
+        added: Vec<String>,
+    },
+    /// Hand a guest its earlier settings again.
+    HandBack {
+        /// Where it is.
+        host: HostName,
+        /// The settings, without a join key.
+        settings: Box<Guest>,
+        /// It was running, and reads them when it is started again.
+        restart: bool,
+    },
+    /// Give a node back the networks it might carry before.
+    ApproveRoutes {
+        /// The node.
+        name: NodeName,
+        /// Allowed again.
+        add: Vec<IpNet>,
+        /// No longer allowed.
+        remove: Vec<IpNet>,
+    },
+    /// Give a node its name back.
+    RenameNode {
+        /// The name it may have now.
+        from: NodeName,
+        /// The name it had.
+        to: NodeName,
+    },
+}
+
+impl Undo {
+    /// The host of this guest, if the step was about it there.
+    pub fn host_of(&self, guest: Vmid) -> Option<&HostName> {
+        match self {
+            Self::RemoveContainer { host, vmid, .. } | Self::PutBack { host, vmid, .. } => (*vmid == guest).then_some(host),
+            Self::HandBack { host, settings, .. } => (settings.vmid == guest).then_some(host),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Undo {
@@ -186,6 +258,13 @@ impl fmt::Display for Undo {
             Self::RemoveNode { name, .. } => write!(f, "remove node {name} from the coordinator"),
             Self::RemoveRelay { name, .. } => write!(f, "take relay {name} out of the relay map"),
             Self::ForgetCoordinator { vmid } => write!(f, "forget the coordinator in container {vmid}"),
+            Self::PutBack { vmid, values, added, .. } => {
+                let keys: Vec<&str> = values.keys().chain(added).map(String::as_str).collect();
+                write!(f, "set {} of container {vmid} back", keys.join(", "))
+            }
+            Self::HandBack { settings, .. } => write!(f, "hand container {} its earlier settings again", settings.vmid),
+            Self::ApproveRoutes { name, .. } => write!(f, "approve the earlier routes of {name} again"),
+            Self::RenameNode { to, .. } => write!(f, "name the node {to} again"),
         }
     }
 }
@@ -227,6 +306,12 @@ impl fmt::Display for Action {
             Self::Call { request, task: None } => write!(f, "{request}"),
             Self::Call { request, task: Some(limit) } => write!(f, "{request} (task, at most {} s)", limit.as_secs()),
             Self::Deliver { host, guest } => write!(f, "PUT /nodes/{host}/lxc/{}/config env=(secret)", guest.vmid),
+            Self::Redeliver { host, guest } => write!(f, "PUT /nodes/{host}/lxc/{}/config env=(the guest's settings)", guest.vmid),
+            Self::ApproveRoutes { name, add, remove } => {
+                let words = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+                write!(f, "coordinator: POST node {name} routes add={} remove={}", words(add), words(remove))
+            }
+            Self::RenameNode { from, to } => write!(f, "coordinator: POST node {from} name={to}"),
             Self::AwaitAddress { host, vmid, interface, limit, .. } => {
                 write!(f, "GET /nodes/{host}/lxc/{vmid}/interfaces (until {interface} has an address, at most {} s)", limit.as_secs())
             }

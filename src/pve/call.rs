@@ -10,7 +10,7 @@ use proxmox_api::nodes::NodesClient;
 use proxmox_api::nodes::node::lxc::vmid::DeleteParams;
 use proxmox_api::nodes::node::lxc::vmid::VmidClient;
 use proxmox_api::nodes::node::lxc::vmid::config::{GetParams as ConfigParams, PutParams};
-use proxmox_api::nodes::node::lxc::vmid::status::{shutdown, start, stop};
+use proxmox_api::nodes::node::lxc::vmid::status::{reboot, shutdown, start, stop};
 use proxmox_api::nodes::node::lxc::{Arch as ApiArch, Cmode, Ostype, PostParams};
 use proxmox_api::nodes::node::network::{GetParams as NetworkParams, Type as NetworkType};
 use proxmox_api::nodes::node::storage::GetParams as StorageParams;
@@ -193,6 +193,39 @@ pub fn set_environment(on: &HostName, vmid: Vmid, name: &'static str, content: &
     Ok(Request::new(Method::Put, format!("/nodes/{on}/lxc/{vmid}/config")).with_secret("env", variable))
 }
 
+/// As [`set_environment`], for a value that is no secret: it may be seen in a process list.
+///
+/// # Errors
+/// As there.
+pub fn set_open_environment(on: &HostName, vmid: Vmid, name: &'static str, content: &str) -> Built {
+    let mut request = set_environment(on, vmid, name, &Secret::new(content))?;
+    request.params.insert("env".to_owned(), super::request::Param::Plain(format!("{name}={content}")));
+    Ok(request)
+}
+
+/// Sets keys of a container's configuration to texts in Proxmox's own form; refused if the configuration is not the one with this digest.
+pub fn set_values<K: AsRef<str>>(
+    on: &HostName,
+    vmid: Vmid,
+    values: &std::collections::BTreeMap<K, String>,
+    digest: Option<&str>,
+) -> Request {
+    let mut request = Request::new(Method::Put, format!("/nodes/{on}/lxc/{vmid}/config"));
+    for (key, value) in values {
+        request = request.with(key.as_ref(), value.clone());
+    }
+    match digest {
+        Some(digest) => request.with("digest", digest),
+        None => request,
+    }
+}
+
+/// Sets keys back to what they were, and removes those that were not there.
+pub fn put_back(on: &HostName, vmid: Vmid, values: &std::collections::BTreeMap<String, String>, added: &[String]) -> Request {
+    let request = set_values(on, vmid, values, None);
+    if added.is_empty() { request } else { request.with("delete", added.join(",")) }
+}
+
 /// Removes the environment of a container's init.
 pub fn clear_environment(on: &HostName, vmid: Vmid) -> Built {
     let params = PutParams { delete: Some("env".to_owned()), ..Default::default() };
@@ -217,6 +250,12 @@ pub fn shutdown(on: &HostName, vmid: Vmid, timeout_secs: u16) -> Built {
         ..Default::default()
     };
     record(container(on, vmid)?.status().shutdown().post(params))
+}
+
+/// Stops a container, by its halt signal within `timeout_secs`, and starts it again; replies with a task.
+pub fn reboot(on: &HostName, vmid: Vmid, timeout_secs: u16) -> Built {
+    let timeout = Some(value("timeout", &timeout_secs, i128::from(timeout_secs))?);
+    record(container(on, vmid)?.status().reboot().post(reboot::PostParams { timeout, ..Default::default() }))
 }
 
 /// Removes a stopped container with its volumes and its entries in backup, replication and HA jobs; replies with a task.
@@ -311,6 +350,16 @@ mod tests {
             (start(&pve(), vmid()), "POST /nodes/pve/lxc/101/status/start"),
             (stop(&pve(), vmid()), "POST /nodes/pve/lxc/101/status/stop"),
             (shutdown(&pve(), vmid(), 10), "POST /nodes/pve/lxc/101/status/shutdown forceStop=1 timeout=10"),
+            (reboot(&pve(), vmid(), 10), "POST /nodes/pve/lxc/101/status/reboot timeout=10"),
+            (set_open_environment(&pve(), vmid(), "K", "v"), "PUT /nodes/pve/lxc/101/config env=K=v"),
+            (
+                Ok(set_values(&pve(), vmid(), &[("memory", "96".to_owned())].into(), Some("abc"))),
+                "PUT /nodes/pve/lxc/101/config digest=abc memory=96",
+            ),
+            (
+                Ok(put_back(&pve(), vmid(), &[("memory".to_owned(), "64".to_owned())].into(), &["dev0".to_owned()])),
+                "PUT /nodes/pve/lxc/101/config delete=dev0 memory=64",
+            ),
             (destroy(&pve(), vmid()), "DELETE /nodes/pve/lxc/101 purge=1"),
             (task_status(&task), "GET /nodes/pve/tasks/UPID:pve:00003B61:00050BD6:6B02A9D3:vzcreate:190:root@pam!tb:/status"),
             (

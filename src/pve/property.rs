@@ -35,6 +35,30 @@ impl Properties {
     pub fn value(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
     }
+
+    /// Gives a key another value, in its place; a new key comes last. The value must be of a type without commas.
+    pub fn set(&mut self, key: &str, value: impl Into<String>) {
+        let value = value.into();
+        match self.0.iter_mut().find(|(k, _)| k == key) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((key.to_owned(), value)),
+        }
+    }
+
+    /// The same, or takes the key out.
+    pub fn set_or_remove(&mut self, key: &str, value: Option<String>) {
+        match value {
+            Some(value) => self.set(key, value),
+            None => self.0.retain(|(k, _)| k != key),
+        }
+    }
+}
+
+impl fmt::Display for Properties {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pairs: Vec<String> = self.0.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        f.write_str(&pairs.join(","))
+    }
 }
 
 /// How Proxmox shows (and for managed system types sets) an interface's IPv4 address.
@@ -143,10 +167,15 @@ pub enum Device {
     Tun,
 }
 
+impl Device {
+    /// Where the TUN device is, on a host and in a guest.
+    pub const TUN_PATH: &str = "/dev/net/tun";
+}
+
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tun => f.write_str("/dev/net/tun"),
+            Self::Tun => f.write_str(Self::TUN_PATH),
         }
     }
 }
@@ -185,6 +214,18 @@ mod tests {
         let dhcp = NetworkInterface { ipv4: Ipv4Config::Dhcp, ipv6: Ipv6Config::Manual, ..fixed };
         assert_eq!(dhcp.to_string(), "name=eth0,bridge=vmbr0,firewall=0,ip=dhcp,type=veth");
         assert_eq!(dhcp.to_string().parse::<NetworkInterface>().unwrap(), dhcp);
+    }
+
+    #[test]
+    fn a_property_string_is_changed_in_place_and_the_rest_stays() {
+        let text = "name=eth0,bridge=vmbr0,hwaddr=BC:24:11:F8:26:A8,ip=dhcp,tag=5,type=veth";
+        let mut net = Properties::parse(text, "name");
+        assert_eq!(net.to_string(), text);
+        net.set("bridge", "vmbr1");
+        net.set_or_remove("ip", Some("10.0.0.5/24".to_owned()));
+        net.set_or_remove("gw", Some("10.0.0.1".to_owned()));
+        net.set_or_remove("tag", None);
+        assert_eq!(net.to_string(), "name=eth0,bridge=vmbr1,hwaddr=BC:24:11:F8:26:A8,ip=10.0.0.5/24,type=veth,gw=10.0.0.1");
     }
 
     #[test]

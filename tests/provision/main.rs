@@ -12,8 +12,10 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "test code")]
 
+mod change;
 mod create;
 mod faults;
+mod fleet;
 mod join;
 mod login;
 mod plan;

@@ -58,13 +58,13 @@ fn exit_node() -> Role {
         kind: NodeKind::ExitNode,
         join: Join::Ours(known()),
         endpoints: vec!["203.0.113.7:41641".parse().unwrap()],
-        userspace: false,
+        userspace: None,
     }
 }
 
 fn coordinator() -> Role {
     let admin_key = MachinePublic::from_bytes([5; 32]);
-    Role::Coordinator { url: None, base_domain: "mesh.internal".to_owned(), admin_key, trusted_proxies: Vec::new() }
+    Role::Coordinator { url: None, base_domain: None, admin_key, trusted_proxies: Vec::new() }
 }
 
 fn texts() -> GuestTexts {
@@ -74,7 +74,7 @@ fn texts() -> GuestTexts {
 fn plan_with(texts: &GuestTexts, role: &Role, observed: &Observed) -> Result<Plan, Refusal> {
     match create::create(&texts.check().unwrap(), role, observed, &image(), RUN)? {
         Outcome::Plan(plan) => Ok(plan),
-        Outcome::AlreadyThere(existing) => panic!("{existing:?} is there"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -133,10 +133,10 @@ fn a_subnet_router_takes_the_network_it_stands_in_where_somebody_says_which() {
     let router = |routes: &[&str]| {
         let routes = routes.iter().map(|net| net.parse().unwrap()).collect();
         Role::Node {
-            kind: NodeKind::SubnetRouter { routes, lan: true, snat: true, gateway: false },
+            kind: NodeKind::SubnetRouter { routes, lan: true, snat: None, gateway: None },
             join: Join::Ours(known()),
             endpoints: Vec::new(),
-            userspace: false,
+            userspace: None,
         }
     };
     let delivered = |plan: &Plan| {
@@ -161,9 +161,10 @@ fn a_subnet_router_takes_the_network_it_stands_in_where_somebody_says_which() {
 
 #[test]
 fn a_subnet_router_is_its_networks_gateway_into_the_mesh_only_if_it_is_to_be() {
-    for gateway in [true, false] {
-        let kind = NodeKind::SubnetRouter { routes: vec!["10.0.0.0/8".parse().unwrap()], lan: false, snat: true, gateway };
-        let role = Role::Node { kind, join: Join::Ours(known()), endpoints: Vec::new(), userspace: false };
+    for is_gateway in [true, false] {
+        let gateway = Some(is_gateway);
+        let kind = NodeKind::SubnetRouter { routes: vec!["10.0.0.0/8".parse().unwrap()], lan: false, snat: None, gateway };
+        let role = Role::Node { kind, join: Join::Ours(known()), endpoints: Vec::new(), userspace: None };
         let plan = plan(&role, &one_host()).unwrap();
         let delivered = plan.steps.iter().find_map(|step| match &step.action {
             Action::Deliver { guest, .. } => Some(guest),
@@ -173,7 +174,7 @@ fn a_subnet_router_is_its_networks_gateway_into_the_mesh_only_if_it_is_to_be() {
         let node = Guest::from_toml(&text).unwrap().node.unwrap();
         let mut prefs = pvemesh::node::Prefs::default();
         prefs.adopt(&node, &"router".parse().unwrap());
-        assert_eq!((node.lan_gateway, prefs.lan_gateway), (gateway, gateway), "{text}");
+        assert_eq!((node.lan_gateway, prefs.lan_gateway), (is_gateway, is_gateway), "{text}");
     }
 }
 
@@ -197,7 +198,7 @@ fn the_steps_on_an_older_host_are_these() {
 #[test]
 fn no_plan_shows_a_join_key() {
     let join = Join::Other { login_server: "https://headscale.example.org".to_owned(), auth_key: Secret::new("hskey-secret") };
-    let role = Role::Node { kind: NodeKind::Member, join, endpoints: Vec::new(), userspace: false };
+    let role = Role::Node { kind: NodeKind::Member, join, endpoints: Vec::new(), userspace: None };
     let plan = plan(&role, &one_host()).unwrap();
     assert!(!shown(&plan).contains("hskey-secret") && !format!("{plan:?}").contains("hskey-secret"));
     assert!(!serde_json::to_string(&Journal::new(&plan)).unwrap().contains("hskey"));
@@ -268,7 +269,7 @@ fn only_the_literal_root_may_make_one() {
         assert!(matches!(refusal, Refusal::NeedsRoot { .. }));
         assert!(refusal.to_string().contains("dev0") && refusal.next().contains("--tun userspace"), "{refusal}");
         let Role::Node { kind, join, endpoints, .. } = exit_node() else { panic!("a node") };
-        let plan = plan(&Role::Node { kind, join, endpoints, userspace: true }, &observed).unwrap();
+        let plan = plan(&Role::Node { kind, join, endpoints, userspace: Some(true) }, &observed).unwrap();
         let requests =
             plan.steps.iter().filter_map(|s| if let Action::Call { request, .. } = &s.action { Some(request.to_string()) } else { None });
         let create = requests.into_iter().find(|request| request.contains("/lxc arch=")).unwrap();
@@ -302,8 +303,14 @@ fn every_way_a_cluster_can_be_unfit_is_refused() {
     assert!(text.contains("pve has no active bridge") && text.contains("node other is offline"), "{text}");
 }
 
+/// A container of ours with the notes of the exit node that [`exit_node`] asks for.
 fn target(mark: &Mark) -> Target {
-    let config = ContainerConfig { description: mark.attach("x"), tags: vec![TAG.to_owned()], ..ContainerConfig::default() };
+    let plan = plan(&exit_node(), &one_host()).unwrap();
+    let notes = plan.steps.iter().find_map(|step| match &step.action {
+        Action::Finish { notes, .. } => Some(render::notes(notes).unwrap()),
+        _ => None,
+    });
+    let config = ContainerConfig { description: mark.attach(&notes.unwrap()), tags: vec![TAG.to_owned()], ..ContainerConfig::default() };
     Target { host: "pve".parse().unwrap(), config, running: true }
 }
 

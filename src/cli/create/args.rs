@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cli::connect::ConnectArgs;
-use crate::plan::options::{DEFAULT_BASE_DOMAIN, GuestOptions, GuestTexts, OptionError};
+use crate::plan::options::{GuestOptions, GuestTexts, OptionError};
 
 /// What every new guest takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -86,9 +86,9 @@ pub(in crate::cli) struct CreateCoordinator {
     /// The address clients are told, if they reach it under another one than its own on the LAN.
     #[arg(long, value_name = "URL")]
     pub(super) url: Option<String>,
-    /// The DNS suffix of node names.
-    #[arg(long, value_name = "DOMAIN", default_value = DEFAULT_BASE_DOMAIN)]
-    pub(super) base_domain: String,
+    /// The DNS suffix of node names [default: mesh.internal].
+    #[arg(long, value_name = "DOMAIN")]
+    pub(super) base_domain: Option<String>,
     /// The network a reverse proxy in front of it connects from: from there, X-Forwarded-For tells whose request it is. Several times for several.
     #[arg(long = "trusted-proxy", value_name = "CIDR")]
     pub(super) trusted_proxies: Vec<ipnet::IpNet>,
@@ -122,9 +122,9 @@ pub(in crate::cli) struct NodeArgs {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(super) endpoint: Vec<String>,
     /// What the mesh's packets go through in the container: `device` is /dev/net/tun, which Proxmox lets root@pam alone pass through; `userspace` is the
-    /// process itself, which an API token will do for.
-    #[arg(long, value_name = "KIND", default_value = "device")]
-    pub(super) tun: Tun,
+    /// process itself, which an API token will do for [default: device].
+    #[arg(long, value_name = "KIND")]
+    pub(super) tun: Option<Tun>,
     /// Join this coordinator (Headscale, Tailscale, or ours elsewhere) instead of the known one.
     #[arg(long, value_name = "URL", requires = "auth_key_file")]
     pub(super) login_server: Option<String>,
@@ -145,12 +145,12 @@ pub(in crate::cli) struct CreateSubnetRouter {
     /// prefix that `node via` prints makes a network reachable as that of a site. Several times for several.
     #[arg(long, value_name = "CIDR", required = true)]
     pub(super) route: Vec<String>,
-    /// Give what enters these networks the node's own address there, so that their machines need no route back. With `false` they see who it
-    /// is, and need one.
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
-    pub(super) snat_subnet_routes: bool,
+    /// Give what enters these networks the node's own address there, so that their machines need no route back [default: true]. With `false`
+    /// they see who it is, and need one.
+    #[arg(long, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub(super) snat_subnet_routes: Option<bool>,
     /// Let machines on the container's networks use the mesh through it, in its name, once it is their gateway: they may do there what the
     /// node may.
-    #[arg(long)]
-    pub(super) lan_gateway: bool,
+    #[arg(long, action = clap::ArgAction::Set, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) lan_gateway: Option<bool>,
 }

@@ -7,7 +7,7 @@ use crate::cli::connect::{Session, call_failure, config_failure, refusal, step_a
 use crate::cli::interrupt::Interrupt;
 use crate::cli::progress::Progress;
 use crate::cli::{Exit, Failure, Output};
-use crate::ident::{NodeId, NodeName};
+use crate::ident::{NodeId, NodeName, Vmid};
 use crate::plan::create::{self, Existing, Image, Outcome, Plan};
 use crate::plan::mark::RunId;
 use crate::plan::options::{GuestOptions, Join, KnownCoordinator, Role};
@@ -15,14 +15,14 @@ use crate::pve::call::Arch;
 use crate::sys::config::WorkLock;
 use crate::sys::entropy;
 use crate::sys::image::ImageError;
-use crate::sys::pve::{Findings, Images as _, Mesh, Provisioner, RunError, StepError, Stock, Undoer, observe};
+use crate::sys::pve::{Executor as _, Findings, Images as _, Mesh, Provisioner, RunError, StepError, Stock, Undoer, Watch, observe};
 
 /// How a guest is made, whatever it is.
 #[derive(Clone, Copy)]
-pub(super) struct How<'a> {
-    pub(super) dry_run: bool,
-    pub(super) image: Option<&'a Path>,
-    pub(super) output: &'a Output,
+pub(in crate::cli) struct How<'a> {
+    pub(in crate::cli) dry_run: bool,
+    pub(in crate::cli) image: Option<&'a Path>,
+    pub(in crate::cli) output: &'a Output,
 }
 
 /// One guest being made.
@@ -43,7 +43,7 @@ impl Making<'_> {
         let mut progress = Progress::new(self.how.output);
         let lock = if self.how.dry_run { None } else { Some(self.session.store.lock(vmid).map_err(config_failure)?) };
         if let Some(lock) = &lock {
-            self.recover(lock, &mut progress).await?;
+            recover(self.session, self.mesh, (vmid, lock), &mut progress, self.how.output).await?;
         }
         let stock = progress.during("prepare the image", || Stock::prepare(&self.session.store, self.how.image));
         let stock = stock.map_err(|e| image_failure(&self.tried, &e))?;
@@ -64,6 +64,10 @@ impl Making<'_> {
         let outcome = create::create(self.options, &self.role, &observed, &image, run).map_err(|e| refusal(&self.tried, &e))?;
         let (plan, changed) = match outcome {
             Outcome::Plan(plan) => (plan, true),
+            Outcome::Change(plan) => {
+                self.how.output.note(format!("{} {} is there on {} and differs:", self.role.words(), vmid, plan.host));
+                (plan, true)
+            }
             Outcome::AlreadyThere(existing) => {
                 let plan = create::revive(&existing, &self.role, self.is_known, run).map_err(|e| refusal(&self.tried, &e))?;
                 self.say_it_is_there(&existing, &plan);
@@ -74,6 +78,9 @@ impl Making<'_> {
         if self.how.dry_run {
             self.how.output.result(&dry_run_value(&plan), dry_run_text(&plan, &self.session.executor.place()));
             return Ok(None);
+        }
+        for difference in &plan.differences {
+            self.how.output.note(format!("  {:<17} {} -> {}", difference.what, difference.from, difference.to));
         }
         for choice in &plan.choices {
             self.how.output.note(format!("  {:<17} {}  ({})", choice.what, choice.value, choice.why));
@@ -94,23 +101,6 @@ impl Making<'_> {
         ));
     }
 
-    /// Takes back what an earlier run left for this guest.
-    async fn recover(&self, _held: &WorkLock, progress: &mut Progress<'_>) -> Result<(), Failure> {
-        let vmid = self.options.vmid;
-        let Some(journal) = self.session.store.journal(vmid).map_err(config_failure)? else { return Ok(()) };
-        self.how.output.note(format!("an earlier run for {vmid} did not come to its end; taking back what it left"));
-        let undoer = Undoer { executor: &*self.session.executor, mesh: self.mesh, store: &self.session.store };
-        let tried = format!("take back what an earlier run left for {vmid}");
-        match undoer.recover(&journal, progress).await {
-            Ok((_, left)) if left.is_empty() => Ok(()),
-            Ok((_, left)) => Err(Failure::new(tried, left.join("; "), "clear that up, then run the command again").exit(Exit::Left)),
-            Err(error) => {
-                let (next, exit, _) = step_advice(&error);
-                Err(Failure::new(tried, &error, next).exit(exit))
-            }
-        }
-    }
-
     async fn carry_out(&self, plan: &Plan, stock: &Stock, progress: &mut Progress<'_>) -> Result<Findings, Failure> {
         let door = self.session.door()?;
         let mut interrupt = Interrupt::listen(self.how.output)?;
@@ -123,29 +113,7 @@ impl Making<'_> {
             watch: progress,
             interrupted: interrupt.requested(),
         };
-        provisioner.run(plan).await.map_err(|error| self.failed(&error))
-    }
-
-    fn failed(&self, error: &RunError) -> Failure {
-        let (mut next, mut exit, log) = step_advice(&error.error);
-        if !log.is_empty() {
-            self.how.output.note("  the task's log ends with:");
-            for line in log {
-                self.how.output.note(format!("    | {line}"));
-            }
-        }
-        let mut happened = format!("{}: {}", error.step, error.error);
-        if error.left.is_empty() {
-            happened.push_str("; what had been made was taken back");
-        } else {
-            happened.push_str(&format!("; not taken back: {}", error.left.join(", ")));
-            next = match error.error {
-                StepError::Interrupted => "run the same command again, which takes that back first".to_owned(),
-                _ => format!("run the same command again, which takes that back first ({next})"),
-            };
-            exit = Exit::Left;
-        }
-        Failure::new(&self.tried, happened, next).exit(exit)
+        provisioner.run(plan).await.map_err(|error| run_failure(&self.tried, &error, self.how.output))
     }
 
     fn report(&self, plan: Plan, changed: bool, findings: Findings, seconds: f64) -> Report {
@@ -160,16 +128,63 @@ impl Making<'_> {
             node: plan.host.to_string(),
             changed,
             choices: plan.choices,
+            differences: plan.differences,
             lan_address: findings.lan_address,
             mesh_addresses: findings.mesh_addresses,
             url: known.map(|known| known.url),
             steps: findings.timings.into_iter().map(|(step, took)| Timed { step, seconds: took.as_secs_f64() }).collect(),
             seconds,
+            calls: self.session.executor.calls(),
         }
     }
 }
 
-fn image_failure(tried: &str, error: &ImageError) -> Failure {
+/// Takes back what an earlier run left for a guest.
+pub(in crate::cli) async fn recover(
+    session: &Session,
+    mesh: Option<&dyn Mesh>,
+    (vmid, _held): (Vmid, &WorkLock),
+    watch: &mut dyn Watch,
+    output: &Output,
+) -> Result<(), Failure> {
+    let Some(journal) = session.store.journal(vmid).map_err(config_failure)? else { return Ok(()) };
+    output.note(format!("an earlier run for {vmid} did not come to its end; taking back what it left"));
+    let undoer = Undoer { executor: &*session.executor, mesh, store: &session.store };
+    let tried = format!("take back what an earlier run left for {vmid}");
+    match undoer.recover(&journal, watch).await {
+        Ok((_, left)) if left.is_empty() => Ok(()),
+        Ok((_, left)) => Err(Failure::new(tried, left.join("; "), "clear that up, then run the command again").exit(Exit::Left)),
+        Err(error) => {
+            let (next, exit, _) = step_advice(&error);
+            Err(Failure::new(tried, &error, next).exit(exit))
+        }
+    }
+}
+
+/// What the admin reads when a run failed; the end of a failed task's log goes before it.
+pub(in crate::cli) fn run_failure(tried: &str, error: &RunError, output: &Output) -> Failure {
+    let (mut next, mut exit, log) = step_advice(&error.error);
+    if !log.is_empty() {
+        output.note("  the task's log ends with:");
+        for line in log {
+            output.note(format!("    | {line}"));
+        }
+    }
+    let mut happened = format!("{}: {}", error.step, error.error);
+    if error.left.is_empty() {
+        happened.push_str("; what had been made was taken back");
+    } else {
+        happened.push_str(&format!("; not taken back: {}", error.left.join(", ")));
+        next = match error.error {
+            StepError::Interrupted => "run the same command again, which takes that back first".to_owned(),
+            _ => format!("run the same command again, which takes that back first ({next})"),
+        };
+        exit = Exit::Left;
+    }
+    Failure::new(tried, happened, next).exit(exit)
+}
+
+pub(in crate::cli) fn image_failure(tried: &str, error: &ImageError) -> Failure {
     match error {
         ImageError::File { tried: "use as an image", .. } => {
             Failure::new(tried, error, "make one: pvemesh image build; or leave --image out").exit(Exit::Usage)
@@ -178,7 +193,8 @@ fn image_failure(tried: &str, error: &ImageError) -> Failure {
     }
 }
 
-fn architecture(tried: &str) -> Result<Arch, Failure> {
+/// The architecture of the image made of this program.
+pub(in crate::cli) fn architecture(tried: &str) -> Result<Arch, Failure> {
     match std::env::consts::ARCH {
         "x86_64" => Ok(Arch::Amd64),
         "aarch64" => Ok(Arch::Arm64),

@@ -9,16 +9,18 @@ use super::{Exit, Failure, Output};
 use crate::ident::Vmid;
 use crate::plan::Refusal;
 use crate::plan::options::{
-    DEFAULT_BASE_DOMAIN, GuestOptions, GuestTexts, Join, NodeKind, OptionError, Role, auth_key, base_domain, endpoints, relay_address,
-    routes, server_url,
+    GuestOptions, GuestTexts, Join, NodeKind, OptionError, Role, auth_key, base_domain, endpoints, relay_address, routes, server_url,
 };
 use crate::pve::{call, reply};
 use crate::sys::config::read_secret;
 use crate::sys::entropy;
+use crate::sys::pve::Executor as _;
 use args::Tun;
 pub(super) use args::{CreateCoordinator, CreateRelay, CreateSubnetRouter, NodeArgs};
-use making::{How, Making};
-use report::{Report, summary};
+use making::Making;
+pub(super) use making::{How, architecture, image_failure, recover, run_failure};
+pub(super) use report::Report;
+use report::summary;
 
 /// Runs `create-coordinator`.
 pub(super) async fn coordinator(args: CreateCoordinator, output: &Output) -> Result<(), Failure> {
@@ -26,7 +28,7 @@ pub(super) async fn coordinator(args: CreateCoordinator, output: &Output) -> Res
     let wrong = |e: OptionError| refusal(&tried, &Refusal::Option(e));
     let options = args.guest.check().map_err(wrong)?;
     let url = args.url.as_deref().map(|text| server_url("--url", text)).transpose().map_err(wrong)?;
-    let base_domain = base_domain("--base-domain", &args.base_domain).map_err(wrong)?;
+    let base_domain = args.base_domain.as_deref().map(|text| base_domain("--base-domain", text)).transpose().map_err(wrong)?;
     let asked = Asked { url, base_domain, trusted_proxies: args.trusted_proxies };
     let session = Session::open(&args.guest.connect).await?;
     let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
@@ -38,13 +40,19 @@ pub(super) async fn coordinator(args: CreateCoordinator, output: &Output) -> Res
 }
 
 /// What a coordinator is asked to be.
-struct Asked {
-    url: Option<String>,
-    base_domain: String,
-    trusted_proxies: Vec<ipnet::IpNet>,
+pub(super) struct Asked {
+    pub(super) url: Option<String>,
+    pub(super) base_domain: Option<String>,
+    pub(super) trusted_proxies: Vec<ipnet::IpNet>,
 }
 
-async fn make_coordinator(session: &Session, options: &GuestOptions, asked: Asked, how: How<'_>) -> Result<Option<Report>, Failure> {
+/// Makes the coordinator, unless another one is known.
+pub(super) async fn make_coordinator(
+    session: &Session,
+    options: &GuestOptions,
+    asked: Asked,
+    how: How<'_>,
+) -> Result<Option<Report>, Failure> {
     let tried = format!("make coordinator {}", options.vmid);
     let known = session.config.coordinator.as_ref();
     if let Some(other) = known.filter(|c| c.vmid != Some(options.vmid)) {
@@ -131,7 +139,7 @@ async fn node(args: NodeArgs, kind: NodeKind, output: &Output) -> Result<(), Fai
             }
         }
     };
-    let role = Role::Node { kind, join, endpoints, userspace: args.tun == Tun::Userspace };
+    let role = Role::Node { kind, join, endpoints, userspace: args.tun.map(|tun| tun == Tun::Userspace) };
     let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
     let making = Making { session: &session, options: &options, role, mesh: mesh.as_deref(), is_known: true, how, tried };
     if let Some(report) = making.run().await? {
@@ -169,7 +177,7 @@ async fn first_coordinator(
     };
     let options = texts.check().map_err(|e| refusal(tried, &Refusal::Option(e)))?;
     let how = How { dry_run: false, image: args.guest.image.as_deref(), output };
-    let asked = Asked { url: None, base_domain: DEFAULT_BASE_DOMAIN.to_owned(), trusted_proxies: Vec::new() };
+    let asked = Asked { url: None, base_domain: None, trusted_proxies: Vec::new() };
     let report = make_coordinator(session, &options, asked, how).await?;
     if let Some(report) = report {
         output.note(summary(&report));

@@ -1,32 +1,36 @@
 //! What the `create-*` commands say: results, and plans that are not carried out.
 
 use crate::ident::{NodeName, Vmid};
-use crate::plan::Choice;
 use crate::plan::create::Plan;
+use crate::plan::{Choice, Difference};
 
 #[derive(serde::Serialize)]
-pub(super) struct Report {
-    pub(super) vmid: Vmid,
-    pub(super) name: NodeName,
-    pub(super) role: &'static str,
-    pub(super) node: String,
-    pub(super) changed: bool,
+pub(in crate::cli) struct Report {
+    pub(in crate::cli) vmid: Vmid,
+    pub(in crate::cli) name: NodeName,
+    pub(in crate::cli) role: &'static str,
+    pub(in crate::cli) node: String,
+    pub(in crate::cli) changed: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) choices: Vec<Choice>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) lan_address: Option<std::net::IpAddr>,
+    pub(in crate::cli) choices: Vec<Choice>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) mesh_addresses: Vec<std::net::IpAddr>,
+    pub(in crate::cli) differences: Vec<Difference>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) url: Option<String>,
-    pub(super) steps: Vec<Timed>,
-    pub(super) seconds: f64,
+    pub(in crate::cli) lan_address: Option<std::net::IpAddr>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::cli) mesh_addresses: Vec<std::net::IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::cli) url: Option<String>,
+    pub(in crate::cli) steps: Vec<Timed>,
+    pub(in crate::cli) seconds: f64,
+    /// Calls made to Proxmox, those before the first step included.
+    pub(in crate::cli) calls: u64,
 }
 
 #[derive(serde::Serialize)]
-pub(super) struct Timed {
-    pub(super) step: String,
-    pub(super) seconds: f64,
+pub(in crate::cli) struct Timed {
+    pub(in crate::cli) step: String,
+    pub(in crate::cli) seconds: f64,
 }
 
 pub(super) fn summary(report: &Report) -> String {
@@ -45,7 +49,7 @@ pub(super) fn summary(report: &Report) -> String {
     if let Some(url) = &report.url {
         text.push_str(&format!("\n  coordinator   {url}"));
     }
-    text.push_str(&format!("\n  ready in      {:.1} s", report.seconds));
+    text.push_str(&format!("\n  ready in      {:.1} s, {} calls to Proxmox", report.seconds, report.calls));
     if report.role == "coordinator" {
         text.push_str("\nnext: pvemesh create-exit-node ID");
     }
@@ -53,7 +57,11 @@ pub(super) fn summary(report: &Report) -> String {
 }
 
 pub(super) fn dry_run_text(plan: &Plan, place: &str) -> String {
-    let mut text = format!("would make {} {} ({}) on {} at {place}\n", plan.role, plan.vmid, plan.name, plan.host);
+    let verb = if plan.differences.is_empty() { "make" } else { "change" };
+    let mut text = format!("would {verb} {} {} ({}) on {} at {place}\n", plan.role, plan.vmid, plan.name, plan.host);
+    for difference in &plan.differences {
+        text.push_str(&format!("  {:<17} {} -> {}\n", difference.what, difference.from, difference.to));
+    }
     for choice in &plan.choices {
         text.push_str(&format!("  {:<17} {}  ({})\n", choice.what, choice.value, choice.why));
     }
@@ -73,5 +81,5 @@ pub(super) fn dry_run_value(plan: &Plan) -> serde_json::Value {
         .iter()
         .map(|step| serde_json::json!({ "step": step.title, "call": step.action.to_string(), "undo": step.undo.as_ref().map(ToString::to_string) }))
         .collect();
-    serde_json::json!({ "dry_run": true, "vmid": plan.vmid, "name": plan.name, "role": plan.role, "node": plan.host, "choices": plan.choices, "steps": steps })
+    serde_json::json!({ "dry_run": true, "vmid": plan.vmid, "name": plan.name, "role": plan.role, "node": plan.host, "choices": plan.choices, "differences": plan.differences, "steps": steps })
 }

@@ -1,9 +1,9 @@
 //! What a guest is told (its configuration), and what is said of it in Proxmox (mark and notes).
 
+use super::INTERFACE;
 use super::maker::Maker;
-use super::{INTERFACE, exit_routes};
 use crate::plan::mark::Mark;
-use crate::plan::options::{Join, NodeKind, Role};
+use crate::plan::options::{DEFAULT_BASE_DOMAIN, Join, NodeKind, Role};
 use crate::plan::render::Notes;
 use crate::plan::step::RELAY_PORT;
 use crate::settings::{self, DEFAULT_COORDINATOR_PORT, DEFAULT_PORT, Guest, Ipv4Setup, Network};
@@ -14,35 +14,12 @@ impl Maker<'_> {
     }
 
     pub(super) fn notes(&self) -> Notes {
-        let (coordinator, offers) = match self.role {
-            Role::Coordinator { url, .. } => (url.clone().unwrap_or_else(|| self.own_url()), Vec::new()),
-            Role::Relay { coordinator, .. } => (coordinator.lan_url.clone(), Vec::new()),
-            Role::Node { kind, join, .. } => {
-                let server = match join {
-                    Join::Ours(known) => known.lan_url.clone(),
-                    Join::Other { login_server, .. } => login_server.clone(),
-                };
-                let offers = match kind {
-                    NodeKind::Member => Vec::new(),
-                    NodeKind::ExitNode => exit_routes(),
-                    NodeKind::SubnetRouter { routes, .. } => routes.clone(),
-                };
-                (server, offers)
-            }
-        };
-        Notes {
-            vmid: self.options.vmid,
-            name: self.name.clone(),
-            role: self.role.words().to_owned(),
-            coordinator,
-            offers,
-            version: self.image.version.clone(),
-        }
+        Notes::of(&self.guest(), self.role.words(), &self.image.version)
     }
 
     /// A coordinator's address if none was given: its fixed address, else its name (which a home router's DNS often knows).
     pub(super) fn own_url(&self) -> String {
-        match self.options.lan.ipv4 {
+        match self.options.lan.new_ipv4() {
             Ipv4Setup::Fixed(net) => format!("http://{}:{DEFAULT_COORDINATOR_PORT}", net.addr()),
             Ipv4Setup::Dhcp | Ipv4Setup::None => format!("http://{}:{DEFAULT_COORDINATOR_PORT}", self.name),
         }
@@ -52,9 +29,9 @@ impl Maker<'_> {
         let lan = &self.options.lan;
         let network = Network {
             interface: INTERFACE.to_owned(),
-            ipv4: lan.ipv4,
+            ipv4: lan.new_ipv4(),
             gateway4: lan.gateway4,
-            ipv6: lan.ipv6,
+            ipv6: lan.new_ipv6(),
             gateway6: lan.gateway6,
             nameservers: lan.nameservers.clone(),
         };
@@ -65,7 +42,7 @@ impl Maker<'_> {
                     url: url.clone().unwrap_or_else(|| self.own_url()),
                     listen: ([0, 0, 0, 0], DEFAULT_COORDINATOR_PORT).into(),
                     admin_keys: vec![*admin_key],
-                    base_domain: base_domain.clone(),
+                    base_domain: base_domain.clone().unwrap_or_else(|| DEFAULT_BASE_DOMAIN.to_owned()),
                     front: settings::Front { trusted_proxies: trusted_proxies.clone(), ..settings::Front::default() },
                     relay: settings::EmbeddedRelay::default(),
                 });
@@ -94,9 +71,9 @@ impl Maker<'_> {
                     advertise_exit_node: *kind == NodeKind::ExitNode,
                     advertise_routes: if let NodeKind::SubnetRouter { routes, .. } = kind { routes.clone() } else { Vec::new() },
                     accept_routes: false,
-                    snat_subnet_routes: !matches!(kind, NodeKind::SubnetRouter { snat: false, .. }),
-                    userspace: *userspace,
-                    lan_gateway: matches!(kind, NodeKind::SubnetRouter { gateway: true, .. }),
+                    snat_subnet_routes: !matches!(kind, NodeKind::SubnetRouter { snat: Some(false), .. }),
+                    userspace: *userspace == Some(true),
+                    lan_gateway: matches!(kind, NodeKind::SubnetRouter { gateway: Some(true), .. }),
                 });
             }
         }

@@ -43,11 +43,20 @@ pub fn revive(existing: &Existing, role: &Role, is_known: bool, run: RunId) -> R
         let action = Action::MeetCoordinator { vmid, port: DEFAULT_COORDINATOR_PORT, url: url.clone(), limit: ONLINE_LIMIT };
         steps.push(Step::plain("meet the coordinator", action));
     }
-    Ok(Plan { vmid, name: existing.name.clone(), role: role.name(), host: host.clone(), run, choices: Vec::new(), steps })
+    Ok(Plan {
+        vmid,
+        name: existing.name.clone(),
+        role: role.name(),
+        host: host.clone(),
+        run,
+        choices: Vec::new(),
+        differences: Vec::new(),
+        steps,
+    })
 }
 
 /// What is there under the number: nothing, the very guest wanted, or something in the way.
-pub(super) fn existing(options: &GuestOptions, role: &Role, observed: &Observed) -> Result<Option<Existing>, Refusal> {
+pub(super) fn existing<'o>(options: &GuestOptions, role: &Role, observed: &'o Observed) -> Result<Option<(Existing, &'o Target)>, Refusal> {
     let vmid = options.vmid;
     let Some(target) = &observed.target else {
         return match observed.guest(vmid) {
@@ -61,13 +70,10 @@ pub(super) fn existing(options: &GuestOptions, role: &Role, observed: &Observed)
     if mark.role != role.name() {
         return Err(Refusal::OtherRole { vmid, is: mark.role, wanted: role.name() });
     }
-    if let Some(wanted) = options.name.as_ref().filter(|wanted| **wanted != mark.name) {
-        return Err(Refusal::OtherName { vmid, is: mark.name.to_string(), wanted: wanted.to_string() });
-    }
     if !mark.ready {
         return Err(Refusal::Unfinished { vmid });
     }
-    Ok(Some(Existing { vmid, host: target.host.clone(), name: mark.name, running: target.running }))
+    Ok(Some((Existing { vmid, host: target.host.clone(), name: mark.name, running: target.running }, target)))
 }
 
 fn foreign(vmid: Vmid, target: &Target, observed: &Observed) -> Refusal {

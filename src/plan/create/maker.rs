@@ -7,9 +7,9 @@ use crate::ident::{NodeId, NodeName};
 use crate::plan::choose::{self, Place};
 use crate::plan::mark::{RunId, TAG};
 use crate::plan::observed::Observed;
-use crate::plan::options::{self, GuestOptions, Join, NodeKind, ROOT_VOLUME, Role};
+use crate::plan::options::{self, DEFAULT_CORES, DEFAULT_MEMORY, GuestOptions, Join, NodeKind, ROOT_VOLUME, Role};
 use crate::plan::refusal::Refusal;
-use crate::plan::render;
+use crate::plan::render::{self, Notes};
 use crate::plan::step::{Action, Step, Undo};
 use crate::pve::call::{self, NewContainer};
 use crate::pve::{Device, Ipv4Config, Ipv6Config, NetworkInterface, RootVolume, Tag, VolumeId};
@@ -131,7 +131,7 @@ impl Maker<'_> {
         let (host, vmid, name) = (self.place.host.clone(), self.options.vmid, self.name.clone());
         match self.role {
             Role::Coordinator { url, .. } => {
-                let expected = match self.options.lan.ipv4 {
+                let expected = match self.options.lan.new_ipv4() {
                     Ipv4Setup::Fixed(net) => Some(net.addr().into()),
                     Ipv4Setup::Dhcp | Ipv4Setup::None => None,
                 };
@@ -141,7 +141,7 @@ impl Maker<'_> {
                 steps.push(Step::undone_by("wait for the coordinator", action, Undo::ForgetCoordinator { vmid }));
             }
             Role::Relay { address, .. } => {
-                let expected = match self.options.lan.ipv4 {
+                let expected = match self.options.lan.new_ipv4() {
                     Ipv4Setup::Fixed(net) => Some(net.addr().into()),
                     Ipv4Setup::Dhcp | Ipv4Setup::None => None,
                 };
@@ -167,12 +167,12 @@ impl Maker<'_> {
             name: INTERFACE.to_owned(),
             bridge: self.place.bridge.clone(),
             // Proxmox sets nothing up in an unmanaged system; it shows these to the admin.
-            ipv4: match lan.ipv4 {
+            ipv4: match lan.new_ipv4() {
                 Ipv4Setup::Dhcp => Ipv4Config::Dhcp,
                 Ipv4Setup::Fixed(net) => Ipv4Config::Fixed(net, lan.gateway4),
                 Ipv4Setup::None => Ipv4Config::Manual,
             },
-            ipv6: match lan.ipv6 {
+            ipv6: match lan.new_ipv6() {
                 Ipv6Setup::Auto => Ipv6Config::Auto,
                 Ipv6Setup::Fixed(net) => Ipv6Config::Fixed(net, lan.gateway6),
                 Ipv6Setup::None => Ipv6Config::Manual,
@@ -186,12 +186,12 @@ impl Maker<'_> {
             root: RootVolume { storage: self.place.storage.clone(), mebibytes: ROOT_VOLUME },
             hostname: self.name.clone(),
             arch: self.image.arch,
-            cores: self.options.cores,
-            memory: self.options.memory,
+            cores: self.options.cores.unwrap_or(DEFAULT_CORES),
+            memory: self.options.memory.unwrap_or(DEFAULT_MEMORY),
             network,
             device: self.role.needs_tun().then_some(Device::Tun),
             tags: vec![tag(TAG)?, tag(self.role.name())?],
-            notes: self.mark(false).attach(&render::notes(&self.notes())?),
+            notes: self.mark(false).attach(&render::notes(&Notes { told: None, ..self.notes() })?),
         })
     }
 }

@@ -11,6 +11,7 @@ pub use image::Image;
 
 use std::time::Duration;
 
+use super::change::{self, Difference};
 use super::choose::{self, Choice};
 use super::lan;
 use super::mark::RunId;
@@ -33,17 +34,19 @@ pub const OWNER: &str = "pvemesh";
 const KEY_LIFE: Duration = Duration::from_secs(15 * 60);
 /// Limits of the waits; each many times what a small host needs.
 const CREATE_LIMIT: Duration = Duration::from_secs(300);
-const START_LIMIT: Duration = Duration::from_secs(90);
+pub(super) const START_LIMIT: Duration = Duration::from_secs(90);
 const DELETE_LIMIT: Duration = Duration::from_secs(60);
-const ADDRESS_LIMIT: Duration = Duration::from_secs(60);
-const ONLINE_LIMIT: Duration = Duration::from_secs(90);
-const INTERFACE: &str = "eth0";
+pub(super) const ADDRESS_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const ONLINE_LIMIT: Duration = Duration::from_secs(90);
+pub(super) const INTERFACE: &str = "eth0";
 
 /// What to do.
 #[derive(Debug)]
 pub enum Outcome {
     /// Everything is there already.
     AlreadyThere(Existing),
+    /// It is there, and these steps change what differs.
+    Change(Plan),
     /// These steps.
     Plan(Plan),
 }
@@ -63,6 +66,8 @@ pub struct Plan {
     pub run: RunId,
     /// What was decided and why.
     pub choices: Vec<Choice>,
+    /// What is changed about a guest that is there; none for a new one.
+    pub differences: Vec<Difference>,
     /// What is done, in order.
     pub steps: Vec<Step>,
 }
@@ -72,8 +77,9 @@ pub struct Plan {
 /// # Errors
 /// With the first reason why nothing should be begun.
 pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &Image, run: RunId) -> Result<Outcome, Refusal> {
-    if let Some(existing) = existing::existing(options, role, observed)? {
-        return Ok(Outcome::AlreadyThere(existing));
+    if let Some((existing, target)) = existing::existing(options, role, observed)? {
+        let change = change::plan(options, role, &existing, target, observed, run, &image.version)?;
+        return Ok(change.map_or(Outcome::AlreadyThere(existing), Outcome::Change));
     }
     if role.needs_tun() && !observed.identity.is_root() {
         let host = options.host.as_ref().map_or_else(|| "NODE".to_owned(), ToString::to_string);
@@ -94,11 +100,20 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
     choices.push(delivery.reason());
     let maker = Maker { options, role: &role, observed, image, run, place: &place, name: &name };
     let steps = maker.steps(delivery)?;
-    Ok(Outcome::Plan(Plan { vmid: options.vmid, name, role: role.name(), host: place.host.clone(), run, choices, steps }))
+    Ok(Outcome::Plan(Plan {
+        vmid: options.vmid,
+        name,
+        role: role.name(),
+        host: place.host.clone(),
+        run,
+        choices,
+        differences: Vec::new(),
+        steps,
+    }))
 }
 
 fn address_words(options: &GuestOptions) -> String {
-    match options.lan.ipv4 {
+    match options.lan.new_ipv4() {
         Ipv4Setup::Dhcp => "dhcp".to_owned(),
         Ipv4Setup::Fixed(net) => net.to_string(),
         Ipv4Setup::None => "no IPv4".to_owned(),
@@ -106,7 +121,7 @@ fn address_words(options: &GuestOptions) -> String {
 }
 
 fn address_why(options: &GuestOptions) -> &'static str {
-    match options.lan.ipv4 {
+    match options.lan.new_ipv4() {
         Ipv4Setup::Dhcp => "unless given with --ip; reserve the lease in your router to keep it",
         Ipv4Setup::Fixed(_) | Ipv4Setup::None => "given with --ip",
     }

@@ -75,19 +75,31 @@ pub struct GuestTexts {
 /// How a new guest gets its addresses on the LAN.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lan {
-    /// IPv4.
-    pub ipv4: Ipv4Setup,
+    /// IPv4, if said; else DHCP for a new guest.
+    pub ipv4: Option<Ipv4Setup>,
     /// IPv4 gateway, only with a fixed address.
     pub gateway4: Option<Ipv4Addr>,
-    /// IPv6.
-    pub ipv6: Ipv6Setup,
+    /// IPv6, if said; else router advertisements for a new guest.
+    pub ipv6: Option<Ipv6Setup>,
     /// IPv6 gateway, only with a fixed address.
     pub gateway6: Option<Ipv6Addr>,
-    /// Name servers.
+    /// Name servers; none if not said.
     pub nameservers: Vec<IpAddr>,
 }
 
-/// The options of every command that makes a guest, checked.
+impl Lan {
+    /// IPv4 of a new guest.
+    pub fn new_ipv4(&self) -> Ipv4Setup {
+        self.ipv4.unwrap_or(Ipv4Setup::Dhcp)
+    }
+
+    /// IPv6 of a new guest.
+    pub fn new_ipv6(&self) -> Ipv6Setup {
+        self.ipv6.unwrap_or_default()
+    }
+}
+
+/// The options of every command that makes a guest, checked. What was not said is chosen for a new guest, and left alone for one that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestOptions {
     /// The guest's number.
@@ -102,10 +114,10 @@ pub struct GuestOptions {
     pub template_storage: Option<StorageId>,
     /// The bridge; chosen if absent.
     pub bridge: Option<BridgeName>,
-    /// Memory in MiB.
-    pub memory: u32,
-    /// Cores.
-    pub cores: u16,
+    /// Memory in MiB; [`DEFAULT_MEMORY`] for a new guest if absent.
+    pub memory: Option<u32>,
+    /// Cores; [`DEFAULT_CORES`] for a new guest if absent.
+    pub cores: Option<u16>,
     /// Addresses on the LAN.
     pub lan: Lan,
 }
@@ -116,12 +128,10 @@ impl GuestTexts {
     /// # Errors
     /// At the first option that cannot be used.
     pub fn check(&self) -> Result<GuestOptions, OptionError> {
-        let memory = self.memory.unwrap_or(DEFAULT_MEMORY);
-        if !(32..=1 << 20).contains(&memory) {
+        if self.memory.is_some_and(|memory| !(32..=1 << 20).contains(&memory)) {
             return Err(OptionError::new("--memory", "32 MiB to 1 TiB, in MiB"));
         }
-        let cores = self.cores.unwrap_or(DEFAULT_CORES);
-        if !(1..=512).contains(&cores) {
+        if self.cores.is_some_and(|cores| !(1..=512).contains(&cores)) {
             return Err(OptionError::new("--cores", "1 to 512"));
         }
         Ok(GuestOptions {
@@ -131,37 +141,43 @@ impl GuestTexts {
             storage: parsed("--storage", self.storage.as_deref())?,
             template_storage: parsed("--template-storage", self.template_storage.as_deref())?,
             bridge: parsed("--bridge", self.bridge.as_deref())?,
-            memory,
-            cores,
+            memory: self.memory,
+            cores: self.cores,
             lan: self.lan()?,
         })
     }
 
     fn lan(&self) -> Result<Lan, OptionError> {
         let ipv4 = match self.ip.as_deref() {
-            None | Some("dhcp") => Ipv4Setup::Dhcp,
-            Some("none") => Ipv4Setup::None,
+            None => None,
+            Some("dhcp") => Some(Ipv4Setup::Dhcp),
+            Some("none") => Some(Ipv4Setup::None),
             Some(text) => {
-                Ipv4Setup::Fixed(host_address("--ip", text, "dhcp, none or an address with its prefix length, as in 192.168.1.50/24")?)
+                let rule = "dhcp, none or an address with its prefix length, as in 192.168.1.50/24";
+                Some(Ipv4Setup::Fixed(host_address("--ip", text, rule)?))
             }
         };
         let gateway4: Option<Ipv4Addr> = address("--gw", self.gw.as_deref())?;
         match (ipv4, gateway4) {
-            (Ipv4Setup::Fixed(net), Some(gateway)) if !net.contains(&gateway) || gateway == net.addr() => {
+            (Some(Ipv4Setup::Fixed(net)), Some(gateway)) if !net.contains(&gateway) || gateway == net.addr() => {
                 return Err(OptionError::new("--gw", format!("{gateway} is not another address of {net}")));
             }
-            (Ipv4Setup::Dhcp | Ipv4Setup::None, Some(_)) => return Err(OptionError::new("--gw", "goes with a fixed --ip only")),
+            (Some(Ipv4Setup::Dhcp | Ipv4Setup::None) | None, Some(_)) => {
+                return Err(OptionError::new("--gw", "goes with a fixed --ip only"));
+            }
             _ => {}
         }
         let ipv6 = match self.ip6.as_deref() {
-            None | Some("auto") => Ipv6Setup::Auto,
-            Some("none") => Ipv6Setup::None,
+            None => None,
+            Some("auto") => Some(Ipv6Setup::Auto),
+            Some("none") => Some(Ipv6Setup::None),
             Some(text) => {
-                Ipv6Setup::Fixed(host_address("--ip6", text, "auto, none or an address with its prefix length, as in fd00::50/64")?)
+                let rule = "auto, none or an address with its prefix length, as in fd00::50/64";
+                Some(Ipv6Setup::Fixed(host_address("--ip6", text, rule)?))
             }
         };
         let gateway6: Option<Ipv6Addr> = address("--gw6", self.gw6.as_deref())?;
-        if gateway6.is_some() && !matches!(ipv6, Ipv6Setup::Fixed(_)) {
+        if gateway6.is_some() && !matches!(ipv6, Some(Ipv6Setup::Fixed(_))) {
             return Err(OptionError::new("--gw6", "goes with a fixed --ip6 only"));
         }
         if self.dns.len() > 8 {

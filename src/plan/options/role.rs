@@ -40,8 +40,8 @@ pub enum Role {
     Coordinator {
         /// The address clients are told; absent if it is the guest's own address.
         url: Option<String>,
-        /// The DNS suffix.
-        base_domain: String,
+        /// The DNS suffix; [`DEFAULT_BASE_DOMAIN`](super::DEFAULT_BASE_DOMAIN) for a new one if absent.
+        base_domain: Option<String>,
         /// Who may administer it.
         admin_key: MachinePublic,
         /// Networks of the reverse proxies before it: only theirs is `X-Forwarded-For` believed.
@@ -62,8 +62,8 @@ pub enum Role {
         join: Join,
         /// Addresses under which it is reachable from outside.
         endpoints: Vec<SocketAddr>,
-        /// It does without a TUN device, which not everybody may pass through.
-        userspace: bool,
+        /// Whether it does without a TUN device, which not everybody may pass through; a new one has one if this is absent.
+        userspace: Option<bool>,
     },
 }
 
@@ -80,10 +80,10 @@ pub enum NodeKind {
         routes: Vec<IpNet>,
         /// And the one that the guest stands in.
         lan: bool,
-        /// What enters them has the router's own address; else their machines need a route back.
-        snat: bool,
-        /// It is the gateway of these networks' machines into the mesh.
-        gateway: bool,
+        /// Whether what enters them has the router's own address, as with a new one if this is absent; else their machines need a route back.
+        snat: Option<bool>,
+        /// Whether it is the gateway of these networks' machines into the mesh; a new one is not if this is absent.
+        gateway: Option<bool>,
     },
 }
 
@@ -101,7 +101,7 @@ impl Role {
 
     /// Whether it opens a TUN device, which has to be passed through.
     pub const fn needs_tun(&self) -> bool {
-        matches!(self, Self::Node { userspace: false, .. })
+        matches!(self, Self::Node { userspace: None | Some(false), .. })
     }
 
     /// The role in words.

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 
 use futures_util::future::BoxFuture;
+use ipnet::IpNet;
 
 use super::mesh::{Door, Mesh, MeshError};
-use crate::ident::{MachinePrivate, MachinePublic, NodeId};
+use crate::ident::{MachinePrivate, MachinePublic, NodeId, NodeName};
 use crate::sys::admin::{AdminClient, AdminError};
 use crate::sys::relay::dial;
 use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
@@ -65,6 +66,14 @@ impl Mesh for AdminClient {
 
     fn delete_node(&self, id: NodeId) -> Answer<'_, ()> {
         Box::pin(async move { Ok(Self::delete_node(self, id).await?) })
+    }
+
+    fn rename_node<'a>(&'a self, id: NodeId, name: &'a NodeName) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(Self::rename_node(self, id, name).await.map(drop)?) })
+    }
+
+    fn approve_routes<'a>(&'a self, id: NodeId, routes: &'a [IpNet]) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(Self::approve_routes(self, id, routes).await.map(drop)?) })
     }
 
     fn relays(&self) -> Answer<'_, Vec<DerpRegion>> {

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 
 use futures_util::future::BoxFuture;
+use ipnet::IpNet;
 
-use crate::ident::{MachinePublic, NodeId};
+use crate::ident::{MachinePublic, NodeId, NodeName};
 use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
 use crate::wire::control::DerpRegion;
 
@@ -34,6 +35,12 @@ pub trait Mesh: Send + Sync {
 
     /// Removes a node.
     fn delete_node(&self, id: NodeId) -> Answer<'_, ()>;
+
+    /// Renames a node.
+    fn rename_node<'a>(&'a self, id: NodeId, name: &'a NodeName) -> Answer<'a, ()>;
+
+    /// Replaces the networks that a node may carry.
+    fn approve_routes<'a>(&'a self, id: NodeId, routes: &'a [IpNet]) -> Answer<'a, ()>;
 
     /// The relays added to its relay map.
     fn relays(&self) -> Answer<'_, Vec<DerpRegion>>;

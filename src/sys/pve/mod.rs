@@ -2,7 +2,10 @@
 //!
 //! Everything above talks to an [`Executor`] and does not know which. What is asked for and why is decided in `plan`.
 
+mod changing;
+mod counted;
 mod door;
+pub mod fleet;
 mod https;
 mod mesh;
 pub mod observe;
@@ -23,10 +26,11 @@ use crate::ident::Secret;
 use crate::pve::reply::ReplyError;
 use crate::pve::{ApiError, BuildError, Fingerprint, HostName, Identity, Request, StorageId, Upid};
 
+pub use counted::Counted;
 pub use door::AdminDoor;
 pub use https::{Https, HttpsOptions};
 pub use mesh::{Door, Mesh, MeshError};
-pub use provision::{Findings, Images, Provisioner, RunError, StepError, Watch};
+pub use provision::{Findings, Images, Provisioner, RunError, StepError, Watch, upload_image};
 pub use pvesh::Pvesh;
 pub use stock::Stock;
 pub use task::{TaskError, wait_task};

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::changing;
 use super::mesh::{Door, Mesh, MeshError};
 use super::undo::Undoer;
 use super::{CallError, Executor, TaskError, Upload, observe, wait_task};
@@ -260,12 +261,12 @@ struct Actor<'a> {
 impl Actor<'_> {
     async fn act(&self, action: &Action, carried: &mut Carried, watch: &mut dyn Watch) -> Result<(), StepError> {
         match action {
-            Action::Upload { host, volume } => self.upload(host, volume, self.images.shared(), watch).await,
+            Action::Upload { host, volume } => upload(self.executor, (host, volume), self.images.shared(), watch).await,
             Action::UploadPersonal { host, volume, guest } => {
                 let toml = render::guest(&with_key(guest, carried))?;
                 let image = self.images.personal(&toml)?;
                 let private = Removed(image.path.clone());
-                let outcome = self.upload(host, volume, &image, watch).await;
+                let outcome = upload(self.executor, (host, volume), &image, watch).await;
                 drop(private);
                 outcome
             }
@@ -281,6 +282,9 @@ impl Actor<'_> {
                 let request = call::set_environment(host, guest.vmid, CONFIG_VARIABLE, &content)?;
                 self.call(&request, None, watch).await
             }
+            Action::Redeliver { host, guest } => changing::redeliver(self.executor, host, guest, watch).await,
+            Action::ApproveRoutes { name, add, remove } => changing::approve_routes(self.mesh()?, name, add, remove).await,
+            Action::RenameNode { from, to } => changing::rename_node(self.mesh()?, from, to).await,
             Action::AwaitAddress { host, vmid, interface, expected, limit } => {
                 carried.findings.lan_address = Some(self.lan_address(host, *vmid, interface, *expected, *limit).await?);
                 Ok(())
@@ -347,19 +351,6 @@ impl Actor<'_> {
 
     fn mesh(&self) -> Result<&dyn Mesh, StepError> {
         self.mesh.ok_or(StepError::Missing("the coordinator is not known"))
-    }
-
-    async fn upload(&self, host: &HostName, volume: &VolumeId, image: &Image, watch: &mut dyn Watch) -> Result<(), StepError> {
-        let upload = Upload {
-            host: host.clone(),
-            storage: volume.storage().clone(),
-            file: image.path.clone(),
-            name: volume.file_name().to_owned(),
-            sha256: image.sha256.clone(),
-        };
-        let task = self.executor.upload(&upload).await?;
-        wait_task(self.executor, &task, super::UPLOAD_TASK_LIMIT, &mut |line| watch.line(line)).await?;
-        Ok(())
     }
 
     async fn call(&self, request: &Request, task: Option<Duration>, watch: &mut dyn Watch) -> Result<(), StepError> {
@@ -432,6 +423,43 @@ impl Actor<'_> {
         let request = call::set_notes(host, mark.vmid, &mark.attach(&text))?;
         self.call(&request, None, watch).await
     }
+}
+
+async fn upload(
+    executor: &dyn Executor,
+    (host, volume): (&HostName, &VolumeId),
+    image: &Image,
+    watch: &mut dyn Watch,
+) -> Result<(), StepError> {
+    let upload = Upload {
+        host: host.clone(),
+        storage: volume.storage().clone(),
+        file: image.path.clone(),
+        name: volume.file_name().to_owned(),
+        sha256: image.sha256.clone(),
+    };
+    let task = executor.upload(&upload).await?;
+    wait_task(executor, &task, super::UPLOAD_TASK_LIMIT, &mut |line| watch.line(line)).await?;
+    Ok(())
+}
+
+/// Uploads the image that serves every guest, outside of any plan: several plans wait for it.
+///
+/// # Errors
+/// If it cannot be stored.
+pub async fn upload_image(executor: &dyn Executor, host: &HostName, volume: &VolumeId, images: &dyn Images) -> Result<(), StepError> {
+    upload(executor, (host, volume), images.shared(), &mut Unwatched).await
+}
+
+/// Nobody watches.
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn begin(&mut self, _title: &str) {}
+
+    fn line(&mut self, _text: &str) {}
+
+    fn end(&mut self, _took: Duration, _ok: bool) {}
 }
 
 /// Makes a request and waits for its task, if it started one.

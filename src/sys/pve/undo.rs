@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::changing;
 use super::mesh::Mesh;
 use super::provision::{StepError, Watch, run_call};
 use super::{Executor, observe};
@@ -39,8 +40,8 @@ impl Undoer<'_> {
     pub async fn recover(&self, journal: &Journal, watch: &mut dyn Watch) -> Result<(Vec<String>, Vec<String>), StepError> {
         let mut there = None;
         for undo in &journal.undo {
-            if let Undo::RemoveContainer { host, vmid, .. } = undo {
-                there = observe::container_config(self.executor, host, *vmid).await?;
+            if let Some(host) = undo.host_of(journal.vmid) {
+                there = observe::container_config(self.executor, host, journal.vmid).await?;
             }
         }
         match journal.recover(there.as_ref()) {
@@ -101,6 +102,19 @@ impl Undoer<'_> {
                     mesh.remove_relay(*number).await?;
                 }
                 Ok(there)
+            }
+            Undo::PutBack { host, vmid, values, added } => changing::put_back(self.executor, host, *vmid, values, added, watch).await,
+            Undo::HandBack { host, settings, restart } => {
+                changing::hand_back(self.executor, host, settings, *restart, watch).await?;
+                Ok(true)
+            }
+            Undo::ApproveRoutes { name, add, remove } => {
+                changing::approve_routes(self.mesh()?, name, add, remove).await?;
+                Ok(true)
+            }
+            Undo::RenameNode { from, to } => {
+                changing::rename_node(self.mesh()?, from, to).await?;
+                Ok(true)
             }
             Undo::ForgetCoordinator { vmid } => {
                 let config = self.store.load()?;

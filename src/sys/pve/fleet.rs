@@ -1,0 +1,50 @@
+//! Reads what a whole fleet's plan looks at, with as few calls as will do: one for all guests, one for each declared guest that is there,
+//! and those about hosts only if something has to be made or changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+
+use super::{CallError, Executor, observe};
+use crate::ident::{NodeId, NodeName, Vmid};
+use crate::plan::fleet::View;
+use crate::plan::observed::{Observed, Target};
+use crate::pve::{call, reply};
+
+/// Configurations read at once; a host has three workers for its API.
+const AT_ONCE: usize = 6;
+
+/// Reads the guests, without the hosts.
+///
+/// # Errors
+/// If the API cannot be read.
+pub async fn look(executor: &dyn Executor, declared: &BTreeSet<Vmid>, mesh: Vec<(NodeId, NodeName)>) -> Result<View, CallError> {
+    let guests = reply::guests(&executor.call(&call::guests()?).await?)?;
+    let there: Vec<_> = guests.iter().filter(|guest| guest.container && declared.contains(&guest.vmid)).cloned().collect();
+    let targets: BTreeMap<Vmid, Target> = stream::iter(there)
+        .map(|guest| async move {
+            let target = if guest.running {
+                let config = observe::container_config(executor, &guest.host, guest.vmid).await?;
+                config.map(|config| Target { host: guest.host.clone(), config, running: true })
+            } else {
+                // The list is some ten seconds old; a guest that looks stopped may just have been started.
+                observe::container(executor, &guest.host, guest.vmid).await?
+            };
+            Ok::<_, CallError>(target.map(|target| (guest.vmid, target)))
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_filter_map(|found| async move { Ok(found) })
+        .try_collect()
+        .await?;
+    let observed = Observed { identity: executor.identity(), local: None, hosts: Vec::new(), guests, mesh, target: None };
+    Ok(View { observed, targets })
+}
+
+/// Adds the hosts.
+///
+/// # Errors
+/// If the API cannot be read.
+pub async fn look_at_hosts(executor: &dyn Executor, view: &mut View) -> Result<(), CallError> {
+    view.observed.hosts = observe::hosts(executor).await?;
+    Ok(())
+}
