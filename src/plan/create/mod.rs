@@ -1,0 +1,117 @@
+//! Making a guest: from what is wanted and what is there to the steps, or to the reason why not.
+
+mod content;
+mod delivery;
+mod existing;
+mod image;
+mod maker;
+
+pub use existing::{Existing, revive};
+pub use image::Image;
+
+use std::time::Duration;
+
+use super::choose::{self, Choice};
+use super::lan;
+use super::mark::RunId;
+use super::observed::Observed;
+use super::options::{GuestOptions, Role};
+use super::refusal::Refusal;
+use super::step::Step;
+use crate::ident::{NodeName, Vmid};
+use crate::pve::{HostName, Version};
+use crate::settings::Ipv4Setup;
+
+use delivery::Delivery;
+use maker::Maker;
+
+/// Name of the environment variable that carries a guest's configuration to its init.
+pub const CONFIG_VARIABLE: &str = "PVEMESH_CONFIG";
+/// Whose nodes the guests made here are, at our coordinator.
+pub const OWNER: &str = "pvemesh";
+/// A join key's life: long enough for a slow host to upload, unpack and boot.
+const KEY_LIFE: Duration = Duration::from_secs(15 * 60);
+/// Limits of the waits; each many times what a small host needs.
+const CREATE_LIMIT: Duration = Duration::from_secs(300);
+const START_LIMIT: Duration = Duration::from_secs(90);
+const DELETE_LIMIT: Duration = Duration::from_secs(60);
+const ADDRESS_LIMIT: Duration = Duration::from_secs(60);
+const ONLINE_LIMIT: Duration = Duration::from_secs(90);
+const INTERFACE: &str = "eth0";
+
+/// What to do.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Everything is there already.
+    AlreadyThere(Existing),
+    /// These steps.
+    Plan(Plan),
+}
+
+/// The steps that make a guest.
+#[derive(Debug)]
+pub struct Plan {
+    /// The guest's number.
+    pub vmid: Vmid,
+    /// Its name.
+    pub name: NodeName,
+    /// Its role's name.
+    pub role: &'static str,
+    /// Where it goes.
+    pub host: HostName,
+    /// The run this is.
+    pub run: RunId,
+    /// What was decided and why.
+    pub choices: Vec<Choice>,
+    /// What is done, in order.
+    pub steps: Vec<Step>,
+}
+
+/// Plans the making of a guest.
+///
+/// # Errors
+/// With the first reason why nothing should be begun.
+pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &Image, run: RunId) -> Result<Outcome, Refusal> {
+    if let Some(existing) = existing::existing(options, role, observed)? {
+        return Ok(Outcome::AlreadyThere(existing));
+    }
+    if role.needs_tun() && !observed.identity.is_root() {
+        let host = options.host.as_ref().map_or_else(|| "NODE".to_owned(), ToString::to_string);
+        return Err(Refusal::NeedsRoot { identity: observed.identity.clone(), host });
+    }
+    let place = choose::place(options, observed, &image.file)?;
+    let version = observed.host(&place.host).and_then(|host| host.version).unwrap_or(Version::new(0, 0, 0));
+    if role.needs_tun() && version < Version::DEVICES {
+        return Err(Refusal::TooOld { host: place.host, version, needed: Version::DEVICES });
+    }
+    let (role, route) = lan::resolved(role, options, &place, observed)?;
+    let (name, why_name) = choose::name(options, &role, observed)?;
+    let delivery = Delivery::choose(&observed.identity, version);
+    let mut choices = vec![Choice { what: "name", value: name.to_string(), why: why_name }];
+    choices.extend(place.reasons.iter().cloned());
+    choices.push(Choice { what: "address", value: address_words(options), why: address_why(options).to_owned() });
+    choices.extend(route);
+    choices.push(delivery.reason());
+    let maker = Maker { options, role: &role, observed, image, run, place: &place, name: &name };
+    let steps = maker.steps(delivery)?;
+    Ok(Outcome::Plan(Plan { vmid: options.vmid, name, role: role.name(), host: place.host.clone(), run, choices, steps }))
+}
+
+fn address_words(options: &GuestOptions) -> String {
+    match options.lan.ipv4 {
+        Ipv4Setup::Dhcp => "dhcp".to_owned(),
+        Ipv4Setup::Fixed(net) => net.to_string(),
+        Ipv4Setup::None => "no IPv4".to_owned(),
+    }
+}
+
+fn address_why(options: &GuestOptions) -> &'static str {
+    match options.lan.ipv4 {
+        Ipv4Setup::Dhcp => "unless given with --ip; reserve the lease in your router to keep it",
+        Ipv4Setup::Fixed(_) | Ipv4Setup::None => "given with --ip",
+    }
+}
+
+fn exit_routes() -> Vec<ipnet::IpNet> {
+    vec![ipnet::Ipv4Net::default().into(), ipnet::Ipv6Net::default().into()]
+}
