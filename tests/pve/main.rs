@@ -14,6 +14,7 @@
 
 mod behaviour;
 mod client;
+mod cluster;
 mod containers;
 mod recorded;
 mod standin;

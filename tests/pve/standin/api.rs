@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::access::Caller;
 use super::http::{Param, Reply, Request, percent_decode};
 use super::schema::{self, Params};
-use super::{Context, Version, guests, inventory, lifecycle, storage, tasks};
+use super::{Context, Version, clone, guests, ha, inventory, lifecycle, migrate, pmxcfs, qemu, snapshot, storage, tasks};
 
 /// The path templates known, split at slashes.
 static TEMPLATES: LazyLock<Vec<(String, Vec<String>)>> = LazyLock::new(|| {
@@ -45,7 +45,7 @@ fn carry_out(context: &mut Context, request: &Request, caller: Option<Caller>) -
     };
     if request.method == "POST" && path == "/access/ticket" {
         let properties = schema::method(path, "POST").expect("in the schema");
-        let params = schema::check(properties, &request.parameters()?, context.core.options.version)?;
+        let params = schema::check(properties, &request.parameters()?, context.core.entry().version)?;
         let get = |name: &str| params.get(name).map_or("", String::as_str);
         let user = if get("realm").is_empty() { get("username").to_owned() } else { format!("{}@{}", get("username"), get("realm")) };
         return Ok(context.core.inner.lock().unwrap().access.log_in(&user, get("password")));
@@ -62,7 +62,10 @@ fn carry_out(context: &mut Context, request: &Request, caller: Option<Caller>) -
         let properties = schema::method(template, method)?;
         Some((template.as_str(), bound, properties))
     });
-    let known = known.filter(|(t, ..)| !(t.ends_with("/interfaces") && context.core.options.version < Version::V8_1));
+    // The host that a call is for says what there is.
+    let version = known.as_ref().and_then(|(_, bound, _)| bound.iter().find(|(name, _)| name == "node"));
+    let version = version.and_then(|(_, host)| context.core.host(host)).unwrap_or_else(|| context.core.entry()).version;
+    let known = known.filter(|(template, ..)| is_there(template, version));
     let Some((template, bound, properties)) = known else {
         let message = format!("Method '{method} {path}' not implemented");
         let mut reply = Reply::error(501, &message);
@@ -78,10 +81,10 @@ fn carry_out(context: &mut Context, request: &Request, caller: Option<Caller>) -
     let bound: Params = bound.into_iter().collect();
     declared_privileges(context, method, template, &bound)?;
     let of = |name: &str| bound.get(name).map_or("", String::as_str);
-    let node = of("node");
-    if !node.is_empty() && node != context.core.options.node && node != "localhost" {
-        let why = format!("failed to get address info for: {node}: Name or service not known");
-        return Err(Reply::died(&format!("hostname lookup '{node}' failed - {why}")));
+    context.go_to(of("node"))?;
+    {
+        let core = context.core.clone();
+        pmxcfs::refresh(&core, &mut core.inner.lock().unwrap());
     }
     if template.ends_with("/upload") && on_host {
         return storage::take(context, of("storage"), &given);
@@ -89,8 +92,36 @@ fn carry_out(context: &mut Context, request: &Request, caller: Option<Caller>) -
     if template.ends_with("/upload") {
         return storage::upload(context, of("storage"), request);
     }
-    let params = schema::check(properties, &given, context.core.options.version)?;
+    let params = schema::check(properties, &given, version)?;
+    quorum(context, method, template, &params)?;
     dispatch(context, method, template, &params)
+}
+
+/// Whether a release has an endpoint.
+fn is_there(template: &str, version: Version) -> bool {
+    let since = match template {
+        t if t.ends_with("/interfaces") => Version::V8_1,
+        t if t.starts_with("/cluster/ha/rules") => Version::V9_0,
+        _ => return true,
+    };
+    version >= since
+}
+
+/// Without a quorum the cluster's files cannot be written.
+fn quorum(context: &Context, method: &str, template: &str, params: &Params) -> Result<(), Reply> {
+    let tail = template.strip_prefix("/nodes/{node}").unwrap_or(template);
+    if method == "GET" || context.core.inner.lock().unwrap().is_quorate() {
+        return Ok(());
+    }
+    match tail {
+        "/lxc/{vmid}/config" | "/qemu/{vmid}/config" => {
+            let (host, id) = (&context.host, guests::id_of(params));
+            Err(Reply::died(&format!("unable to open file '/etc/pve/nodes/{host}/lxc/{id}.conf.tmp.4711' - Permission denied")))
+        }
+        // These fail within their tasks, or need no file of the cluster's.
+        t if t.contains("/status/") || t.starts_with("/storage/") || t.starts_with("/tasks/") => Ok(()),
+        _ => Err(Reply::died("cluster not ready - no quorum?")),
+    }
 }
 
 /// The privileges the schema declares for an endpoint; others are checked by the endpoint itself.
@@ -104,8 +135,22 @@ fn declared_privileges(context: &Context, method: &str, template: &str, bound: &
         ("GET", "/lxc/{vmid}/config" | "/lxc/{vmid}/pending" | "/lxc/{vmid}/status/current" | "/lxc/{vmid}/interfaces") => {
             need(&guest, "VM.Audit")
         }
-        ("POST", t) if t.starts_with("/lxc/{vmid}/status/") => need(&guest, "VM.PowerMgmt"),
-        ("PUT", "/lxc/{vmid}/config") => {
+        ("GET", "/qemu/{vmid}/config" | "/qemu/{vmid}/status/current" | "/lxc/{vmid}/snapshot") => need(&guest, "VM.Audit"),
+        ("GET", "/qemu/{vmid}/agent/network-get-interfaces") => {
+            let version = context.core.host(of("node")).map_or(Version::V9_1, |host| host.version);
+            let before = if context.caller.is_root() { "VM.Audit" } else { "VM.Monitor" };
+            need(&guest, if version >= Version::V9_0 { "VM.GuestAgent.Audit|VM.GuestAgent.Unrestricted" } else { before })
+        }
+        ("POST", t) if t.starts_with("/lxc/{vmid}/status/") || t.starts_with("/qemu/{vmid}/status/") => need(&guest, "VM.PowerMgmt"),
+        ("POST", "/lxc/{vmid}/migrate") => need(&guest, "VM.Migrate"),
+        ("POST", "/lxc/{vmid}/template") => need(&guest, "VM.Allocate"),
+        ("POST", "/lxc/{vmid}/snapshot") | ("DELETE", "/lxc/{vmid}/snapshot/{snapname}") => need(&guest, "VM.Snapshot"),
+        ("POST", "/lxc/{vmid}/snapshot/{snapname}/rollback") => need(&guest, "VM.Snapshot|VM.Snapshot.Rollback"),
+        ("GET", t) if t.starts_with("/cluster/ha/") || t == "/cluster/config/join" || t == "/cluster/config/nodes" => {
+            need("/", "Sys.Audit")
+        }
+        (_, t) if t.starts_with("/cluster/ha/") => need("/", "Sys.Console"),
+        ("PUT", "/lxc/{vmid}/config" | "/qemu/{vmid}/config") => {
             let any = "VM.Config.Disk|VM.Config.CPU|VM.Config.Memory|VM.Config.Network|VM.Config.Options";
             need(&guest, any)
         }
@@ -123,8 +168,28 @@ fn declared_privileges(context: &Context, method: &str, template: &str, bound: &
     }
 }
 
+/// What concerns more than one host or a virtual machine; nothing if it is another call.
+fn dispatch_wide(context: &Context, method: &str, tail: &str, params: &Params) -> Option<Result<Reply, Reply>> {
+    Some(match (method, tail) {
+        (_, t) if t.starts_with("/cluster/ha/") => ha::answer(context, method, t, params),
+        (_, t) if t == "/qemu" || t.starts_with("/qemu/") => qemu::answer(context, method, t, params),
+        ("GET", "/cluster/config/join") => Ok(inventory::join(context)),
+        ("GET", "/cluster/config/nodes") => Ok(inventory::members(context)),
+        ("POST", "/lxc/{vmid}/migrate") => migrate::migrate(context, params),
+        ("POST", "/lxc/{vmid}/template") => migrate::template(context, params),
+        ("GET", "/lxc/{vmid}/snapshot") => snapshot::list(context, params),
+        ("POST", "/lxc/{vmid}/snapshot") => snapshot::take(context, params),
+        ("DELETE", "/lxc/{vmid}/snapshot/{snapname}") => snapshot::remove(context, params),
+        ("POST", "/lxc/{vmid}/snapshot/{snapname}/rollback") => snapshot::rollback(context, params),
+        _ => return None,
+    })
+}
+
 fn dispatch(context: &Context, method: &str, template: &str, params: &Params) -> Result<Reply, Reply> {
     let tail = template.strip_prefix("/nodes/{node}").filter(|t| !t.is_empty());
+    if let Some(answer) = dispatch_wide(context, method, tail.unwrap_or(template), params) {
+        return answer;
+    }
     match (method, tail.unwrap_or(template)) {
         ("GET", "/access/permissions") => {
             let inner = context.core.inner.lock().unwrap();
@@ -152,7 +217,7 @@ fn dispatch(context: &Context, method: &str, template: &str, params: &Params) ->
         ("GET", "/lxc/{vmid}/config") => guests::config(context, params),
         ("GET", "/lxc/{vmid}/pending") => guests::pending(context, params),
         ("PUT", "/lxc/{vmid}/config") => guests::set_config(context, params),
-        ("POST", "/lxc/{vmid}/clone") => guests::clone(context, params),
+        ("POST", "/lxc/{vmid}/clone") => clone::clone(context, params),
         ("GET", "/lxc/{vmid}/status/current") => guests::status(context, params),
         ("GET", "/lxc/{vmid}/interfaces") => guests::interfaces(context, params),
         ("POST", "/lxc/{vmid}/status/start") => lifecycle::start(context, params),

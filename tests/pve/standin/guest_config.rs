@@ -33,10 +33,14 @@ const NUMBERS: [&str; 12] =
 const LIVE: [&str; 10] = ["description", "onboot", "startup", "protection", "hostname", "hookscript", "cores", "tags", "memory", "swap"];
 
 /// A container's configuration.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Config {
     values: Params,
+    /// Lines of LXC itself (`lxc.mount.entry` ...), which no API call writes.
+    raw: Vec<(String, String)>,
     pending: BTreeMap<String, Option<String>>,
+    /// What the container was when each snapshot was made.
+    snapshots: BTreeMap<String, (Params, Vec<(String, String)>)>,
     /// `create`, `backup`, ...
     pub lock: Option<String>,
 }
@@ -67,6 +71,8 @@ impl Config {
     pub fn set(&mut self, key: &str, value: &str) {
         let value = match key {
             "tags" => tags(value),
+            // Kept as comment lines, each with its line break.
+            "description" if !value.is_empty() => format!("{}\n", value.trim_end_matches('\n')),
             key if key.starts_with("net") && key != "nameserver" => interface(value),
             _ => value.to_owned(),
         };
@@ -109,24 +115,84 @@ impl Config {
 
     /// The file in /etc/pve.
     pub fn file(&self) -> String {
-        let mut text = String::new();
-        let values = self.values.iter().filter(|(k, _)| *k != "env").map(|(k, v)| (k.as_str(), v.as_str()));
-        for (key, value) in values.chain(self.lock.as_deref().map(|l| ("lock", l))) {
-            let _ = writeln!(text, "{key}: {}", value.replace('\n', "%0A"));
-        }
-        for pair in self.environment() {
-            let _ = writeln!(text, "lxc.environment.runtime: {pair}");
-        }
+        let mut text = section(&self.values, &self.raw, self.lock.as_deref());
         if !self.pending.is_empty() {
             text += "\n[pve:pending]\n";
         }
-        for (key, value) in &self.pending {
-            let _ = match value {
-                Some(value) => writeln!(text, "{key}: {}", value.replace('\0', " ")),
-                None => writeln!(text, "delete: {key}"),
-            };
+        let gone: Vec<_> = self.pending.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| key.as_str()).collect();
+        if !gone.is_empty() {
+            let _ = writeln!(text, "delete: {}", gone.join(","));
+        }
+        let set: Params = self.pending.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect();
+        text += &section(&set, &[], None);
+        for (name, (values, raw)) in &self.snapshots {
+            let _ = write!(text, "\n[{name}]\n{}", section(values, raw, None));
         }
         text
+    }
+
+    /// Reads a file of /etc/pve.
+    pub fn read(text: &str) -> Self {
+        let mut config = Self::default();
+        for (name, lines) in sections(text) {
+            let (mut values, raw) = read_section(&lines);
+            match name.as_str() {
+                "" => {
+                    config.lock = values.remove("lock");
+                    (config.values, config.raw) = (values, raw);
+                }
+                "pve:pending" => {
+                    let gone = values.remove("delete").unwrap_or_default();
+                    config.pending.extend(gone.split(',').filter(|k| !k.is_empty()).map(|key| (key.to_owned(), None)));
+                    config.pending.extend(values.into_iter().map(|(key, value)| (key, Some(value))));
+                }
+                _ => drop(config.snapshots.insert(name, (values, raw))),
+            }
+        }
+        config
+    }
+
+    /// Lines of LXC itself.
+    pub fn raw(&self) -> &[(String, String)] {
+        &self.raw
+    }
+
+    /// Adds such a line, as somebody does who edits the file.
+    pub fn add_raw(&mut self, key: &str, value: &str) {
+        self.raw.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// Keeps what is now as a snapshot; replaces one of that name.
+    pub fn keep_as(&mut self, snapshot: &str, description: &str) {
+        let mut values = self.values.clone();
+        // The notes of a snapshot are its own.
+        values.remove("description");
+        if !description.is_empty() {
+            values.insert("description".to_owned(), format!("{description}\n"));
+        }
+        values.insert("snaptime".to_owned(), super::tasks::now().to_string());
+        self.snapshots.insert(snapshot.to_owned(), (values, self.raw.clone()));
+    }
+
+    /// Makes what was kept the state again; false if there is no such snapshot.
+    pub fn go_back_to(&mut self, snapshot: &str) -> bool {
+        let Some((mut values, raw)) = self.snapshots.get(snapshot).cloned() else { return false };
+        values.remove("snaptime");
+        let notes = self.values.get("description").cloned();
+        values.remove("description");
+        values.extend(notes.map(|notes| ("description".to_owned(), notes)));
+        (self.values, self.raw, self.pending) = (values, raw, BTreeMap::new());
+        true
+    }
+
+    /// Forgets a snapshot; false if there is none of that name.
+    pub fn forget(&mut self, snapshot: &str) -> bool {
+        self.snapshots.remove(snapshot).is_some()
+    }
+
+    /// The snapshots with what is known of them.
+    pub fn snapshots(&self) -> impl Iterator<Item = (&str, &Params)> {
+        self.snapshots.iter().map(|(name, (values, _))| (name.as_str(), values))
     }
 
     /// The variables given to the first process.
@@ -153,6 +219,9 @@ impl Config {
         if let Some(lock) = &self.lock {
             object["lock"] = json!(lock);
         }
+        if !self.raw.is_empty() {
+            object["lxc"] = json!(self.raw);
+        }
         object
     }
 
@@ -168,6 +237,72 @@ impl Config {
         }
         rows.into_values().collect()
     }
+}
+
+/// A section of the file: the notes as comments, the values by name, the environment, LXC's own lines.
+fn section(values: &Params, raw: &[(String, String)], lock: Option<&str>) -> String {
+    let mut text = String::new();
+    for line in values.get("description").map(String::as_str).unwrap_or_default().lines() {
+        let _ = writeln!(text, "#{}", encoded(line));
+    }
+    let plain = values.iter().map(|(k, v)| (k.as_str(), v.as_str())).filter(|(k, _)| !matches!(*k, "env" | "description"));
+    let sorted: BTreeMap<_, _> = plain.chain(lock.map(|l| ("lock", l))).collect();
+    for (key, value) in sorted {
+        let _ = writeln!(text, "{key}: {value}");
+    }
+    for pair in values.get("env").map(|e| e.split('\0').collect::<Vec<_>>()).unwrap_or_default() {
+        let _ = writeln!(text, "{RUNTIME}: {pair}");
+    }
+    for (key, value) in raw {
+        let _ = writeln!(text, "{key}: {value}");
+    }
+    text
+}
+
+/// What the environment is called in the file.
+const RUNTIME: &str = "lxc.environment.runtime";
+
+fn read_section(lines: &[&str]) -> (Params, Vec<(String, String)>) {
+    let (mut values, mut raw, mut env, mut notes) = (Params::new(), Vec::new(), Vec::new(), String::new());
+    for line in lines {
+        if let Some(comment) = line.strip_prefix('#') {
+            notes += &super::http::percent_decode(comment.trim_end());
+            notes.push('\n');
+            continue;
+        }
+        let split = if line.starts_with("lxc.") { line.find([':', '=']) } else { line.find(':') };
+        let Some((key, value)) = split.map(|at| (line[..at].trim(), line[at + 1..].trim())) else { continue };
+        match key {
+            RUNTIME => env.push(value),
+            key if key.starts_with("lxc.") => raw.push((key.to_owned(), value.to_owned())),
+            key => drop(values.insert(key.to_owned(), value.to_owned())),
+        }
+    }
+    if !env.is_empty() {
+        values.insert("env".to_owned(), env.join("\0"));
+    }
+    if !notes.is_empty() {
+        values.insert("description".to_owned(), notes);
+    }
+    (values, raw)
+}
+
+/// The lines of each section; what comes before the first heading has an empty name.
+fn sections(text: &str) -> Vec<(String, Vec<&str>)> {
+    let mut found = vec![(String::new(), Vec::new())];
+    for line in text.lines() {
+        match line.strip_prefix('[').and_then(|l| l.trim_end().strip_suffix(']')) {
+            Some(name) => found.push((name.to_owned(), Vec::new())),
+            None => found.last_mut().expect("there is one").1.push(line),
+        }
+    }
+    found
+}
+
+/// A line of the notes as it stands in a comment.
+fn encoded(line: &str) -> String {
+    let special = |c: char| c.is_ascii_control() || c == '%' || c == ':';
+    line.chars().map(|c| if special(c) { format!("%{:02X}", u32::from(c)) } else { c.to_string() }).collect()
 }
 
 /// Tags are lower-cased, sorted and listed once.

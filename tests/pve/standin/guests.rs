@@ -1,13 +1,11 @@
 //! Containers: listed, created, configured.
 
-use std::path::PathBuf;
-
 use serde_json::{Value, json};
 
 use super::guest_config::Config;
 use super::http::Reply;
 use super::schema::{Params, property_string};
-use super::{Context, Inner, Version, lifecycle, storage, tasks};
+use super::{Context, Inner, Version, lifecycle, pmxcfs, storage, tasks};
 
 /// The VMID of a call.
 pub fn id_of(params: &Params) -> u32 {
@@ -15,11 +13,11 @@ pub fn id_of(params: &Params) -> u32 {
 }
 
 pub fn no_config(context: &Context, id: u32) -> String {
-    format!("Configuration file 'nodes/{}/lxc/{id}.conf' does not exist", context.core.options.node)
+    format!("Configuration file 'nodes/{}/lxc/{id}.conf' does not exist", context.host)
 }
 
-fn guest<'a>(context: &Context, inner: &'a Inner, id: u32) -> Result<&'a Config, Reply> {
-    inner.guests.get(&id).ok_or_else(|| Reply::died(&no_config(context, id)))
+pub fn guest<'a>(context: &Context, inner: &'a Inner, id: u32) -> Result<&'a Config, Reply> {
+    inner.guest_on(&context.host, id).ok_or_else(|| Reply::died(&no_config(context, id)))
 }
 
 /// Bytes of a volume's `size=102M`.
@@ -64,7 +62,8 @@ pub fn vmstatus(context: &Context, inner: &Inner, id: u32, config: &Config) -> V
 
 pub fn list(context: &Context) -> Reply {
     let inner = context.core.inner.lock().unwrap();
-    let seen = inner.guests.iter().filter(|(id, _)| inner.access.has(&context.caller, &format!("/vms/{id}"), "VM.Audit"));
+    let here = inner.guests.iter().filter(|(id, _)| inner.place_of(**id) == Some(&context.host));
+    let seen = here.filter(|(id, _)| inner.access.has(&context.caller, &format!("/vms/{id}"), "VM.Audit"));
     Reply::data(seen.map(|(id, config)| vmstatus(context, &inner, *id, config)).collect())
 }
 
@@ -72,7 +71,7 @@ pub fn status(context: &Context, params: &Params) -> Result<Reply, Reply> {
     let inner = context.core.inner.lock().unwrap();
     let id = id_of(params);
     let mut status = vmstatus(context, &inner, id, guest(context, &inner, id)?);
-    status["ha"] = json!({ "managed": 0 });
+    status["ha"] = inner.ha.of_guest("lxc", id);
     Ok(Reply::data(status))
 }
 
@@ -80,7 +79,14 @@ pub fn interfaces(context: &Context, params: &Params) -> Result<Reply, Reply> {
     let id = id_of(params);
     guest(context, &context.core.inner.lock().unwrap(), id)?;
     let running = context.core.options.backend.pid(id).is_some();
-    Ok(Reply::data(if running { context.core.options.backend.interfaces(id) } else { Value::Null }))
+    if !running {
+        return Ok(Reply::data(Value::Null));
+    }
+    let mut found = context.core.options.backend.interfaces(id);
+    for row in found.as_array_mut().into_iter().flatten().filter(|_| context.host().version < Version::V8_4) {
+        row.as_object_mut().map(|row| row.remove("ip-addresses"));
+    }
+    Ok(Reply::data(found))
 }
 
 pub fn config(context: &Context, params: &Params) -> Result<Reply, Reply> {
@@ -128,6 +134,7 @@ fn may_set(context: &Context, inner: &Inner, params: &Params, keys: &[&str], unp
         };
         inner.access.need(&context.caller, &guest, privilege)?;
         if stem == "net"
+            && context.host().version >= Version::V8_0
             && let Some(bridge) = property_string(key, value).ok().and_then(|k| k.get("bridge").cloned())
         {
             inner.access.need(&context.caller, &format!("/sdn/zones/localnetwork/{bridge}"), "SDN.Use")?;
@@ -143,7 +150,11 @@ fn exist(context: &Context, params: &Params) -> Result<(), Reply> {
             && let Some(path) = property_string(key, value).ok().and_then(|k| k.get("path").cloned())
         {
             use std::os::unix::fs::FileTypeExt as _;
-            let kind = std::fs::metadata(&path).map_err(|_| Reply::died(&format!("Device {path} does not exist")))?.file_type();
+            let missing = || Reply::died(&format!("Device {path} does not exist"));
+            if !context.core.inner.lock().unwrap().has_device(&context.host, &path) {
+                return Err(missing());
+            }
+            let kind = std::fs::metadata(&path).map_err(|_| missing())?.file_type();
             if !kind.is_char_device() && !kind.is_block_device() {
                 return Err(Reply::died(&format!("{path} is not a device")));
             }
@@ -159,17 +170,17 @@ fn exist(context: &Context, params: &Params) -> Result<(), Reply> {
 pub fn create(context: &Context, params: &Params) -> Result<Reply, Reply> {
     let core = &context.core;
     let id = id_of(params);
-    let taken = || format!("CT {id} already exists on node '{}'", core.options.node);
+    let version = context.host().version;
     let (mut config, archive) = {
         let inner = core.inner.lock().unwrap();
-        if inner.guests.contains_key(&id) {
-            return Err(Reply::died(&taken()));
+        if let Some(taken) = inner.taken(id) {
+            return Err(Reply::died(&taken));
         }
         if !inner.access.has(&context.caller, &format!("/vms/{id}"), "VM.Allocate") {
             return Err(Reply::forbidden(""));
         }
-        let unprivileged = params.get("unprivileged").map_or(core.options.version >= Version::V9_0, |u| u == "1");
-        if !unprivileged && core.options.version >= Version::V9_0 {
+        let unprivileged = params.get("unprivileged").map_or(version >= Version::V9_0, |u| u == "1");
+        if !unprivileged && version >= Version::V9_0 {
             inner.access.need(&context.caller, "/", "Sys.Modify")?;
         }
         let keys: Vec<_> = params.keys().map(String::as_str).collect();
@@ -193,35 +204,36 @@ pub fn create(context: &Context, params: &Params) -> Result<Reply, Reply> {
     exist(context, params)?;
     {
         let mut inner = core.inner.lock().unwrap();
-        if inner.guests.contains_key(&id) {
-            return Err(Reply::died(&format!("unable to create CT {id} - {}", taken())));
+        if let Some(taken) = inner.taken(id) {
+            return Err(Reply::died(&format!("unable to create CT {id} - {taken}")));
         }
         inner.guests.insert(id, Config::creating());
-        core.save(&inner, id);
+        inner.places.insert(id, context.host.clone());
+        pmxcfs::save(core, &mut inner, id);
     }
-    let (shared, caller) = (core.clone(), context.caller.clone());
+    let (shared, caller, host) = (core.clone(), context.caller.clone(), context.host.clone());
     let (template, arch, start) =
         (params["ostemplate"].clone(), params.contains_key("arch"), params.get("start").is_some_and(|s| s == "1"));
     let upid = tasks::spawn(context, "vzcreate", &id.to_string(), move |log| {
-        let made = unpack(&shared, id, &config, &archive, &template, log);
+        let made = unpack(&shared, (&host, id), &config, &archive, &template, log);
         let mut inner = shared.inner.lock().unwrap();
         if let Err(why) = made {
-            inner.guests.remove(&id);
-            shared.save(&inner, id);
+            inner.forget(id);
+            pmxcfs::save(&shared, &mut inner, id);
             drop(inner);
             shared.options.backend.destroy(id);
             return Err(format!("unable to create CT {id} - {why}"));
         }
         config.lock = None;
         inner.guests.insert(id, config);
-        shared.save(&inner, id);
+        pmxcfs::save(&shared, &mut inner, id);
         drop(inner);
         if !arch {
             log.line("Falling back to amd64.");
             log.line("Use `pct set VMID --arch ARCH` to change.");
         }
         if start {
-            let context = Context { core: shared, caller, task_fault: None };
+            let context = Context { core: shared, caller, host, task_fault: None };
             lifecycle::start_task(&context, id);
         }
         Ok(())
@@ -231,7 +243,7 @@ pub fn create(context: &Context, params: &Params) -> Result<Reply, Reply> {
 
 fn unpack(
     core: &super::Core,
-    id: u32,
+    (host, id): (&str, u32),
     config: &Config,
     archive: &std::path::Path,
     template: &str,
@@ -240,6 +252,14 @@ fn unpack(
     if !archive.is_file() {
         log.line(format!("volume '{template}' does not exist"));
         return Err(format!("volume '{template}' does not exist"));
+    }
+    let volume = config.get("rootfs").unwrap_or_default();
+    let (storage, unpacked) = (volume.split(':').next().unwrap_or_default(), std::fs::metadata(archive).map_or(0, |m| m.len()) * 2);
+    if !core.take_room(host, storage, unpacked) {
+        log.line("tar: ./sbin/init: Cannot write: No space left on device");
+        log.line("tar: Exiting with failure status due to previous errors");
+        let command = "lxc-usernsexec -m u:0:100000:65536 -m g:0:100000:65536 -- tar xpf - -z --totals";
+        return Err(format!("command '{command}' failed: exit code 2"));
     }
     core.options.backend.create(id, config, archive, log)?;
     log.checkpoint()
@@ -263,6 +283,10 @@ pub fn set_config(context: &Context, params: &Params) -> Result<Reply, Reply> {
     let changed = core.locked(id, || {
         let running = core.options.backend.pid(id).is_some();
         let mut inner = core.inner.lock().unwrap();
+        pmxcfs::refresh(core, &mut inner);
+        if inner.guest_on(&context.host, id).is_none() {
+            return Err(Reply::died(&no_config(context, id)));
+        }
         let config = inner.guests.get_mut(&id).ok_or_else(|| Reply::died(&no_config(context, id)))?;
         if let Some(lock) = &config.lock
             && !deleted.contains(&"lock")
@@ -273,63 +297,15 @@ pub fn set_config(context: &Context, params: &Params) -> Result<Reply, Reply> {
             return Err(Reply::died("detected modified configuration - file changed by other user? Try again."));
         }
         for (key, value) in params.iter().filter(|(k, _)| running && k.starts_with("net")) {
-            if let Some(why) = property_string(key, value).ok().and_then(|keys| lifecycle::missing_bridge(&core.options, &keys)) {
+            if let Some(why) = property_string(key, value).ok().and_then(|keys| lifecycle::missing_bridge(context.host(), &keys)) {
                 return Err(Reply::parameter(key, &format!("unable to hotplug {key}: {why}\n")));
             }
         }
         deleted.iter().for_each(|key| config.delete(key, running));
         config.apply(params, running);
-        core.save(&inner, id);
+        pmxcfs::save(core, &mut inner, id);
         Ok(())
     });
     changed.map_err(|why| Reply::died(&why))??;
     Ok(Reply::data(Value::Null))
-}
-
-/// `POST clone`: every key but the hardware addresses is copied, root's included.
-pub fn clone(context: &Context, params: &Params) -> Result<Reply, Reply> {
-    let core = &context.core;
-    let (id, new) = (id_of(params), params.get("newid").and_then(|n| n.parse().ok()).unwrap_or(0));
-    let mut config = {
-        let mut inner = core.inner.lock().unwrap();
-        let source = guest(context, &inner, id)?.clone();
-        inner.access.need(&context.caller, &format!("/vms/{new}"), "VM.Allocate")?;
-        if inner.guests.contains_key(&new) {
-            return Err(Reply::died(&format!("unable to create CT {new}: CT {new} already exists on node '{}'", core.options.node)));
-        }
-        inner.guests.insert(new, Config::creating());
-        source
-    };
-    config.delete("template", false);
-    for (number, mut keys) in config.family("net") {
-        keys.remove("hwaddr");
-        let text: Vec<_> = keys.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        config.set(&format!("net{number}"), &text.join(","));
-    }
-    if let Some(name) = params.get("hostname") {
-        config.set("hostname", name);
-    }
-    let volume = config.get("rootfs").unwrap_or_default().replace(&id.to_string(), &new.to_string());
-    config.set("rootfs", &volume);
-    let shared = core.clone();
-    let upid = tasks::spawn(context, "vzclone", &id.to_string(), move |log| {
-        let from: PathBuf = shared.options.dir.join(format!("containers/{id}/rootfs"));
-        let made = log.checkpoint().and_then(|()| {
-            if !from.is_dir() {
-                return Ok(());
-            }
-            let to = shared.options.dir.join(format!("containers/{new}"));
-            std::fs::create_dir_all(&to).map_err(|e| e.to_string())?;
-            let copied = std::process::Command::new("cp").arg("-a").arg(&from).arg(&to).status();
-            copied.is_ok_and(|s| s.success()).then_some(()).ok_or_else(|| "copy of the volume failed".to_owned())
-        });
-        let mut inner = shared.inner.lock().unwrap();
-        match &made {
-            Ok(()) => drop(inner.guests.insert(new, config)),
-            Err(_) => drop(inner.guests.remove(&new)),
-        }
-        shared.save(&inner, new);
-        made
-    });
-    Ok(Reply::data(json!(upid)))
 }

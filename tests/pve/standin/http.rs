@@ -12,6 +12,8 @@ use super::schema::{Faults, name_nested};
 const MAX_HEAD: u64 = 8 * 1024;
 /// Bytes of a body that is not an upload.
 pub const MAX_BODY: usize = 512 * 1024;
+/// The same before PVE 8.4.
+pub const MAX_BODY_BEFORE_8_4: usize = 64 * 1024;
 /// Bytes of an upload; the real host has its disk as the limit.
 const MAX_UPLOAD: usize = 256 * 1024 * 1024;
 /// Requests on one connection.
@@ -217,8 +219,9 @@ impl Reply {
     }
 }
 
-/// Reads one request; `Ok(None)` at the end of the connection, `Err(Ok(reply))` for a refusal that closes it.
-pub fn read(from: &mut BufReader<impl Read>) -> Result<Option<Request>, Result<Reply, io::Error>> {
+/// Reads one request; `Ok(None)` at the end of the connection, `Err(Ok(reply))` for a refusal that closes it. `most` bytes
+/// may be in a body that is no upload.
+pub fn read(from: &mut BufReader<impl Read>, most: usize) -> Result<Option<Request>, Result<Reply, io::Error>> {
     let mut head = String::new();
     loop {
         let before = head.len();
@@ -258,7 +261,7 @@ pub fn read(from: &mut BufReader<impl Read>) -> Result<Option<Request>, Result<R
     if length > 0 && matches!(request.method.as_str(), "GET" | "DELETE") {
         return Err(Ok(Reply::text(501, &format!("Unexpected content for method '{}'", request.method))));
     }
-    if length > if request.is_upload() { MAX_UPLOAD } else { MAX_BODY } {
+    if length > if request.is_upload() { MAX_UPLOAD } else { most } {
         return Err(Ok(Reply::text(501, "for data too large")));
     }
     request.body = vec![0; length];

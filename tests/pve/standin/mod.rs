@@ -17,16 +17,24 @@
 pub mod access;
 mod api;
 pub mod backend;
+pub mod calls;
+mod clone;
+pub mod cluster;
 pub mod faults;
 mod formats;
 pub mod guest_config;
 mod guests;
+mod ha;
 pub mod http;
 mod inventory;
 mod lifecycle;
 pub mod lxc;
+mod migrate;
+mod pmxcfs;
+pub mod qemu;
 pub mod schema;
 mod server;
+mod snapshot;
 mod storage;
 mod tasks;
 
@@ -38,6 +46,8 @@ use std::time::{Duration, Instant};
 
 use access::{Access, Caller};
 use backend::{Backend, Paper};
+use calls::Calls;
+use cluster::{Condition, Host};
 use faults::Faults;
 use guest_config::Config;
 pub use http::Reply;
@@ -49,11 +59,15 @@ pub use tasks::TaskLog;
 pub struct Version(pub u8, pub u8);
 
 impl Version {
+    /// Bridges came under access control.
+    pub const V8_0: Self = Self(8, 0);
     /// `dev[n]` and the `interfaces` endpoint came.
     pub const V8_1: Self = Self(8, 1);
-    /// `message` came into the bodies of errors.
+    /// `.tar.bz2` came.
+    pub const V8_3: Self = Self(8, 3);
+    /// `message` came into the bodies of errors, and bodies may have 512 KiB.
     pub const V8_4: Self = Self(8, 4);
-    /// Containers are unprivileged unless said otherwise.
+    /// Containers are unprivileged unless said otherwise; rules took the place of HA groups.
     pub const V9_0: Self = Self(9, 0);
     /// `env` came.
     pub const V9_1: Self = Self(9, 1);
@@ -102,6 +116,10 @@ pub struct Options {
     pub bridges: Vec<(String, String)>,
     /// Storages.
     pub storages: Vec<Storage>,
+    /// The hosts of the cluster beside the one above, which takes the calls.
+    pub others: Vec<Host>,
+    /// The storages that are the same on every host that has them.
+    pub shared: Vec<String>,
     /// How long a task waits before it does anything.
     pub task_delay: Duration,
     /// How long 401 replies are held back; 3 s on a real host.
@@ -122,6 +140,8 @@ impl Options {
             password: "secret".to_owned(),
             bridges: vec![("vmbr0".to_owned(), "192.168.50.2/24".to_owned())],
             storages: vec![storage("local", "dir", "iso,vztmpl,backup,import"), storage("local-lvm", "lvmthin", "rootdir,images")],
+            others: Vec::new(),
+            shared: Vec::new(),
             task_delay: Duration::ZERO,
             hold_back: Duration::ZERO,
             backend: Box::new(Paper::default()),
@@ -134,6 +154,16 @@ impl Options {
 struct Inner {
     access: Access,
     guests: BTreeMap<u32, Config>,
+    /// Virtual machines, which are on paper only.
+    machines: BTreeMap<u32, qemu::Machine>,
+    /// The host of every guest.
+    places: BTreeMap<u32, String>,
+    /// What the files in /etc/pve held when they were written.
+    written: BTreeMap<u32, String>,
+    condition: Condition,
+    /// Free bytes of storages that are limited, by host and name; the host is empty for a shared one.
+    room: BTreeMap<(String, String), u64>,
+    ha: ha::Ha,
     started: BTreeMap<u32, Instant>,
     tasks: Vec<tasks::Task>,
     next_pid: u32,
@@ -146,7 +176,9 @@ struct Core {
     options: Options,
     inner: Mutex<Inner>,
     changed: Condvar,
+    hosts: Vec<Host>,
     faults: Faults,
+    calls: Calls,
     fingerprint: String,
     certificate: String,
 }
@@ -155,6 +187,8 @@ struct Core {
 struct Context {
     core: Arc<Core>,
     caller: Caller,
+    /// The host it is for.
+    host: String,
     task_fault: Option<String>,
 }
 
@@ -169,25 +203,23 @@ impl Core {
         }
         inner.flocks.insert(id);
         drop(inner);
-        let done = body();
+        // What works on the file beside the API holds a lock on this one.
+        let done = pmxcfs::locked(self, id, limit, body);
         self.inner.lock().unwrap().flocks.remove(&id);
         self.changed.notify_all();
-        Ok(done)
+        done.ok_or_else(|| format!("can't lock file '/run/lock/lxc/pve-config-{id}.lock' - got timeout"))
     }
+}
 
-    /// Writes a guest's configuration file, or removes it.
-    fn save(&self, inner: &Inner, id: u32) {
-        let path = self.options.dir.join(format!("etc/{id}.conf"));
-        let _ = match inner.guests.get(&id) {
-            Some(config) => std::fs::write(path, config.file()),
-            None => std::fs::remove_file(path),
-        };
-    }
+/// The inside of a running stand-in: what a test sees and changes of it beside the API.
+#[derive(Clone)]
+pub struct Inside {
+    core: Arc<Core>,
 }
 
 /// A running stand-in; it ends, and its containers with it, when dropped.
 pub struct Standin {
-    core: Arc<Core>,
+    inside: Inside,
     address: SocketAddr,
     socket: PathBuf,
     stopping: Arc<std::sync::atomic::AtomicBool>,
@@ -199,15 +231,23 @@ impl Standin {
     /// # Errors
     /// If it cannot listen or write its directory.
     pub fn start(options: Options) -> std::io::Result<Self> {
-        for sub in ["etc", "storage"] {
-            std::fs::create_dir_all(options.dir.join(sub))?;
-        }
-        for storage in options.storages.iter().filter(|s| s.kind == "dir") {
-            for sub in ["template/cache", "snippets"] {
-                std::fs::create_dir_all(options.dir.join("storage").join(&storage.name).join(sub))?;
+        let first = Host {
+            name: options.node.clone(),
+            version: options.version,
+            bridges: options.bridges.clone(),
+            storages: options.storages.clone(),
+        };
+        let hosts: Vec<Host> = std::iter::once(first).chain(options.others.iter().cloned()).collect();
+        pmxcfs::make(&options.dir, &hosts)?;
+        std::fs::create_dir_all(options.dir.join("storage"))?;
+        for host in &hosts {
+            for storage in host.storages.iter().filter(|s| s.kind == "dir") {
+                for sub in ["template/cache", "snippets"] {
+                    std::fs::create_dir_all(storage::directory(&options, &host.name, &storage.name).join(sub))?;
+                }
             }
         }
-        server::start(options)
+        server::start(options, hosts)
     }
 
     /// `https://127.0.0.1:PORT`.
@@ -220,6 +260,21 @@ impl Standin {
         self.address
     }
 
+    /// The Unix socket that the `pvesh` stand-in speaks to; whoever reaches it is root on the host.
+    pub fn socket(&self) -> &std::path::Path {
+        &self.socket
+    }
+}
+
+impl std::ops::Deref for Standin {
+    type Target = Inside;
+
+    fn deref(&self) -> &Inside {
+        &self.inside
+    }
+}
+
+impl Inside {
     /// The certificate's SHA-256 fingerprint, as PVE writes it.
     pub fn fingerprint(&self) -> &str {
         &self.core.fingerprint
@@ -228,11 +283,6 @@ impl Standin {
     /// The certificate, PEM.
     pub fn certificate(&self) -> &str {
         &self.core.certificate
-    }
-
-    /// The Unix socket that the `pvesh` stand-in speaks to; whoever reaches it is root on the host.
-    pub fn socket(&self) -> &std::path::Path {
-        &self.socket
     }
 
     /// Changes users, tokens and rights.
@@ -245,29 +295,42 @@ impl Standin {
         &self.core.faults
     }
 
-    /// The VMIDs that exist.
+    /// The calls made so far.
+    pub fn calls(&self) -> &Calls {
+        &self.core.calls
+    }
+
+    /// The containers that exist.
     pub fn guests(&self) -> Vec<u32> {
         self.core.inner.lock().unwrap().guests.keys().copied().collect()
     }
 
     /// A guest's configuration.
     pub fn config(&self, id: u32) -> Option<Config> {
-        self.core.inner.lock().unwrap().guests.get(&id).cloned()
+        let mut inner = self.core.inner.lock().unwrap();
+        pmxcfs::refresh(&self.core, &mut inner);
+        inner.guests.get(&id).cloned()
     }
 
     /// Adds a guest that was not made through the API.
     pub fn add_guest(&self, id: u32, config: Config) {
-        let mut inner = self.core.inner.lock().unwrap();
-        inner.guests.insert(id, config);
-        self.core.save(&inner, id);
+        let first = self.core.entry().name.clone();
+        self.add_guest_on(&first, id, config);
     }
 
     /// Locks or unlocks a guest, as a backup would.
     pub fn set_lock(&self, id: u32, lock: Option<&str>) {
+        self.edit(id, |config| config.lock = lock.map(str::to_owned));
+    }
+
+    /// Changes a container's configuration, as somebody does in Proxmox's own panel.
+    pub fn edit(&self, id: u32, change: impl FnOnce(&mut Config)) {
         let mut inner = self.core.inner.lock().unwrap();
+        pmxcfs::refresh(&self.core, &mut inner);
         if let Some(config) = inner.guests.get_mut(&id) {
-            config.lock = lock.map(str::to_owned);
+            change(config);
         }
+        pmxcfs::save(&self.core, &mut inner, id);
     }
 
     /// Whether a guest runs.
@@ -280,9 +343,24 @@ impl Standin {
         self.core.options.backend.pid(id)
     }
 
-    /// The directory of a storage.
+    /// The directory of a storage of the first host.
     pub fn storage_dir(&self, storage: &str) -> PathBuf {
-        self.core.options.dir.join("storage").join(storage)
+        self.storage_dir_on(&self.core.entry().name, storage)
+    }
+
+    /// The directory of a storage as a host sees it.
+    pub fn storage_dir_on(&self, host: &str, storage: &str) -> PathBuf {
+        storage::directory(&self.core.options, host, storage)
+    }
+
+    /// What is at /run/lock.
+    pub fn lock_files(&self) -> PathBuf {
+        self.core.options.dir.join("run/lock")
+    }
+
+    /// What is mounted at /etc/pve.
+    pub fn cluster_files(&self) -> PathBuf {
+        self.core.options.dir.join("etc/pve")
     }
 
     /// Waits until no task runs; false if the time is over first.
@@ -290,6 +368,11 @@ impl Standin {
         let busy = |inner: &mut Inner| inner.tasks.iter().any(|t| t.exit.is_none());
         let wait = self.core.changed.wait_timeout_while(self.core.inner.lock().unwrap(), limit, busy).unwrap();
         !wait.1.timed_out()
+    }
+
+    /// The lines of all tasks' logs.
+    pub fn task_lines(&self) -> Vec<String> {
+        self.core.inner.lock().unwrap().tasks.iter().flat_map(|t| t.lines().to_vec()).collect()
     }
 
     /// Types and exit statuses of all tasks so far, oldest first.

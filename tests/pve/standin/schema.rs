@@ -40,8 +40,15 @@ fn family(name: &str) -> Option<String> {
 
 /// What the named release did not have yet.
 fn too_new(name: &str, version: Version) -> bool {
-    (matches!(name, "env" | "entrypoint" | "ha-managed") && version < Version::V9_1)
-        || (name.starts_with("dev[") && version < Version::V8_1)
+    let since = match name {
+        "env" | "entrypoint" | "ha-managed" | "host-managed" => Version::V9_1,
+        "failback" => Version::V9_0,
+        "deny-write" => Version::V8_3,
+        "overrule-shutdown" => Version(8, 2),
+        name if name.starts_with("dev[") => Version::V8_1,
+        _ => return false,
+    };
+    version < since
 }
 
 /// Checks parameters as PVE's JSONSchema does.
@@ -199,7 +206,7 @@ fn property_string_of(keys: &Map<String, Value>, text: &str, version: Version) -
     }
     let mut faults = Faults::new();
     for (name, value) in &values {
-        let known = keys.get(name).filter(|_| name != "host-managed" || version >= Version::V9_1);
+        let known = keys.get(name).filter(|_| !too_new(name, version));
         let Some(property) = known else {
             faults.insert(name.clone(), UNKNOWN.to_owned());
             continue;

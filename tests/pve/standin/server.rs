@@ -12,14 +12,16 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use sha2::{Digest as _, Sha256};
 
 use super::access::Caller;
+use super::calls::Calls;
+use super::cluster::Host;
 use super::faults::{Fault, Faults};
 use super::http::{self, MAX_REQUESTS, Reply};
-use super::{Context, Core, Inner, Options, Standin, Version, api};
+use super::{Context, Core, Inner, Inside, Options, Standin, Version, api};
 
 /// Idle time after which a connection is closed.
 const IDLE: Duration = Duration::from_secs(5);
 
-pub fn start(options: Options) -> std::io::Result<Standin> {
+pub fn start(options: Options, hosts: Vec<Host>) -> std::io::Result<Standin> {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned(), options.node.clone()]);
     let made = made.map_err(std::io::Error::other)?;
     let der = CertificateDer::from(made.cert.der().to_vec());
@@ -40,12 +42,24 @@ pub fn start(options: Options) -> std::io::Result<Standin> {
     let mut inner = Inner { next_pid: 15_000, ..Inner::default() };
     inner.access.add_user("root@pam", &options.password);
     let (faults, certificate) = (Faults::default(), made.cert.pem());
-    let core = Arc::new(Core { options, inner: Mutex::new(inner), changed: Condvar::new(), faults, fingerprint, certificate });
+    let core = Arc::new(Core {
+        options,
+        inner: Mutex::new(inner),
+        changed: Condvar::new(),
+        hosts,
+        faults,
+        calls: Calls::default(),
+        fingerprint,
+        certificate,
+    });
     let stopping = Arc::new(AtomicBool::new(false));
 
     let (shared, ended) = (core.clone(), stopping.clone());
     std::thread::spawn(move || {
         for stream in listener.incoming().take_while(|_| !ended.load(Ordering::SeqCst)).flatten() {
+            if !shared.faults.is_serving() {
+                continue;
+            }
             let (core, tls) = (shared.clone(), tls.clone());
             std::thread::spawn(move || secure(&core, tls, stream));
         }
@@ -53,11 +67,14 @@ pub fn start(options: Options) -> std::io::Result<Standin> {
     let (shared, ended) = (core.clone(), stopping.clone());
     std::thread::spawn(move || {
         for stream in local.incoming().take_while(|_| !ended.load(Ordering::SeqCst)).flatten() {
+            if !shared.faults.is_serving() {
+                continue;
+            }
             let core = shared.clone();
             std::thread::spawn(move || local_root(&core, stream));
         }
     });
-    Ok(Standin { core, address, socket, stopping })
+    Ok(Standin { inside: Inside { core }, address, socket, stopping })
 }
 
 fn secure(core: &Arc<Core>, tls: Arc<ServerConfig>, stream: TcpStream) {
@@ -75,13 +92,20 @@ fn local_root(core: &Arc<Core>, stream: UnixStream) {
 
 fn serve(core: &Arc<Core>, stream: impl Read + Write, caller: Option<Caller>) {
     let mut stream = BufReader::new(stream);
-    let with_message = core.options.version >= Version::V8_4;
+    let most = if core.entry().version >= Version::V8_4 { http::MAX_BODY } else { http::MAX_BODY_BEFORE_8_4 };
     for served in 1.. {
-        let (reply, drop_it) = match http::read(&mut stream) {
+        let mut with_message = core.entry().version >= Version::V8_4;
+        let (reply, drop_it) = match http::read(&mut stream, most) {
             Ok(Some(request)) => {
+                // What came before a restart is not answered after it.
+                if !core.faults.is_serving() {
+                    return;
+                }
+                core.calls.note(&request, caller.is_some());
                 let path = http::percent_decode(&request.path);
-                let mut context = Context { core: core.clone(), caller: Caller(String::new()), task_fault: None };
-                match core.faults.take(&request.method, &path) {
+                let host = core.entry().name.clone();
+                let mut context = Context { core: core.clone(), caller: Caller(String::new()), host, task_fault: None };
+                let answered = match core.faults.take(&request.method, &path) {
                     Some(Fault::DropBefore) => return,
                     Some(Fault::DropAfter) => (api::answer(&mut context, &request, caller.clone()), true),
                     Some(Fault::Answer(status, reason)) => (Reply::empty(status, &reason), false),
@@ -93,8 +117,19 @@ fn serve(core: &Arc<Core>, stream: impl Read + Write, caller: Option<Caller>) {
                         std::thread::sleep(time);
                         (api::answer(&mut context, &request, caller.clone()), false)
                     }
+                    Some(Fault::Restart(time)) => {
+                        core.faults.restart(time);
+                        return;
+                    }
+                    Some(Fault::Meanwhile(change)) => {
+                        change(&Inside { core: core.clone() });
+                        (api::answer(&mut context, &request, caller.clone()), false)
+                    }
                     None => (api::answer(&mut context, &request, caller.clone()), false),
-                }
+                };
+                // A reply of another host is passed on as it wrote it.
+                with_message = context.host().version >= Version::V8_4;
+                answered
             }
             Ok(None) | Err(Err(_)) => return,
             Err(Ok(refusal)) => (refusal, false),

@@ -8,39 +8,86 @@ use sha2::{Digest as _, Sha256};
 
 use super::http::{Reply, Request};
 use super::schema::{self, Params};
-use super::{Context, Inner, Storage, tasks};
+use super::{Context, Core, Inner, Options, Storage, tasks};
+
+/// The directory of a storage as a host sees it: the first host's and the shared ones in one place, those of others in theirs.
+pub fn directory(options: &Options, host: &str, storage: &str) -> PathBuf {
+    let common = host == options.node || options.shared.iter().any(|s| s == storage);
+    if common { options.dir.join("storage").join(storage) } else { options.dir.join("hosts").join(host).join("storage").join(storage) }
+}
+
+impl Core {
+    /// Under what a storage's free bytes are kept.
+    pub fn room_key(&self, host: &str, storage: &str) -> (String, String) {
+        let shared = self.options.shared.iter().any(|s| s == storage);
+        (if shared { String::new() } else { host.to_owned() }, storage.to_owned())
+    }
+
+    /// Whether a storage has room for so many bytes; takes them if so.
+    pub fn take_room(&self, host: &str, storage: &str, bytes: u64) -> bool {
+        let key = self.room_key(host, storage);
+        let mut inner = self.inner.lock().unwrap();
+        match inner.room.get_mut(&key) {
+            Some(free) if *free < bytes => false,
+            Some(free) => {
+                *free -= bytes;
+                true
+            }
+            None => true,
+        }
+    }
+
+    /// Gives bytes of a limited storage back.
+    pub fn give_room(&self, host: &str, storage: &str, bytes: u64) {
+        let key = self.room_key(host, storage);
+        if let Some(free) = self.inner.lock().unwrap().room.get_mut(&key) {
+            *free += bytes;
+        }
+    }
+}
 
 fn find<'a>(context: &'a Context, name: &str) -> Result<&'a Storage, Reply> {
-    let known = context.core.options.storages.iter().find(|s| s.name == name);
-    known.ok_or_else(|| Reply::died(&format!("storage '{name}' does not exist")))
+    let here = context.host();
+    if let Some(known) = here.storages.iter().find(|s| s.name == name) {
+        return Ok(known);
+    }
+    let elsewhere = context.core.hosts.iter().any(|host| host.storages.iter().any(|s| s.name == name));
+    let what = if elsewhere { format!("is not available on node '{}'", here.name) } else { "does not exist".to_owned() };
+    Err(Reply::died(&format!("storage '{name}' {what}")))
 }
 
 /// The storages the caller may see.
 pub fn visible<'a>(context: &'a Context, inner: &'a Inner) -> impl Iterator<Item = &'a Storage> {
-    context
-        .core
-        .options
-        .storages
-        .iter()
-        .filter(|s| inner.access.has(&context.caller, &format!("/storage/{}", s.name), "Datastore.Audit|Datastore.AllocateSpace"))
+    context.host().storages.iter().filter(|s| is_visible(context, inner, &s.name))
 }
 
-fn row(storage: &Storage) -> Value {
-    let (total, used) = (270_553_174_016_u64, 19_089_047_552_u64);
-    json!({ "storage": storage.name, "type": storage.kind, "content": storage.content, "active": 1, "enabled": 1, "shared": 0,
-            "total": total, "used": used, "avail": total - used, "used_fraction": used as f64 / total as f64 })
+/// Whether the caller may see a storage.
+pub fn is_visible(context: &Context, inner: &Inner, name: &str) -> bool {
+    inner.access.has(&context.caller, &format!("/storage/{name}"), "Datastore.Audit|Datastore.AllocateSpace")
+}
+
+/// Size of every storage here.
+const TOTAL: u64 = 270_553_174_016;
+
+fn row(context: &Context, inner: &Inner, storage: &Storage) -> Value {
+    let core = &context.core;
+    let free = inner.room.get(&core.room_key(&context.host, &storage.name)).copied().unwrap_or(251_464_126_464);
+    let used = TOTAL - free.min(TOTAL);
+    let shared = u8::from(core.options.shared.contains(&storage.name));
+    json!({ "storage": storage.name, "type": storage.kind, "content": storage.content, "active": 1, "enabled": 1, "shared": shared,
+            "total": TOTAL, "used": used, "avail": free, "used_fraction": used as f64 / TOTAL as f64 })
 }
 
 pub fn list(context: &Context, params: &Params) -> Reply {
     let inner = context.core.inner.lock().unwrap();
     let wanted: Vec<_> = params.get("content").map(|c| c.split(',').collect()).unwrap_or_default();
     let rows = visible(context, &inner).filter(|s| params.get("storage").is_none_or(|n| *n == s.name));
-    Reply::data(rows.filter(|s| wanted.is_empty() || wanted.iter().any(|c| s.holds(c))).map(row).collect())
+    Reply::data(rows.filter(|s| wanted.is_empty() || wanted.iter().any(|c| s.holds(c))).map(|s| row(context, &inner, s)).collect())
 }
 
 pub fn status(context: &Context, params: &Params) -> Result<Reply, Reply> {
     let storage = find(context, &params["storage"]).map_err(|_| Reply::parameter("storage", "No such storage."))?;
-    Ok(Reply::data(row(storage)))
+    Ok(Reply::data(row(context, &context.core.inner.lock().unwrap(), storage)))
 }
 
 fn folder(context: &Context, storage: &str, content: &str) -> PathBuf {
@@ -49,7 +96,7 @@ fn folder(context: &Context, storage: &str, content: &str) -> PathBuf {
         "iso" => "template/iso",
         other => other,
     };
-    context.core.options.dir.join("storage").join(storage).join(sub)
+    directory(&context.core.options, &context.host, storage).join(sub)
 }
 
 pub fn content(context: &Context, params: &Params) -> Result<Reply, Reply> {
@@ -73,7 +120,8 @@ pub fn content(context: &Context, params: &Params) -> Result<Reply, Reply> {
     }
     if params.get("content").is_none_or(|w| w == "rootdir" || w == "images") {
         let inner = context.core.inner.lock().unwrap();
-        for (id, config) in &inner.guests {
+        let shared = context.core.options.shared.contains(&storage.name);
+        for (id, config) in inner.guests.iter().filter(|(id, _)| shared || inner.place_of(**id) == Some(&context.host)) {
             let volume = config.get("rootfs").and_then(|r| r.split(',').next()).unwrap_or_default();
             if volume.starts_with(&format!("{}:", storage.name)) && params.get("vmid").is_none_or(|v| *v == id.to_string()) {
                 rows.push(json!({ "volid": volume, "content": "rootdir", "format": "raw", "vmid": id, "size": 0 }));
@@ -91,8 +139,11 @@ pub fn delete(context: &Context, params: &Params) -> Result<Reply, Reply> {
     let name = volume.strip_prefix(&format!("{}:", storage.name)).unwrap_or(volume);
     let (content, file) = name.split_once('/').ok_or_else(|| Reply::died(&format!("unable to parse directory volume name '{name}'")))?;
     let path = folder(context, &storage.name, content).join(file);
-    let upid = tasks::spawn(context, "imgdel", &format!("{}@{}", context.core.options.node, storage.name), move |log| {
+    let (core, host, name_kept) = (context.core.clone(), context.host.clone(), storage.name.clone());
+    let upid = tasks::spawn(context, "imgdel", &format!("{}@{}", context.host, storage.name), move |log| {
         log.checkpoint()?;
+        let bytes = std::fs::metadata(&path).map_or(0, |m| m.len());
+        core.give_room(&host, &name_kept, bytes);
         std::fs::remove_file(&path).map_err(|e| format!("unlink '{}' failed: {e}", path.display()))?;
         log.line(format!("Removed volume '{}'", path.display()));
         Ok(())
@@ -175,7 +226,7 @@ pub fn upload(context: &Context, storage: &str, request: &Request) -> Result<Rep
     let parts = parts(request).ok_or_else(|| Reply::died("upload failed: unable to parse multipart body"))?;
     let order = ["content", "checksum-algorithm", "checksum", "filename"];
     let mut fields = BTreeMap::from([
-        ("node".to_owned(), super::http::Param::Text(context.core.options.node.clone())),
+        ("node".to_owned(), super::http::Param::Text(context.host.clone())),
         ("storage".to_owned(), super::http::Param::Text(storage.to_owned())),
     ]);
     let (mut place, mut file) = (0, None);
@@ -217,7 +268,8 @@ fn store(
     data: Result<Vec<u8>, Reply>,
 ) -> Result<Reply, Reply> {
     let properties = schema::method("/nodes/{node}/storage/{storage}/upload", "POST").expect("in the schema");
-    let params = schema::check(properties, fields, context.core.options.version)?;
+    let version = context.host().version;
+    let params = schema::check(properties, fields, version)?;
     let storage = find(context, storage)?;
     if storage.kind != "dir" {
         return Err(Reply::died(&format!("can't upload to storage type '{}', not a file based storage!", storage.kind)));
@@ -228,15 +280,21 @@ fn store(
     }
     let name: String = params["filename"].rsplit(['/', '\\']).next().unwrap_or_default().to_owned();
     let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || "_.-".contains(c) { c } else { '_' }).collect();
-    let known: &[&str] = if content == "iso" { &[".iso", ".img"] } else { &[".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2"] };
-    let plain_tar = name.ends_with(".tar") && context.core.options.version >= super::Version::V9_1;
+    let known: &[&str] = match content.as_str() {
+        "iso" => &[".iso", ".img"],
+        _ if version >= super::Version::V8_3 => &[".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2"],
+        _ => &[".tar.gz", ".tar.xz", ".tar.zst"],
+    };
+    let plain_tar = name.ends_with(".tar") && version >= super::Version::V9_1;
     if content != "import" && !plain_tar && !known.iter().any(|e| name.ends_with(e)) {
         return Err(Reply::parameter("filename", "wrong file extension"));
     }
     let data = data?;
     let target = folder(context, &storage.name, content).join(name);
     let expected = params.get("checksum").cloned();
-    let upid = tasks::spawn(context, "imgcopy", "", move |log| {
+    let (core, host, storage) = (context.core.clone(), context.host.clone(), storage.name.clone());
+    // The host that takes the calls spools the file and copies it on.
+    let upid = tasks::spawn_on(context, &context.core.entry().name, "imgcopy", "", move |log| {
         log.line(format!("starting file import to: {}", target.display()));
         if let Some(expected) = expected {
             let got: String = Sha256::digest(&data).iter().map(|b| format!("{b:02x}")).collect();
@@ -245,6 +303,9 @@ fn store(
             }
         }
         log.checkpoint()?;
+        if !core.take_room(&host, &storage, data.len() as u64) {
+            return Err(format!("import failed: cp: error writing '{}': No space left on device", target.display()));
+        }
         let written = target.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&target, &data));
         written.map_err(|e| format!("import failed: {e}"))?;
         log.line("finished file import successfully");

@@ -30,12 +30,23 @@ pub struct Task {
     pub exit: Option<String>,
 }
 
-fn now() -> u64 {
+pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 impl Task {
-    fn status(&self, node: &str) -> Value {
+    /// Its log.
+    pub fn lines(&self) -> &[String] {
+        &self.lines
+    }
+
+    /// The host it runs on.
+    fn node(&self) -> &str {
+        self.upid.split(':').nth(1).unwrap_or_default()
+    }
+
+    fn status(&self) -> Value {
+        let node = self.node();
         let (user, token) = self.caller.parts();
         let mut status = json!({
             "node": node, "upid": self.upid, "pid": self.pid, "pstart": self.pstart, "starttime": self.starttime,
@@ -91,15 +102,26 @@ impl TaskLog {
     }
 }
 
-/// Starts a task in a thread of its own and names it.
+/// Starts a task in a thread of its own, on the host that the call is for, and names it.
 pub fn spawn(context: &Context, kind: &str, id: &str, body: impl FnOnce(&TaskLog) -> Result<(), String> + Send + 'static) -> String {
+    spawn_on(context, &context.host, kind, id, body)
+}
+
+/// As [`spawn`], on a named host.
+pub fn spawn_on(
+    context: &Context,
+    host: &str,
+    kind: &str,
+    id: &str,
+    body: impl FnOnce(&TaskLog) -> Result<(), String> + Send + 'static,
+) -> String {
     let core = context.core.clone();
     let aborted = Arc::new(AtomicBool::new(false));
     let upid = {
         let mut inner = core.inner.lock().unwrap();
         inner.next_pid += 37;
         let (pid, pstart, starttime) = (inner.next_pid, inner.next_pid + 300_000, now());
-        let upid = format!("UPID:{}:{pid:08X}:{pstart:08X}:{starttime:08X}:{kind}:{id}:{}:", core.options.node, context.caller.0);
+        let upid = format!("UPID:{}:{pid:08X}:{pstart:08X}:{starttime:08X}:{kind}:{id}:{}:", host, context.caller.0);
         let (kind, id, caller) = (kind.to_owned(), id.to_owned(), context.caller.clone());
         let (upid_kept, aborted) = (upid.clone(), aborted.clone());
         let (lines, warnings, exit, endtime) = (Vec::new(), 0, None, 0);
@@ -142,8 +164,9 @@ pub fn status(context: &Context, params: &Params) -> Result<Reply, Reply> {
         return Err(Reply::parameter("upid", "unable to parse worker upid"));
     }
     let inner = context.core.inner.lock().unwrap();
-    let task = inner.tasks.iter().find(|t| t.upid == upid).ok_or_else(|| Reply::parameter("upid", "no such task"))?;
-    Ok(Reply::data(task.status(&context.core.options.node)))
+    let task = inner.tasks.iter().find(|t| t.upid == upid && t.node() == context.host);
+    let task = task.ok_or_else(|| Reply::parameter("upid", "no such task"))?;
+    Ok(Reply::data(task.status()))
 }
 
 /// `GET tasks/{upid}/log`.
@@ -152,7 +175,7 @@ pub fn log(context: &Context, params: &Params) -> Reply {
     let number = |name: &str, default: usize| params.get(name).and_then(|v| v.parse().ok()).unwrap_or(default);
     let (start, limit) = (number("start", 0), number("limit", 50));
     let inner = context.core.inner.lock().unwrap();
-    let Some(task) = inner.tasks.iter().find(|t| t.upid == upid) else {
+    let Some(task) = inner.tasks.iter().find(|t| t.upid == upid && t.node() == context.host) else {
         return Reply::envelope(json!({ "data": [{"n": 1, "t": "unable to open file - No such file or directory"}], "total": 1 }));
     };
     if task.lines.is_empty() {
@@ -174,12 +197,12 @@ pub fn abort(context: &Context, params: &Params) -> Reply {
 
 /// `GET tasks`, newest first.
 pub fn list(context: &Context, params: &Params) -> Reply {
-    let node = &context.core.options.node;
     let inner = context.core.inner.lock().unwrap();
     let wanted = |name: &str, value: &str| params.get(name).is_none_or(|p| p == value);
-    let rows = inner.tasks.iter().rev().filter(|t| wanted("vmid", &t.id) && wanted("typefilter", &t.kind));
+    let here = inner.tasks.iter().rev().filter(|t| t.node() == context.host);
+    let rows = here.filter(|t| wanted("vmid", &t.id) && wanted("typefilter", &t.kind));
     let rows = rows.filter(|t| params.get("source").is_some_and(|s| s != "archive") || t.exit.is_some()).map(|t| {
-        let mut row = t.status(node);
+        let mut row = t.status();
         if let Some(exit) = &t.exit {
             row["status"] = json!(exit);
             row["endtime"] = json!(t.endtime);
