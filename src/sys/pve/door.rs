@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 
 use futures_util::future::BoxFuture;
+use ipnet::IpNet;
 
 use super::mesh::{Door, Mesh, MeshError};
 use crate::ident::{MachinePrivate, MachinePublic, NodeId};
 use crate::sys::admin::{AdminClient, AdminError};
 use crate::sys::relay::dial;
-use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
+use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, DnsSettings, Drain, NodeInfo};
 use crate::wire::control::DerpRegion;
 
 /// Opens coordinators with this machine's admin key.
@@ -65,6 +66,22 @@ impl Mesh for AdminClient {
 
     fn delete_node(&self, id: NodeId) -> Answer<'_, ()> {
         Box::pin(async move { Ok(Self::delete_node(self, id).await?) })
+    }
+
+    fn drain(&self, id: NodeId, wanted: Drain) -> Answer<'_, NodeInfo> {
+        Box::pin(async move { Ok(Self::drain(self, id, wanted).await?) })
+    }
+
+    fn approve_routes<'a>(&'a self, id: NodeId, routes: &'a [IpNet]) -> Answer<'a, NodeInfo> {
+        Box::pin(async move { Ok(Self::approve_routes(self, id, routes).await?) })
+    }
+
+    fn dns(&self) -> Answer<'_, DnsSettings> {
+        Box::pin(async { Ok(Self::dns(self).await?) })
+    }
+
+    fn set_dns<'a>(&'a self, dns: &'a DnsSettings) -> Answer<'a, DnsSettings> {
+        Box::pin(async move { Ok(Self::set_dns(self, dns).await?) })
     }
 
     fn relays(&self) -> Answer<'_, Vec<DerpRegion>> {

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 
 use futures_util::future::BoxFuture;
+use ipnet::IpNet;
 
 use crate::ident::{MachinePublic, NodeId};
-use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
+use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, DnsSettings, Drain, NodeInfo};
 use crate::wire::control::DerpRegion;
 
 /// Why a coordinator did not do what was asked.
@@ -14,6 +15,10 @@ use crate::wire::control::DerpRegion;
 pub struct MeshError(pub String);
 
 type Answer<'a, T> = BoxFuture<'a, Result<T, MeshError>>;
+
+fn unable() -> MeshError {
+    MeshError("this coordinator cannot do that".to_owned())
+}
 
 /// A coordinator we may administer.
 pub trait Mesh: Send + Sync {
@@ -34,6 +39,26 @@ pub trait Mesh: Send + Sync {
 
     /// Removes a node.
     fn delete_node(&self, id: NodeId) -> Answer<'_, ()>;
+
+    /// Says that a node is about to stop, or has stopped.
+    fn drain(&self, _id: NodeId, _wanted: Drain) -> Answer<'_, NodeInfo> {
+        Box::pin(async { Err(unable()) })
+    }
+
+    /// Replaces the routes a node may carry.
+    fn approve_routes<'a>(&'a self, _id: NodeId, _routes: &'a [IpNet]) -> Answer<'a, NodeInfo> {
+        Box::pin(async { Err(unable()) })
+    }
+
+    /// How names are resolved.
+    fn dns(&self) -> Answer<'_, DnsSettings> {
+        Box::pin(async { Err(unable()) })
+    }
+
+    /// Replaces how names are resolved.
+    fn set_dns<'a>(&'a self, _dns: &'a DnsSettings) -> Answer<'a, DnsSettings> {
+        Box::pin(async { Err(unable()) })
+    }
 
     /// The relays added to its relay map.
     fn relays(&self) -> Answer<'_, Vec<DerpRegion>>;
