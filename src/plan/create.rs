@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::choose::{self, Choice, Place};
 use super::lan;
-use super::mark::{Mark, RunId, TAG};
+use super::mark::{Identity as Origin, Mark, RunId, TAG};
 use super::observed::{Observed, Target};
 use super::options::{GuestOptions, Join, NodeKind, ROOT_VOLUME, Role};
 use super::refusal::Refusal;
@@ -406,7 +406,7 @@ impl Maker<'_> {
     }
 
     fn mark(&self, ready: bool) -> Mark {
-        Mark { vmid: self.options.vmid, role: self.role.name().to_owned(), name: self.name.clone(), run: self.run, ready }
+        Mark { vmid: self.options.vmid, role: self.role.name().to_owned(), name: self.name.clone(), run: self.run, ready, identity: Origin::default() }
     }
 
     fn notes(&self) -> Notes {

@@ -8,11 +8,16 @@
 //!
 //! Nothing here talks to anything. `sys::pve` carries the steps out, keeps the [`journal`] while it does, and takes them back on failure.
 
+pub mod attach;
+pub mod block;
 mod choose;
 pub mod create;
 pub mod destroy;
+pub mod hook;
+pub mod identity;
 pub mod journal;
 mod lan;
+pub mod ledger;
 pub mod mark;
 pub mod observed;
 pub mod options;
