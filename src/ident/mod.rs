@@ -5,6 +5,7 @@
 mod address;
 mod id;
 mod key;
+mod mac;
 mod name;
 mod prefix_map;
 mod reverse;
@@ -15,6 +16,7 @@ pub use id::{NodeId, RegionId, StableId, UserId, Vmid};
 pub use key::{
     DiscoPrivate, DiscoPublic, KeyError, MachinePrivate, MachinePublic, MeshKey, NodePrivate, NodePublic, RelayPrivate, RelayPublic, Secret,
 };
+pub use mac::{Mac, MacError};
 pub use name::{NameError, NodeName};
 pub use prefix_map::PrefixMap;
 pub use reverse::{reverse_name, reversed};

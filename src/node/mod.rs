@@ -5,6 +5,7 @@
 
 mod assemble;
 mod auto_exit;
+pub mod binding;
 mod config;
 pub mod direction;
 mod exit;

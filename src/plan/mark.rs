@@ -4,8 +4,10 @@
 //! guest is, which run made it and whether that run came to its end.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
-use crate::ident::{NodeName, Vmid};
+use super::block;
+use crate::ident::{Mac, NodeName, Vmid};
 use crate::pve::reply::ContainerConfig;
 
 /// The tag of every guest of ours.
@@ -61,6 +63,17 @@ impl std::str::FromStr for RunId {
     }
 }
 
+/// What tells a guest from its copies, and what a copy that takes its place keeps. Marks of older versions have none of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// The hardware address of its first interface, which a clone does not have.
+    pub mac: Option<Mac>,
+    /// Counts up with what happens to the guest; one lower than the host remembers means that the guest went back in time.
+    pub generation: u64,
+    /// Its address in the mesh, if our coordinator gave it one.
+    pub address: Option<Ipv4Addr>,
+}
+
 /// What a guest's notes say about it for us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
@@ -74,6 +87,8 @@ pub struct Mark {
     pub run: RunId,
     /// That run came to its end.
     pub ready: bool,
+    /// What tells it from its copies.
+    pub identity: Identity,
 }
 
 impl Mark {
@@ -91,6 +106,11 @@ impl Mark {
             name: value("name")?.parse().ok()?,
             run: value("run")?.parse().ok()?,
             ready: value("state")? == "ready",
+            identity: Identity {
+                mac: value("mac").and_then(|text| text.parse().ok()),
+                generation: value("gen").and_then(|text| text.parse().ok()).unwrap_or(0),
+                address: value("addr").and_then(|text| text.parse().ok()),
+            },
         })
     }
 
@@ -100,17 +120,27 @@ impl Mark {
         Self::find(&config.description).filter(|mark| tagged && mark.vmid == vmid)
     }
 
-    /// The whole notes: what people read, then the mark.
+    /// The whole notes of a guest that has no others: what people read, then the mark.
     pub fn attach(&self, text: &str) -> String {
-        // A mark within the readable part would be found first; none can be there unless somebody put it into a name.
-        format!("{}\n\n{self}\n", text.replace(OPEN, "").trim_end())
+        block::compose(text, self)
     }
 }
 
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = if self.ready { "ready" } else { "unfinished" };
-        write!(f, "{OPEN}vmid={} role={} name={} run={} state={state}{CLOSE}", self.vmid, self.role, self.name, self.run)
+        write!(f, "{OPEN}vmid={} role={} name={} run={} state={state}", self.vmid, self.role, self.name, self.run)?;
+        let Identity { mac, generation, address } = self.identity;
+        if let Some(mac) = mac {
+            write!(f, " mac={mac}")?;
+        }
+        if generation > 0 {
+            write!(f, " gen={generation}")?;
+        }
+        if let Some(address) = address {
+            write!(f, " addr={address}")?;
+        }
+        f.write_str(CLOSE)
     }
 }
 
@@ -125,7 +155,19 @@ mod tests {
             name: "exit-1".parse().unwrap(),
             run: RunId::new(7),
             ready: false,
+            identity: Identity::default(),
         }
+    }
+
+    #[test]
+    fn marks_of_older_versions_are_read_and_those_of_now_read_back() {
+        let old = "<!-- pvemesh vmid=101 role=exit-node name=exit-1 run=00000000000000000000000000000007 state=unfinished -->";
+        assert_eq!(Mark::find(old), Some(mark()));
+        assert_eq!(mark().to_string(), old);
+        let identity =
+            Identity { mac: Some(Mac::from_bytes([0xbc, 0x24, 0x11, 0, 0, 1])), generation: 4, address: Some([100, 64, 0, 5].into()) };
+        let full = Mark { identity, ready: true, ..mark() };
+        assert_eq!(Mark::find(&full.to_string()), Some(full));
     }
 
     #[test]

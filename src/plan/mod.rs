@@ -8,13 +8,18 @@
 //!
 //! Nothing here talks to anything. `sys::pve` carries the steps out, keeps the [`journal`] while it does, and takes them back on failure.
 
+pub mod attach;
+pub mod block;
 mod change;
 mod choose;
 pub mod create;
 pub mod destroy;
 pub mod fleet;
+pub mod hook;
+pub mod identity;
 pub mod journal;
 mod lan;
+pub mod ledger;
 pub mod mark;
 pub mod observed;
 pub mod options;

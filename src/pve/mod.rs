@@ -8,6 +8,7 @@
 
 pub mod call;
 mod error;
+mod guest_file;
 mod identity;
 mod name;
 mod property;
@@ -18,6 +19,7 @@ mod upid;
 mod version;
 
 pub use error::{ApiError, ErrorKind};
+pub use guest_file::GuestFile;
 pub use identity::{Fingerprint, FingerprintError, Identity};
 pub use name::{BridgeName, HostName, InvalidName, StorageId, Tag, VolumeId};
 pub use property::{Device, Ipv4Config, Ipv6Config, NetworkInterface, Properties, PropertyError, RootVolume};

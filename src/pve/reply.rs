@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::{HostName, StorageId, Upid, Version, VolumeId};
-use crate::ident::Vmid;
+use crate::ident::{Mac, Vmid};
 
 /// A reply that cannot be what was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -284,6 +284,8 @@ pub fn container_status(value: &Value) -> Result<ContainerStatus, ReplyError> {
 pub struct GuestInterface {
     /// Its name inside the guest.
     pub name: String,
+    /// Its hardware address, if it was told.
+    pub mac: Option<Mac>,
     /// Its addresses with prefix lengths.
     pub addresses: Vec<ipnet::IpNet>,
 }
@@ -304,7 +306,8 @@ pub fn interfaces(value: &Value) -> Result<Vec<GuestInterface>, ReplyError> {
                 addresses.push(net);
             }
         }
-        Some(GuestInterface { name: text(item.get("name"))?, addresses })
+        let mac = ["hwaddr", "hardware-address"].into_iter().find_map(|key| parsed(item.get(key)));
+        Some(GuestInterface { name: text(item.get("name"))?, mac, addresses })
     })
 }
 
@@ -379,6 +382,7 @@ mod tests {
             "ip-addresses":[{"prefix":"24","ip-address-type":"inet","ip-address":"10.99.0.102"},{"ip-address":"fd00::1","ip-address-type":"inet6","prefix":64}]}]);
         let interfaces = interfaces(&value).unwrap();
         assert_eq!(interfaces[0].addresses.len(), 3);
+        assert_eq!(interfaces[0].mac, Some(Mac::from_bytes([0xbc, 0x24, 0x11, 0x18, 0x63, 0x05])));
         assert_eq!(super::interfaces(&Value::Null).unwrap(), []);
     }
 

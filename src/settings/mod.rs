@@ -3,6 +3,8 @@
 //! Templates render it, the provisioner delivers it, the appliance's init reads it. It travels as TOML. Unknown keys are refused, so a
 //! mistyped setting is named instead of ignored.
 
+mod renewal;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -10,6 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::ident::{MachinePublic, NodeName, Secret, Vmid};
+pub use renewal::{RENEWAL_FILE, RENEWAL_VARIABLE, Renewal};
 
 /// The WireGuard UDP port, the one stock Tailscale nodes use.
 pub const DEFAULT_PORT: u16 = 41641;
@@ -74,10 +77,14 @@ impl Guest {
     ///
     /// When it is not TOML, or a key is missing, unknown or of the wrong kind.
     pub fn from_toml(text: &str) -> Result<Self, GuestError> {
-        toml::from_str(text).map_err(|error| GuestError {
-            line: error.span().and_then(|span| text.get(..span.start)).map_or(0, |before| before.matches('\n').count() + 1),
-            message: error.message().to_owned(),
-        })
+        toml::from_str(text).map_err(|error| GuestError::in_text(text, &error))
+    }
+}
+
+impl GuestError {
+    fn in_text(text: &str, error: &toml::de::Error) -> Self {
+        let line = error.span().and_then(|span| text.get(..span.start)).map_or(0, |before| before.matches('\n').count() + 1);
+        Self { line, message: error.message().to_owned() }
     }
 }
 

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::ident::{MachinePrivate, MachinePublic, NodeId, NodeName, UserId};
 use crate::sys::dial::{ControlConnection, DialError, fetch_server_key};
 use crate::wire::admin::{
-    ADMIN_PREFIX, AdminFailure, Approve, ApproveRoutes, Backup, CoordinatorInfo, CreateKey, CreateUser, CreatedKey, DnsSettings, Expire,
+    ADMIN_PREFIX, AdminFailure, Approve, ApproveRoutes, Backup, CoordinatorInfo, CreateKey, CreateUser, CreatedKey, DnsSettings, Drain, Expire,
     KeyInfo, MoveNode, NodeInfo, PolicyReport, PolicyText, Registration, Rename, RenameUser, SetAddress, SetPolicy, SetTags, User,
 };
 use crate::wire::control::DerpRegion;
@@ -209,6 +209,14 @@ impl<W: Way + Sync> Admin<W> {
     /// See [`AdminError`].
     pub async fn tag_node(&self, id: NodeId, tags: &[String]) -> Result<NodeInfo, AdminError> {
         self.post(&format!("nodes/{id}/tags"), &SetTags { tags: tags.to_vec() }).await
+    }
+
+    /// Says that a node is about to stop, or has stopped.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn drain(&self, id: NodeId, wanted: Drain) -> Result<NodeInfo, AdminError> {
+        self.post(&format!("nodes/{id}/drain"), &wanted).await
     }
 
     /// Gives a node to another user.

@@ -14,6 +14,7 @@
 
 mod core_commands;
 mod core_dns;
+mod core_drain;
 mod core_login;
 mod core_maps;
 mod core_nodes;

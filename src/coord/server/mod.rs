@@ -15,6 +15,7 @@
 mod command;
 mod describe;
 mod dns;
+mod drain;
 mod due;
 mod join_key;
 mod journal;
@@ -40,6 +41,7 @@ use std::time::Duration;
 use rand_core::SeedableRng as _;
 
 pub use command::CommandError;
+pub use drain::MAX_DRAIN;
 pub use join_key::Digest;
 pub use journal::MAX_REMOVED;
 pub use last_use::REPEAT_WITHIN;

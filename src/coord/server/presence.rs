@@ -56,6 +56,8 @@ pub(super) struct Presences {
     withdrawal: Due,
     removal: Due,
     superseded: Due,
+    /// Nodes that have said to leave, and until when that counts.
+    leaving: Due,
 }
 
 impl Presences {
@@ -79,9 +81,23 @@ impl Presences {
     /// Whether a router may carry routes: `Some(true)` if it is here, `Some(false)` if it may only keep what it has.
     pub(super) fn carrying(&self, id: NodeId) -> Option<bool> {
         match self.known.get(&id) {
-            Some(Presence { online: true, absent, .. }) => Some(!absent),
+            Some(Presence { online: true, absent, .. }) => Some(!absent && !self.leaving.awaits(id)),
             _ => self.withdrawal.awaits(id).then_some(false),
         }
+    }
+
+    /// The node leaves, until this time; or it does not.
+    pub(super) fn set_leaving(&mut self, id: NodeId, until: Option<Time>) {
+        match until {
+            Some(until) => self.leaving.set(id, until),
+            None => drop(self.leaving.clear(id)),
+        }
+    }
+
+    /// The node is known to be gone: nothing has to be waited for.
+    pub(super) fn set_absent(&mut self, id: NodeId) {
+        self.cancel(id);
+        self.of(id).absent = true;
     }
 
     pub(super) fn forget(&mut self, id: NodeId) -> Presence {
@@ -97,7 +113,8 @@ impl Presences {
         let withdrawal = self.withdrawal.next("an absent router loses its routes");
         let removal = self.removal.next("an ephemeral node is removed");
         let superseded = self.superseded.next("a superseded stream ends");
-        [handover, offline, withdrawal, removal, superseded].into_iter().flatten().min()
+        let leaving = self.leaving.next("a node that was to leave counts as staying again");
+        [handover, offline, withdrawal, removal, superseded, leaving].into_iter().flatten().min()
     }
 
     /// The node is here: nothing is due for its absence any more.
@@ -106,6 +123,7 @@ impl Presences {
         self.offline.clear(id);
         self.withdrawal.clear(id);
         self.removal.clear(id);
+        self.leaving.clear(id);
     }
 }
 
@@ -131,6 +149,9 @@ impl Server {
         }
         while let Some(id) = self.presences.offline.pop(at.now) {
             self.go_offline(id, at);
+        }
+        while let Some(id) = self.presences.leaving.pop(at.now) {
+            self.elect_if_router(id, at);
         }
         let mut withdrawn = false;
         while self.presences.withdrawal.pop(at.now).is_some() {
@@ -233,7 +254,7 @@ impl Server {
         self.presences.withdrawal.set(closed.node, at.now + ROUTE_GRACE);
     }
 
-    fn go_offline(&mut self, id: NodeId, at: Moment) {
+    pub(super) fn go_offline(&mut self, id: NodeId, at: Moment) {
         let presence = self.presences.of(id);
         if !std::mem::replace(&mut presence.online, false) {
             return;
@@ -251,7 +272,7 @@ impl Server {
         self.sessions.get(&session).is_some_and(|open| self.primaries.replaceable().contains(&open.node))
     }
 
-    fn elect_if_router(&mut self, id: NodeId, at: Moment) {
+    pub(super) fn elect_if_router(&mut self, id: NodeId, at: Moment) {
         if self.registry.node(id).is_some_and(|node| !node.advertised.is_empty()) {
             self.elect(at.wall);
             self.tell_rivals(id);

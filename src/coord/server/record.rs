@@ -125,9 +125,11 @@ impl NodeRecord {
         self.key_expiry.is_some_and(|expiry| expiry <= wall)
     }
 
-    /// The routes both advertised and approved.
+    /// The routes both advertised and approved; a single machine may be approved alone, within an advertised network.
     pub fn effective_routes(&self) -> impl Iterator<Item = IpNet> + '_ {
-        self.advertised.intersection(&self.approved).copied()
+        let single = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
+        let within = move |net: &IpNet| single(net) && self.advertised.iter().any(|whole| whole.prefix_len() > 0 && whole.contains(net));
+        self.approved.iter().filter(move |net| self.advertised.contains(net) || within(net)).copied()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::INTERFACE;
 use super::maker::Maker;
-use crate::plan::mark::Mark;
+use crate::plan::mark::{Identity as Origin, Mark};
 use crate::plan::options::{DEFAULT_BASE_DOMAIN, Join, NodeKind, Role};
 use crate::plan::render::Notes;
 use crate::plan::step::RELAY_PORT;
@@ -10,7 +10,7 @@ use crate::settings::{self, DEFAULT_COORDINATOR_PORT, DEFAULT_PORT, Guest, Ipv4S
 
 impl Maker<'_> {
     pub(super) fn mark(&self, ready: bool) -> Mark {
-        Mark { vmid: self.options.vmid, role: self.role.name().to_owned(), name: self.name.clone(), run: self.run, ready }
+        Mark { vmid: self.options.vmid, role: self.role.name().to_owned(), name: self.name.clone(), run: self.run, ready, identity: Origin::default() }
     }
 
     pub(super) fn notes(&self) -> Notes {

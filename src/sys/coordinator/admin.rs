@@ -11,7 +11,7 @@ use super::hub::Hub;
 use crate::coord::server::{CommandError, Moment, Server};
 use crate::ident::{NodeId, Secret, UserId};
 use crate::wire::admin::{
-    AdminFailure, Approve, ApproveRoutes, Backup, CreateKey, CreateUser, DnsSettings, Expire, MoveNode, Rename, RenameUser, SetAddress,
+    AdminFailure, Approve, ApproveRoutes, Backup, CreateKey, CreateUser, DnsSettings, Drain, Expire, MoveNode, Rename, RenameUser, SetAddress,
     SetPolicy, SetTags,
 };
 use crate::wire::control::{DerpRegion, json as lenient};
@@ -99,6 +99,10 @@ async fn route(hub: &Hub, method: &Method, path: &str, body: &Bytes) -> Result<R
         ("POST", ["nodes", id, "tags"]) => {
             let (id, wanted) = (NodeId(number(id)?), parse::<SetTags>(body)?);
             run(hub, |server, at| server.tag_node(at, id, &wanted.tags)).await
+        }
+        ("POST", ["nodes", id, "drain"]) => {
+            let (id, wanted) = (NodeId(number(id)?), parse::<Drain>(body)?);
+            run(hub, |server, at| server.drain(at, id, wanted)).await
         }
         ("POST", ["nodes", id, "user"]) => {
             let (id, wanted) = (NodeId(number(id)?), parse::<MoveNode>(body)?);

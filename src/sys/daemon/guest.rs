@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::DaemonError;
 use super::state::write_private;
-use crate::settings::Guest;
+use crate::settings::{Guest, Renewal};
 
 /// Reads the configuration.
 pub(super) fn read(path: &Path) -> Result<Guest, DaemonError> {
@@ -20,8 +20,23 @@ pub(super) fn drop_auth_key(path: &Path) -> Result<(), DaemonError> {
     if guest.node.as_mut().and_then(|node| node.auth_key.take()).is_none() {
         return Ok(());
     }
+    write(path, &guest)
+}
+
+/// Takes a new identity over: whom the configuration is for, and the join key.
+pub(super) fn renew(path: &Path, renewal: &Renewal) -> Result<(), DaemonError> {
+    let mut guest = read(path)?;
+    guest.vmid = renewal.vmid;
+    guest.hostname = renewal.hostname.clone();
+    if let Some(node) = guest.node.as_mut() {
+        node.auth_key = renewal.auth_key.clone();
+    }
+    write(path, &guest)
+}
+
+fn write(path: &Path, guest: &Guest) -> Result<(), DaemonError> {
     let failed = |e: toml::ser::Error| DaemonError::File { tried: "write", path: path.to_owned(), source: std::io::Error::other(e) };
-    write_private(path, toml::to_string(&guest).map_err(failed)?.as_bytes())
+    write_private(path, Zeroizing::new(toml::to_string(guest).map_err(failed)?).as_bytes())
 }
 
 #[cfg(test)]

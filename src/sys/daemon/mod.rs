@@ -3,6 +3,7 @@
 //! One process per state directory, held by a lock. Stopping it (SIGTERM, SIGINT, or by the socket) takes routes, rules, firewall and
 //! TUN away; what a killed one left is cleared at the next start. Keys and preferences are on disk before anything depends on them.
 
+mod binding;
 mod changes;
 mod chooser;
 mod effect;
@@ -26,13 +27,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::settings::GuestError;
 use crate::sys::local_api::{Refused, Reply, Request, Server};
 use crate::sys::router::{self, RouterError};
+use binding::GuestKeys;
 use changes::{Change, Changes};
 use member::Member;
 use state::Store;
@@ -49,6 +51,9 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How often it is looked whether routing, firewall and kernel settings still are as they were set. The kernel tells at once of rules and
 /// routes that another program removes, of the others it does not.
 const KEEP: Duration = Duration::from_millis(1500);
+
+/// How often a node without keys of its own looks whether its host has brought a join key.
+const AWAIT_KEY: Duration = Duration::from_secs(1);
 
 /// What a node is started with.
 #[derive(Debug, Clone)]
@@ -176,8 +181,51 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     if let Some(parent) = options.socket.parent() {
         private_directory(parent)?;
     }
-    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
+    let mut signals = Signals {
+        terminate: signal(SignalKind::terminate()).map_err(DaemonError::Signals)?,
+        interrupt: signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?,
+    };
+    let keys = options.guest_config.as_deref().map(|config| GuestKeys::new(&options.state_dir, config));
+    loop {
+        if let Some(keys) = &keys {
+            while !keys.settle()? {
+                tokio::select! {
+                    () = tokio::time::sleep(AWAIT_KEY) => {}
+                    () = signals.stop() => return Ok(()),
+                }
+            }
+        }
+        if life(&options, &store, keys.as_ref(), &mut signals).await? == End::Stopped {
+            return Ok(());
+        }
+        tracing::info!("the host has brought a new identity; starting again with it");
+    }
+}
+
+/// What ends a node from outside.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// How a node's life under one identity ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Stopped,
+    /// The host wants it to have another one.
+    Renewed,
+}
+
+async fn life(options: &Options, store: &Store, keys: Option<&GuestKeys>, signals: &mut Signals) -> Result<End, DaemonError> {
     if let Ground::Tun(name) = &options.ground {
         let cleared = router::clean_leftovers(name).await;
         if let Err(error) = &cleared {
@@ -191,7 +239,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let (questions, mut asked) = mpsc::channel(16);
     let socket = options.socket.clone();
     let background = options.background;
-    let mut member = Member::start(options, store).await?;
+    let mut member = Member::start(options.clone(), store.clone()).await?;
     let server = Server::listen(&socket, questions);
     let _server = server.map_err(|source| DaemonError::File { tried: "listen on", path: socket, source })?;
     tracing::info!("the node runs");
@@ -201,11 +249,18 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let mut keep = tokio::time::interval(KEEP);
     keep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut changes = Changes::listen();
+    let mut end = End::Stopped;
     loop {
         tokio::select! {
             news = member.next_news() => member.on_news(news).await,
             _ = look.tick() => member.look_around().await,
-            _ = keep.tick() => member.keep().await,
+            _ = keep.tick() => {
+                if keys.is_some_and(GuestKeys::is_renewed) {
+                    end = End::Renewed;
+                    break;
+                }
+                member.keep().await;
+            }
             change = changes.next() => match change {
                 Change::Networks => {
                     member.look_around().await;
@@ -213,8 +268,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
                 }
                 Change::Routing => member.keep().await,
             },
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = signals.stop() => break,
             question = asked.recv() => {
                 let Some(asked) = question else { break };
                 let Some((request, answer)) = member.answer_later(asked).await else { continue };
@@ -233,5 +287,5 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     }
     member.stop().await;
     tracing::info!("the node has stopped");
-    Ok(())
+    Ok(end)
 }

@@ -9,7 +9,7 @@ use super::mesh::{Door, Mesh, MeshError};
 use crate::ident::{MachinePrivate, MachinePublic, NodeId, NodeName};
 use crate::sys::admin::{AdminClient, AdminError};
 use crate::sys::relay::dial;
-use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
+use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, DnsSettings, Drain, NodeInfo};
 use crate::wire::control::DerpRegion;
 
 /// Opens coordinators with this machine's admin key.
@@ -72,8 +72,20 @@ impl Mesh for AdminClient {
         Box::pin(async move { Ok(Self::rename_node(self, id, name).await.map(drop)?) })
     }
 
-    fn approve_routes<'a>(&'a self, id: NodeId, routes: &'a [IpNet]) -> Answer<'a, ()> {
-        Box::pin(async move { Ok(Self::approve_routes(self, id, routes).await.map(drop)?) })
+    fn drain(&self, id: NodeId, wanted: Drain) -> Answer<'_, NodeInfo> {
+        Box::pin(async move { Ok(Self::drain(self, id, wanted).await?) })
+    }
+
+    fn approve_routes<'a>(&'a self, id: NodeId, routes: &'a [IpNet]) -> Answer<'a, NodeInfo> {
+        Box::pin(async move { Ok(Self::approve_routes(self, id, routes).await?) })
+    }
+
+    fn dns(&self) -> Answer<'_, DnsSettings> {
+        Box::pin(async { Ok(Self::dns(self).await?) })
+    }
+
+    fn set_dns<'a>(&'a self, dns: &'a DnsSettings) -> Answer<'a, DnsSettings> {
+        Box::pin(async move { Ok(Self::set_dns(self, dns).await?) })
     }
 
     fn relays(&self) -> Answer<'_, Vec<DerpRegion>> {

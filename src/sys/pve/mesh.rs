@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use ipnet::IpNet;
 
 use crate::ident::{MachinePublic, NodeId, NodeName};
-use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
+use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, DnsSettings, Drain, NodeInfo};
 use crate::wire::control::DerpRegion;
 
 /// Why a coordinator did not do what was asked.
@@ -15,6 +15,10 @@ use crate::wire::control::DerpRegion;
 pub struct MeshError(pub String);
 
 type Answer<'a, T> = BoxFuture<'a, Result<T, MeshError>>;
+
+fn unable() -> MeshError {
+    MeshError("this coordinator cannot do that".to_owned())
+}
 
 /// A coordinator we may administer.
 pub trait Mesh: Send + Sync {
@@ -37,10 +41,29 @@ pub trait Mesh: Send + Sync {
     fn delete_node(&self, id: NodeId) -> Answer<'_, ()>;
 
     /// Renames a node.
-    fn rename_node<'a>(&'a self, id: NodeId, name: &'a NodeName) -> Answer<'a, ()>;
+    fn rename_node<'a>(&'a self, _id: NodeId, _name: &'a NodeName) -> Answer<'a, ()> {
+        Box::pin(async { Err(unable()) })
+    }
 
-    /// Replaces the networks that a node may carry.
-    fn approve_routes<'a>(&'a self, id: NodeId, routes: &'a [IpNet]) -> Answer<'a, ()>;
+    /// Says that a node is about to stop, or has stopped.
+    fn drain(&self, _id: NodeId, _wanted: Drain) -> Answer<'_, NodeInfo> {
+        Box::pin(async { Err(unable()) })
+    }
+
+    /// Replaces the routes a node may carry.
+    fn approve_routes<'a>(&'a self, _id: NodeId, _routes: &'a [IpNet]) -> Answer<'a, NodeInfo> {
+        Box::pin(async { Err(unable()) })
+    }
+
+    /// How names are resolved.
+    fn dns(&self) -> Answer<'_, DnsSettings> {
+        Box::pin(async { Err(unable()) })
+    }
+
+    /// Replaces how names are resolved.
+    fn set_dns<'a>(&'a self, _dns: &'a DnsSettings) -> Answer<'a, DnsSettings> {
+        Box::pin(async { Err(unable()) })
+    }
 
     /// The relays added to its relay map.
     fn relays(&self) -> Answer<'_, Vec<DerpRegion>>;

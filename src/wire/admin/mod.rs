@@ -16,6 +16,7 @@
 //! | `POST nodes/{id}/expire` | [`Expire`] | [`NodeInfo`] |
 //! | `POST nodes/{id}/address` | [`SetAddress`] | [`NodeInfo`] |
 //! | `POST nodes/{id}/tags` | [`SetTags`] | [`NodeInfo`]; replaces them, none at all gives the node back to its user |
+//! | `POST nodes/{id}/drain` | [`Drain`] | [`NodeInfo`]; the node leaves, or is gone |
 //! | `POST nodes/{id}/user` | [`MoveNode`] | [`NodeInfo`] |
 //! | `GET registrations` | - | `[Registration]`: nodes that wait for approval |
 //! | `POST registrations/{id}` | [`Approve`] | [`NodeInfo`] |
@@ -30,11 +31,13 @@
 //! Errors come with a 4xx or 5xx status and an [`AdminFailure`].
 
 mod dns;
+mod drain;
 mod policy;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 pub use dns::{DnsSettings, NameServer};
+pub use drain::Drain;
 pub use policy::{Approval, PolicyReport, PolicyText, SetPolicy};
 
 use ipnet::IpNet;

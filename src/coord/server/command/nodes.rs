@@ -158,11 +158,11 @@ impl Server {
         Ok(pair)
     }
 
-    pub(super) fn known(&self, id: NodeId) -> Result<&NodeRecord, CommandError> {
+    pub(in crate::coord::server) fn known(&self, id: NodeId) -> Result<&NodeRecord, CommandError> {
         self.registry.node(id).ok_or_else(|| CommandError::Missing("node", id.to_string()))
     }
 
-    pub(super) fn listed(&self, node: &NodeRecord) -> NodeInfo {
+    pub(in crate::coord::server) fn listed(&self, node: &NodeRecord) -> NodeInfo {
         let online = self.presences.is_online(node.id);
         let exit = node.effective_routes().filter(|net| online && is_exit(net));
         NodeInfo {
