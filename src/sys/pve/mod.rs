@@ -4,8 +4,10 @@
 
 mod door;
 mod https;
+pub mod inside;
 mod mesh;
 pub mod observe;
+mod pct;
 mod provision;
 mod pvesh;
 mod stock;
@@ -25,7 +27,9 @@ use crate::pve::{ApiError, BuildError, Fingerprint, HostName, Identity, Request,
 
 pub use door::AdminDoor;
 pub use https::{Https, HttpsOptions};
+pub use inside::{Inside, InsideError};
 pub use mesh::{Door, Mesh, MeshError};
+pub use pct::{Pct, SshTarget, SshTargetError};
 pub use provision::{Findings, Images, Provisioner, RunError, StepError, Watch};
 pub use pvesh::Pvesh;
 pub use stock::Stock;

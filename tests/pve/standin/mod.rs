@@ -25,6 +25,7 @@ pub mod http;
 mod inventory;
 mod lifecycle;
 pub mod lxc;
+pub mod pct;
 pub mod schema;
 mod server;
 mod storage;
