@@ -9,6 +9,7 @@ mod create;
 mod destroy;
 mod image;
 mod init;
+mod inside;
 mod interrupt;
 mod keys;
 mod list;
@@ -81,6 +82,9 @@ enum Command {
     /// The appliance root file system.
     #[command(subcommand)]
     Image(image::Image),
+    /// Chores that the provisioner has this program do inside a guest.
+    #[command(subcommand, hide = true)]
+    Inside(inside::Inside),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -108,6 +112,7 @@ pub fn main() -> ExitCode {
         Command::Relay(command) => relay::run(command, &output),
         Command::Node(node) => run(node::run(&node, &output)),
         Command::Image(command) => image::run(command, &output),
+        Command::Inside(chore) => inside::run(chore),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut <Cli as clap::CommandFactory>::command(), "pvemesh", &mut std::io::stdout());
             Ok(())

@@ -1,6 +1,7 @@
 //! Our part of a guest's notes, between marks; the rest is the admin's and stays as it is, byte for byte.
 
 use super::mark::Mark;
+use super::told;
 
 /// Opens our part. It is a comment of Markdown: not shown.
 const BEGIN: &str = "<!-- pvemesh-begin -->";
@@ -31,10 +32,15 @@ fn parts(notes: &str) -> Option<(&str, &str, &str)> {
     Some((notes.get(..start)?, notes.get(start..end)?, notes.get(end..)?))
 }
 
-/// The same notes with this as our part; behind the admin's text if there was none.
+/// The same notes with this as our part; behind the admin's text if there was none. What the guest was told stays unless the text says it anew.
 pub fn replaced(notes: &str, text: &str, mark: &Mark) -> String {
-    let ours = compose(text, mark);
-    match parts(notes) {
+    let parts = parts(notes);
+    let kept = parts.and_then(|(_, ours, _)| told::text_of(ours)).filter(|_| told::text_of(text).is_none());
+    let ours = match kept {
+        Some(kept) => compose(&format!("{}\n\n{kept}", text.trim_end()), mark),
+        None => compose(text, mark),
+    };
+    match parts {
         Some((before, _, after)) => format!("{before}{}{after}", ours.trim_end_matches('\n')),
         None if notes.is_empty() => ours,
         None => format!("{notes}{GAP}{ours}"),
@@ -73,7 +79,9 @@ mod tests {
 
     #[test]
     fn the_admin_s_text_stays_byte_for_byte_wherever_it_stands() {
-        for (before, after) in [("", ""), ("my <b>notes</b>\n  \t\n", ""), ("", "\nthe rack\u{fc}ber\r\n\n"), ("a\n\n\n", " b <!-- c -->\n")] {
+        for (before, after) in
+            [("", ""), ("my <b>notes</b>\n  \t\n", ""), ("", "\nthe rack\u{fc}ber\r\n\n"), ("a\n\n\n", " b <!-- c -->\n")]
+        {
             let ours = compose("# pvemesh exit node: exit-1\n", &mark(1));
             let notes = format!("{before}{}{after}", ours.trim_end());
             let again = replaced(&notes, "# pvemesh exit node: exit-1\nmore", &mark(2));
@@ -99,6 +107,17 @@ mod tests {
             assert_eq!(removed(&with), notes);
             assert_eq!(removed(notes), notes);
         }
+    }
+
+    #[test]
+    fn what_the_guest_was_told_stays_unless_it_is_told_anew() {
+        let told = |memory: u32| format!("<!-- settings of this pvemesh guest\nx = {memory}\n-->");
+        let notes = replaced("mine", &format!("# pvemesh node: a\n{}", told(1)), &mark(1));
+        let refreshed = replaced(&notes, "# pvemesh node: b", &mark(2));
+        assert!(refreshed.contains(&told(1)) && refreshed.contains("node: b"), "{refreshed}");
+        assert_eq!(replaced(&refreshed, "# pvemesh node: b", &mark(2)), refreshed, "nothing to do");
+        let anew = replaced(&refreshed, &format!("# pvemesh node: b\n{}", told(2)), &mark(2));
+        assert!(anew.contains(&told(2)) && !anew.contains(&told(1)), "{anew}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::create::Image;
+use super::high_availability;
 use super::mark::{Mark, TAG};
 use super::observed::Observed;
 use super::refusal::Refusal;
@@ -52,6 +53,10 @@ pub fn destroy(vmid: Vmid, observed: &Observed, known_coordinator: Option<Option
     }
     let host = &target.host;
     let mut steps = Vec::new();
+    if observed.guest(vmid).is_some_and(|guest| guest.managed) {
+        // Under the manager a stop is only asked for, and the guest might be started again.
+        steps.push(high_availability::leave(vmid));
+    }
     if target.running {
         let request = call::shutdown(host, vmid, GRACE_SECS)?;
         steps.push(Step::plain(format!("stop container {vmid}"), Action::Call { request, task: Some(STOP_LIMIT) }));

@@ -351,8 +351,16 @@ mod tests {
     fn going_back_in_time_is_seen_by_the_number_that_the_host_keeps() {
         let back = guest(101, MAC, &mark());
         assert_eq!(judged(&back, &[], Some(&kept(4)), &[node()]), Some(Reason::WentBack { from: 4, to: 3 }));
-        let renewed =
-            renew(&back, &mark(), Reason::WentBack { from: 4, to: 3 }, Some(&kept(4)), &[node()], &BTreeSet::new(), RunId::new(9), Clones::NewName);
+        let renewed = renew(
+            &back,
+            &mark(),
+            Reason::WentBack { from: 4, to: 3 },
+            Some(&kept(4)),
+            &[node()],
+            &BTreeSet::new(),
+            RunId::new(9),
+            Clones::NewName,
+        );
         assert_eq!((renewed.mark.identity.generation, renewed.kept.generation), (5, 5), "above both");
         // Another guest had the number before: what is remembered of it says nothing of this one.
         let before = Kept { run: RunId::new(1), ..kept(9) };

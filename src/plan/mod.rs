@@ -15,6 +15,7 @@ mod choose;
 pub mod create;
 pub mod destroy;
 pub mod fleet;
+pub mod high_availability;
 pub mod hook;
 pub mod identity;
 pub mod journal;

@@ -228,6 +228,11 @@ pub enum Undo {
         /// No longer allowed.
         remove: Vec<IpNet>,
     },
+    /// Take a container out of high availability.
+    LeaveHighAvailability {
+        /// Its number.
+        vmid: Vmid,
+    },
     /// Give a node its name back.
     RenameNode {
         /// The name it may have now.
@@ -264,6 +269,7 @@ impl fmt::Display for Undo {
             }
             Self::HandBack { settings, .. } => write!(f, "hand container {} its earlier settings again", settings.vmid),
             Self::ApproveRoutes { name, .. } => write!(f, "approve the earlier routes of {name} again"),
+            Self::LeaveHighAvailability { vmid } => write!(f, "take container {vmid} out of high availability"),
             Self::RenameNode { to, .. } => write!(f, "name the node {to} again"),
         }
     }

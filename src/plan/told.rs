@@ -21,9 +21,16 @@ pub(super) fn comment(guest: &Guest) -> Option<String> {
     (!text.contains(CLOSE)).then(|| format!("{OPEN}{text}{CLOSE}"))
 }
 
+/// The comment as it stands in these notes.
+pub(super) fn text_of(notes: &str) -> Option<&str> {
+    let from = notes.find(OPEN)?;
+    let length = notes.get(from..)?.find(CLOSE)? + CLOSE.len();
+    notes.get(from..from + length)
+}
+
 /// The settings kept in these notes; `None` if there are none or somebody edited them into something else.
 pub(super) fn find(notes: &str) -> Option<Guest> {
-    let text = notes.split(OPEN).nth(1)?.split(CLOSE).next()?;
+    let text = text_of(notes)?.strip_prefix(OPEN)?.strip_suffix(CLOSE)?;
     Guest::from_toml(text).ok()
 }
 

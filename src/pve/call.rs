@@ -1,7 +1,7 @@
 //! The calls pvemesh makes, one function each.
 //!
 //! Built through the generated types of `proxmox-api` (see [`super::recorder`]) wherever they can express the call. By hand, because they
-//! cannot: `env` (the pattern of its type does not compile), uploads (multipart; `sys::pve` sends them), and ids in paths that the
+//! cannot: `env` (the pattern of its type does not compile), texts in Proxmox's own form, high availability (its types know 9.1 only), uploads (multipart; `sys::pve` sends them), and ids in paths that the
 //! generated builders would leave unchecked are only taken as checked types here.
 
 use proxmox_api::cluster::ClusterClient;
@@ -262,6 +262,35 @@ pub fn reboot(on: &HostName, vmid: Vmid, timeout_secs: u16) -> Built {
 pub fn destroy(on: &HostName, vmid: Vmid) -> Built {
     let params = DeleteParams { purge: Some(true), ..Default::default() };
     record(container(on, vmid)?.delete(params))
+}
+
+/// Puts a container under high availability.
+pub fn ha_add(vmid: Vmid) -> Request {
+    Request::new(Method::Post, "/cluster/ha/resources").with("sid", format!("ct:{vmid}")).with("state", "started")
+}
+
+/// Takes a container out of high availability and of the rules it is named in.
+pub fn ha_remove(vmid: Vmid) -> Request {
+    Request::new(Method::Delete, format!("/cluster/ha/resources/ct:{vmid}"))
+}
+
+/// The rules of the high availability manager (PVE 9.0+).
+pub fn ha_rules() -> Request {
+    Request::new(Method::Get, "/cluster/ha/rules")
+}
+
+/// Makes a rule that keeps resources on different hosts.
+pub fn ha_rule_add(name: &str, resources: &[String]) -> Request {
+    apart(Request::new(Method::Post, "/cluster/ha/rules").with("rule", name).with("comment", "kept by pvemesh"), resources)
+}
+
+/// Has such a rule name these resources.
+pub fn ha_rule_set(name: &str, resources: &[String]) -> Request {
+    apart(Request::new(Method::Put, format!("/cluster/ha/rules/{name}")), resources)
+}
+
+fn apart(request: Request, resources: &[String]) -> Request {
+    request.with("type", "resource-affinity").with("affinity", "negative").with("resources", resources.join(","))
 }
 
 /// How a task stands.

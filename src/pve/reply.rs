@@ -178,6 +178,8 @@ pub struct GuestSummary {
     pub running: bool,
     /// Its tags.
     pub tags: Vec<String>,
+    /// It is under high availability.
+    pub managed: bool,
 }
 
 fn tags(value: Option<&Value>) -> Vec<String> {
@@ -198,6 +200,32 @@ pub fn guests(value: &Value) -> Result<Vec<GuestSummary>, ReplyError> {
             name: text(item.get("name")).unwrap_or_default(),
             running: text(item.get("status")).as_deref() == Some("running"),
             tags: tags(item.get("tags")),
+            managed: text(item.get("hastate")).is_some(),
+        })
+    })
+}
+
+/// A rule of the high availability manager about resources that are to be together or apart, from `GET /cluster/ha/rules`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HaRule {
+    /// Its name.
+    pub name: String,
+    /// The resources it names, as in `ct:101`.
+    pub resources: Vec<String>,
+    /// It keeps them apart, and is in force.
+    pub apart: bool,
+}
+
+/// Reads `GET /cluster/ha/rules`.
+///
+/// # Errors
+/// If it is no list.
+pub fn ha_rules(value: &Value) -> Result<Vec<HaRule>, ReplyError> {
+    list(value, "the rules of high availability", |item| {
+        Some(HaRule {
+            name: text(item.get("rule"))?,
+            resources: tags(item.get("resources")),
+            apart: text(item.get("affinity")).as_deref() == Some("negative") && !flag(item.get("disable"), false),
         })
     })
 }

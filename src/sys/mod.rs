@@ -4,6 +4,7 @@
 
 pub mod admin;
 mod certificate;
+pub mod chores;
 pub mod clock;
 pub mod config;
 pub mod control;

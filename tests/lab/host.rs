@@ -42,6 +42,9 @@ pub fn up(dir: &Path, version: Version) -> Done {
     let script = format!("#!/bin/sh\nexec {} pvesh --socket {} -- \"$@\"\n", program.display(), dir.join("pve/pvesh.sock").display());
     std::fs::write(bin.join("pvesh"), script).map_err(|e| e.to_string())?;
     std::fs::set_permissions(bin.join("pvesh"), Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
+    let script = crate::standin::pct::script(&dir.join("pve"), "pvl", Some(&Path::new("/run/netns").join(PVE)), false);
+    std::fs::write(bin.join("pct"), script).map_err(|e| e.to_string())?;
+    std::fs::set_permissions(bin.join("pct"), Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
     let web = || measure::within(INET, || std::net::TcpStream::connect((network::WEB_ADDRESS, 80)).is_ok()).unwrap_or(false);
     if !until(Duration::from_secs(10), web) {
         return Err("the web server did not start (web.log)".to_owned());

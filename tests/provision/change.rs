@@ -54,6 +54,7 @@ fn notes(guest: &Guest) -> String {
         name: "router-1".parse().unwrap(),
         run: RunId::new(1),
         ready: true,
+        identity: pvemesh::plan::mark::Identity::default(),
     };
     mark.attach(&render::notes(&Notes::of(guest, "subnet router", "0.1.0")).unwrap())
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::standin::Version;
+use crate::standin::cluster::Host;
 use crate::standin::faults::Fault;
 use crate::world::World;
 
@@ -121,4 +123,96 @@ fn a_file_that_cannot_be_used_is_refused_before_anything_is_asked() {
         world.run(APPLY).failed(2, &[said]);
     }
     world.run("apply {dir}/nosuch.toml").failed(2, &["nosuch.toml"]);
+}
+
+/// Three hosts that share nothing.
+fn cluster(version: Version) -> World {
+    let world = World::with(|options| {
+        "pve1".clone_into(&mut options.node);
+        options.version = version;
+        options.others = ["pve2", "pve3"].map(|name| Host { version, ..Host::new(name) }).to_vec();
+    });
+    world.init();
+    world
+}
+
+fn places(world: &World) -> Vec<String> {
+    world.standin.guests().into_iter().filter_map(|id| world.standin.place_of(id)).collect()
+}
+
+const PAIR: &str = "[[guest]]\nid = \"101-102\"\nrole = \"exit-node\"\ngroup = \"way-out\"\nha = true\n";
+
+#[test]
+fn a_fleet_spreads_over_the_hosts_and_each_gets_the_image_once() {
+    let world = cluster(Version::V9_1);
+    write(&world, "[[guest]]\nid = \"200-208\"\nrole = \"node\"\n");
+    world.run(APPLY).succeeded();
+    let places = places(&world);
+    for host in ["pve1", "pve2", "pve3"] {
+        assert_eq!(places.iter().filter(|place| *place == host).count(), 3, "{places:?}");
+        let images = std::fs::read_dir(world.standin.storage_dir_on(host, "local").join("template/cache")).unwrap().count();
+        assert_eq!(images, 1, "{host}");
+    }
+}
+
+#[test]
+fn guests_of_a_group_go_to_different_hosts_and_stay_apart_when_one_dies() {
+    let world = cluster(Version::V9_1);
+    write(&world, PAIR);
+    let made = world.run(APPLY);
+    assert!(made.succeeded().err.contains("resources=ct:101,ct:102"), "{made:?}");
+    let before = places(&world);
+    assert_ne!(before[0], before[1]);
+    let calls = |ran: &crate::world::Ran| ran.json()["calls"].clone();
+    let again = world.run(&format!("{APPLY} --json"));
+    assert_eq!((calls(again.succeeded()), &again.json()["guests"][0]["outcome"]), (5.into(), &"unchanged".into()), "{again:?}");
+
+    world.standin.set_down(&before[0], true);
+    assert_eq!(world.standin.fail_over(), [101]);
+    world.wait("it runs elsewhere", || world.standin.is_running(101));
+    let after = places(&world);
+    assert!(after[0] != before[0] && after[0] != after[1], "{before:?} {after:?}");
+
+    let list = world.run("list");
+    assert!(list.succeeded().out.contains(&after[0]), "{list:?}");
+    for id in [101, 102] {
+        world.run(&format!("destroy {id} --yes")).succeeded();
+    }
+    assert!(world.standin.guests().is_empty());
+}
+
+#[test]
+fn an_older_cluster_has_no_rules_and_the_pair_is_apart_all_the_same() {
+    let world = cluster(Version::V8_4);
+    write(&world, PAIR);
+    let made = world.run(APPLY);
+    assert!(made.succeeded().err.contains("has no rules that keep the guests of group way-out apart"), "{made:?}");
+    let places = places(&world);
+    assert_ne!(places[0], places[1]);
+}
+
+#[test]
+fn a_guest_is_put_under_high_availability_and_taken_out_by_its_line_in_the_file() {
+    let world = cluster(Version::V9_1);
+    let file = |ha: &str| format!("[[guest]]\nid = 101\nrole = \"exit-node\"\n{ha}");
+    write(&world, &file(""));
+    world.run(APPLY).succeeded();
+    for (line, to) in [("ha = true\n", "yes"), ("ha = false\n", "no")] {
+        write(&world, &file(line));
+        let dry = world.run(&format!("{APPLY} --dry-run --json")).json();
+        assert_eq!(dry["guests"][0]["differences"][0]["to"], to, "{dry}");
+        world.run(APPLY).succeeded();
+        let again = world.run(&format!("{APPLY} --json")).json();
+        assert_eq!(again["guests"][0]["outcome"], "unchanged", "{again}");
+    }
+    assert!(world.standin.is_running(101));
+}
+
+#[test]
+fn a_host_that_is_down_takes_no_guest_and_the_others_do() {
+    let world = cluster(Version::V9_1);
+    world.standin.set_down("pve2", true);
+    write(&world, "[[guest]]\nid = \"200-205\"\nrole = \"node\"\n");
+    world.run(APPLY).succeeded();
+    assert_eq!(places(&world).iter().filter(|place| *place == "pve2").count(), 0);
 }

@@ -31,8 +31,6 @@ struct Ledger {
     deleted: Vec<i64>,
     relays: Vec<DerpRegion>,
     removed: Vec<i32>,
-    renamed: Vec<(i64, NodeName)>,
-    approved: Vec<(i64, Vec<ipnet::IpNet>)>,
 }
 
 /// A coordinator that sees the node as soon as the container runs.
@@ -79,20 +77,6 @@ impl Mesh for PaperMesh {
     fn delete_node(&self, id: NodeId) -> Answer<'_, ()> {
         Box::pin(async move {
             self.ledger.lock().unwrap().deleted.push(id.0);
-            Ok(())
-        })
-    }
-
-    fn rename_node<'a>(&'a self, id: NodeId, name: &'a NodeName) -> Answer<'a, ()> {
-        Box::pin(async move {
-            self.ledger.lock().unwrap().renamed.push((id.0, name.clone()));
-            Ok(())
-        })
-    }
-
-    fn approve_routes<'a>(&'a self, id: NodeId, routes: &'a [ipnet::IpNet]) -> Answer<'a, ()> {
-        Box::pin(async move {
-            self.ledger.lock().unwrap().approved.push((id.0, routes.to_vec()));
             Ok(())
         })
     }

@@ -250,6 +250,7 @@ fn names_already_in_the_mesh_or_on_guests_are_not_given_twice() {
         name: name.to_owned(),
         running: true,
         tags: Vec::new(),
+        managed: false,
     };
     observed.guests = vec![guest("110", "exit-1")];
     observed.mesh = vec![(pvemesh::ident::NodeId(4), "exit-2".parse().unwrap())];
@@ -315,7 +316,14 @@ fn target(mark: &Mark) -> Target {
 }
 
 fn mark(ready: bool) -> Mark {
-    Mark { vmid: "101".parse().unwrap(), role: "exit-node".to_owned(), name: "exit-1".parse().unwrap(), run: RUN, ready }
+    Mark {
+        vmid: "101".parse().unwrap(),
+        role: "exit-node".to_owned(),
+        name: "exit-1".parse().unwrap(),
+        run: RUN,
+        ready,
+        identity: pvemesh::plan::mark::Identity::default(),
+    }
 }
 
 #[test]
@@ -377,6 +385,7 @@ fn the_image_goes_with_the_last_guest_of_ours_only() {
         name: "coordinator".to_owned(),
         running: true,
         tags,
+        managed: false,
     };
     observed.guests.push(other);
     assert_eq!(calls(&observed).len(), 3);

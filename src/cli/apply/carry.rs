@@ -14,8 +14,9 @@ use crate::cli::{Exit, Failure, Output};
 use crate::ident::Vmid;
 use crate::plan::create::Plan;
 use crate::plan::fleet::{AfterFailure, Draft, Job, Limits, Schedule, View, Work};
-use crate::pve::{HostName, VolumeId, call};
-use crate::sys::pve::{Door, Executor as _, Mesh, Provisioner, Stock, Watch, upload_image, wait_task};
+use crate::plan::high_availability;
+use crate::pve::{HostName, Version, VolumeId, call, reply};
+use crate::sys::pve::{CallError, Door, Executor as _, Mesh, Provisioner, Stock, Watch, upload_image, wait_task};
 
 /// How long the removal of an image nobody uses may take.
 const DELETE_LIMIT: Duration = Duration::from_secs(60);
@@ -129,6 +130,38 @@ impl Crew<'_> {
         Ok(())
     }
 
+    /// Has the rules keep the guests of a group on different hosts, where Proxmox looks after them.
+    pub(super) async fn keep_apart(&self, draft: &Draft, view: &View) -> Result<(), Failure> {
+        if draft.apart.values().all(|guests| guests.len() < 2) {
+            return Ok(());
+        }
+        let tried = format!("{}: keep the guests of a group on different hosts", self.tried);
+        let executor = &*self.session.executor;
+        let failed = |e: CallError| call_failure(&tried, &e);
+        let version = match view.observed.hosts.iter().find_map(|host| host.version) {
+            Some(version) => version,
+            None => {
+                let request = call::version().map_err(|e| failed(e.into()))?;
+                reply::version(&executor.call(&request).await.map_err(failed)?).map_err(|e| failed(e.into()))?
+            }
+        };
+        let there = if version >= Version::HA_RULES {
+            reply::ha_rules(&executor.call(&call::ha_rules()).await.map_err(failed)?).map_err(|e| failed(e.into()))?
+        } else {
+            Vec::new()
+        };
+        match high_availability::rules(&draft.apart, &there, version) {
+            Ok(requests) => {
+                for request in requests {
+                    executor.call(&request).await.map_err(failed)?;
+                    self.output.note(format!("  done    {request}"));
+                }
+            }
+            Err(why) => self.output.note(why),
+        }
+        Ok(())
+    }
+
     /// Removes images that were uploaded for guests none of which came to be.
     async fn discard_unused(&self, draft: &Draft, rows: &[Row]) {
         for (host, volume) in &draft.uploads {
@@ -145,7 +178,7 @@ impl Crew<'_> {
         let executor = &*self.session.executor;
         let request = call::delete_volume(host, volume, 15).map_err(|e| call_failure(&tried, &e.into()))?;
         let value = executor.call(&request).await.map_err(|e| call_failure(&tried, &e))?;
-        if let Ok(task) = crate::pve::reply::upid(&value) {
+        if let Ok(task) = reply::upid(&value) {
             let waited = wait_task(executor, &task, DELETE_LIMIT, &mut |_| {}).await;
             waited.map_err(|e| Failure::new(&tried, e, "look at the task in Proxmox"))?;
         }

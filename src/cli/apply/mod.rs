@@ -84,6 +84,9 @@ pub(super) async fn run(args: Apply, output: &Output) -> Result<(), Failure> {
     let crew = Crew { session: &session, mesh: door, stock: &stock, output, tried: &tried };
     let (done, failure) = crew.work(&draft, &jobs(&members, &draft), limits, after, &view).await?;
     rows.extend(done);
+    if failure.is_none() {
+        crew.keep_apart(&draft, &view).await?;
+    }
     let report = Report::new(rows, &draft, begun.elapsed().as_secs_f64(), session.executor.calls());
     output.result(&report, report.text());
     failure.map_or(Ok(()), Err)

@@ -164,6 +164,8 @@ impl Changer<'_> {
     }
 
     fn mark(&self) -> Mark {
-        Mark { vmid: self.existing.vmid, role: self.role.name().to_owned(), name: self.name.clone(), run: self.run, ready: true }
+        let vmid = self.existing.vmid;
+        let identity = Mark::of_container(vmid, &self.target.config).map(|mark| mark.identity).unwrap_or_default();
+        Mark { vmid, role: self.role.name().to_owned(), name: self.name.clone(), run: self.run, ready: true, identity }
     }
 }

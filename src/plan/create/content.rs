@@ -10,7 +10,14 @@ use crate::settings::{self, DEFAULT_COORDINATOR_PORT, DEFAULT_PORT, Guest, Ipv4S
 
 impl Maker<'_> {
     pub(super) fn mark(&self, ready: bool) -> Mark {
-        Mark { vmid: self.options.vmid, role: self.role.name().to_owned(), name: self.name.clone(), run: self.run, ready, identity: Origin::default() }
+        Mark {
+            vmid: self.options.vmid,
+            role: self.role.name().to_owned(),
+            name: self.name.clone(),
+            run: self.run,
+            ready,
+            identity: Origin::default(),
+        }
     }
 
     pub(super) fn notes(&self) -> Notes {

@@ -11,7 +11,9 @@ mod schedule;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::change::Difference;
 use super::create::{self, Existing, Image, Outcome, Plan};
+use super::high_availability;
 use super::mark::{RunId, TAG};
 use super::observed::{HostView, Observed, Target};
 use super::options::{GuestOptions, ROOT_VOLUME, Role};
@@ -55,6 +57,8 @@ pub struct Draft {
     pub uploads: BTreeSet<(HostName, VolumeId)>,
     /// Guests of pvemesh that the file does not declare.
     pub undeclared: Vec<GuestSummary>,
+    /// The guests under high availability of each group: rules keep them apart.
+    pub apart: BTreeMap<String, Vec<Vmid>>,
     /// What is worth saying.
     pub remarks: Vec<String>,
 }
@@ -109,6 +113,12 @@ pub fn draw(declared: &[Declared<'_>], view: &View, image: &Image) -> Result<Dra
                 Work::Create(plan)
             }
         };
+        let managed = view.observed.guest(vmid).is_some_and(|guest| guest.managed);
+        let wanted = one.member.high_availability.unwrap_or(managed);
+        let work = if wanted == managed { work } else { with_availability(work, wanted, one) };
+        if let (true, Some(group)) = (wanted, &one.member.group) {
+            draft.apart.entry(group.clone()).or_default().push(vmid);
+        }
         draft.works.push((vmid, work));
     }
     draft.remarks = table.crowded(declared);
@@ -116,6 +126,31 @@ pub fn draw(declared: &[Declared<'_>], view: &View, image: &Image) -> Result<Dra
     let ours = |guest: &&GuestSummary| guest.container && guest.tags.iter().any(|tag| tag == TAG) && !numbers.contains(&guest.vmid);
     draft.undeclared = view.observed.guests.iter().filter(ours).cloned().collect();
     Ok(draft)
+}
+
+/// Work that also puts the guest under high availability, or takes it out.
+fn with_availability(work: Work, wanted: bool, one: &Declared<'_>) -> Work {
+    let words = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    let difference = Difference { what: "high availability", from: words(!wanted), to: words(wanted) };
+    let step = |vmid| if wanted { high_availability::join(vmid) } else { high_availability::leave(vmid) };
+    match work {
+        Work::Nothing(existing) => {
+            let Existing { vmid, host, name, .. } = existing;
+            let (role, run, choices) = (one.role.name(), one.run, Vec::new());
+            Work::Change(Plan { vmid, name, role, host, run, choices, differences: vec![difference], steps: vec![step(vmid)] })
+        }
+        // One that is started or changed leaves before and joins after.
+        Work::Start(mut plan) | Work::Change(mut plan) => {
+            let at = if wanted { plan.steps.len() } else { 0 };
+            plan.steps.insert(at, step(plan.vmid));
+            plan.differences.push(difference);
+            Work::Change(plan)
+        }
+        Work::Create(mut plan) => {
+            plan.steps.push(step(plan.vmid));
+            Work::Create(plan)
+        }
+    }
 }
 
 /// Takes the upload of the image that serves every guest out of a plan.
@@ -182,6 +217,7 @@ impl<'a> Table<'a> {
             name: plan.name.to_string(),
             running: false,
             tags: vec![TAG.to_owned()],
+            managed: false,
         });
         self.observed.mesh.push((NodeId::default(), plan.name.clone()));
         let chosen = |what: &str| plan.choices.iter().find(|choice| choice.what == what).map(|choice| choice.value.clone());

@@ -90,3 +90,9 @@ pub(super) async fn put_back(
         Err(error) => Err(error),
     }
 }
+
+/// Whether a guest is under high availability.
+pub(super) async fn is_managed(executor: &dyn Executor, vmid: crate::ident::Vmid) -> Result<bool, StepError> {
+    let guests = crate::pve::reply::guests(&executor.call(&call::guests()?).await?)?;
+    Ok(guests.iter().any(|guest| guest.vmid == vmid && guest.managed))
+}

@@ -112,6 +112,13 @@ impl Undoer<'_> {
                 changing::approve_routes(self.mesh()?, name, add, remove).await?;
                 Ok(true)
             }
+            Undo::LeaveHighAvailability { vmid } => {
+                let there = changing::is_managed(self.executor, *vmid).await?;
+                if there {
+                    self.executor.call(&call::ha_remove(*vmid)).await?;
+                }
+                Ok(there)
+            }
             Undo::RenameNode { from, to } => {
                 changing::rename_node(self.mesh()?, from, to).await?;
                 Ok(true)

@@ -30,6 +30,7 @@ mod inventory;
 mod lifecycle;
 pub mod lxc;
 mod migrate;
+pub mod pct;
 mod pmxcfs;
 pub mod qemu;
 pub mod schema;
