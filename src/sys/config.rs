@@ -1,7 +1,8 @@
 //! The admin's own files on the machine that runs the provisioner: configuration, credentials, the admin key, journals.
 //!
-//! They live in `$PVEMESH_CONFIG_DIR`, else `/etc/pvemesh` for root and `~/.config/pvemesh` for others. Everything written here has mode
-//! 0600 and replaces its predecessor in one rename.
+//! They live in `$PVEMESH_CONFIG_DIR`; else, for root on a Proxmox host, in `/etc/pve/priv/pvemesh`, which is the same on every host of the
+//! cluster; else in `/etc/pvemesh` for root and `~/.config/pvemesh` for others. Everything written here has mode 0600 and replaces its
+//! predecessor in one rename.
 
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -16,6 +17,12 @@ use crate::pve::Fingerprint;
 
 /// Names the directory, before the usual places.
 pub const DIRECTORY_VARIABLE: &str = "PVEMESH_CONFIG_DIR";
+/// Kept by Proxmox on every host of the cluster, readable by root only. Files of up to 1 MiB: no images.
+const CLUSTER_PRIVATE: &str = "/etc/pve/priv";
+const CLUSTER: &str = "/etc/pve/priv/pvemesh";
+const OF_ROOT: &str = "/etc/pvemesh";
+/// Where images are kept when the directory is the cluster's.
+const CACHE: &str = "/var/cache/pvemesh";
 /// Larger files than this are none of ours.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -131,7 +138,7 @@ impl Store {
         let named = std::env::var_os(DIRECTORY_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
         let usual = || {
             if rustix::process::geteuid().is_root() {
-                return Some(PathBuf::from("/etc/pvemesh"));
+                return Some(of_root(Path::new("/")));
             }
             let config = std::env::var_os("XDG_CONFIG_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
             config.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config"))).map(|dir| dir.join("pvemesh"))
@@ -151,6 +158,11 @@ impl Store {
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
+    }
+
+    /// Where images are kept: each host of a cluster has its own, since the cluster's file system is for small files.
+    pub fn images(&self) -> PathBuf {
+        if self.directory.starts_with(CLUSTER_PRIVATE) { PathBuf::from(CACHE) } else { self.path("images") }
     }
 
     /// Reads the configuration; without a file, an empty one.
@@ -297,6 +309,15 @@ impl Store {
     }
 }
 
+/// The directory of root, below this root directory: the cluster's on a Proxmox host, unless an earlier version has one on this host alone.
+fn of_root(root: &Path) -> PathBuf {
+    let below = |path: &str| root.join(path.trim_start_matches('/'));
+    let (cluster, own) = (below(CLUSTER), below(OF_ROOT));
+    let on_host = below(CLUSTER_PRIVATE).is_dir();
+    let older = own.join("config.toml").exists() && !cluster.join("config.toml").exists();
+    if on_host && !older { cluster } else { own }
+}
+
 /// The right to work on a guest.
 #[derive(Debug)]
 pub struct WorkLock {
@@ -367,6 +388,23 @@ mod tests {
         let mode = std::fs::metadata(store.path("config.toml")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(std::fs::metadata(store.directory()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_cluster_has_one_directory_unless_this_host_has_an_older_one() {
+        let root = tempfile::tempdir().unwrap();
+        let of = |path: &str| root.path().join(path);
+        assert_eq!(of_root(root.path()), of("etc/pvemesh"));
+        std::fs::create_dir_all(of("etc/pve/priv")).unwrap();
+        assert_eq!(of_root(root.path()), of("etc/pve/priv/pvemesh"));
+        std::fs::create_dir_all(of("etc/pvemesh")).unwrap();
+        std::fs::write(of("etc/pvemesh/config.toml"), "").unwrap();
+        assert_eq!(of_root(root.path()), of("etc/pvemesh"));
+        std::fs::create_dir_all(of("etc/pve/priv/pvemesh")).unwrap();
+        std::fs::write(of("etc/pve/priv/pvemesh/config.toml"), "").unwrap();
+        assert_eq!(of_root(root.path()), of("etc/pve/priv/pvemesh"));
+        let images = |directory: &str| Store::at(PathBuf::from(directory)).images();
+        assert_eq!((images(CLUSTER), images(OF_ROOT)), (PathBuf::from(CACHE), PathBuf::from("/etc/pvemesh/images")));
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub struct Options {
     /// The Proxmox release played.
     #[arg(long, default_value = "9.1")]
     pve_version: Version,
+    /// Proxmox hosts in the cluster.
+    #[arg(long, default_value_t = 1)]
+    hosts: u8,
 }
 
 /// The lock, if nobody has it.
@@ -121,7 +124,7 @@ struct Play<'a> {
 fn play(dir: &Path, options: &Options) -> Done {
     let binary = options.binary.canonicalize().map_err(|e| format!("{}: {e}", options.binary.display()))?;
     let mut play = Play { dir, binary, start: Instant::now(), findings: Findings::default() };
-    play.step("the lab comes up", "pvemesh-lab up", |_| host::up(dir, options.pve_version))?;
+    play.step("the lab comes up", "pvemesh-lab up", |_| host::up(dir, options.pve_version, options.hosts))?;
     play.findings.binary_bytes = std::fs::metadata(&play.binary).map_err(|e| e.to_string())?.len();
     play.before(options)?;
     play.on_the_host()?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::namespaces::{self, HOME, INET, PVE, inside};
 use crate::run::Done;
 use crate::standin::lxc::{Lxc, missing, until};
+use crate::standin::cluster::Host;
 use crate::standin::{Options, Standin, Version};
 use crate::{measure, network, sweep};
 
@@ -16,7 +17,7 @@ use crate::{measure, network, sweep};
 pub const PASSWORD: &str = "lab-root-password";
 
 /// Makes the lab: what an earlier one left is removed first.
-pub fn up(dir: &Path, version: Version) -> Done {
+pub fn up(dir: &Path, version: Version, hosts: u8) -> Done {
     if let Some(why) = missing() {
         return Err(why);
     }
@@ -34,7 +35,7 @@ pub fn up(dir: &Path, version: Version) -> Done {
         command.spawn().map(drop).map_err(|e| format!("{}: {e}", program.display()))
     };
     background(INET, &program, &["web"], "web.log")?;
-    background(PVE, &program, &["host", "--pve-version", &format!("{}.{}", version.0, version.1)], "standin.log")?;
+    background(PVE, &program, &["host", "--pve-version", &format!("{}.{}", version.0, version.1), "--hosts", &hosts.to_string()], "standin.log")?;
     name_server(dir)?;
     secret(&dir.join("password"), PASSWORD)?;
     let bin = dir.join("bin");
@@ -87,11 +88,13 @@ pub fn secret(path: &Path, text: &str) -> Done {
 }
 
 /// The stand-in's own process: serves until it is told to stop, then removes its containers.
-pub fn serve(dir: &Path, version: Version) -> Done {
+pub fn serve(dir: &Path, version: Version, hosts: u8) -> Done {
     let pve = dir.join("pve");
+    let others = (2..=hosts).map(|n| Host { version, ..Host::new(&format!("pve{n}")) }).collect();
     let options = Options {
         listen: "127.0.0.1:8006".parse().expect("an address"),
         version,
+        others,
         password: PASSWORD.to_owned(),
         hold_back: Duration::from_secs(1),
         backend: Box::new(Lxc::new(&pve, "pvl", None)),

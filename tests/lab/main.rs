@@ -54,6 +54,9 @@ enum Command {
         /// The Proxmox release played.
         #[arg(long, default_value = "9.1")]
         pve_version: standin::Version,
+        /// Proxmox hosts in the cluster.
+        #[arg(long, default_value_t = 1)]
+        hosts: u8,
     },
     /// Remove every trace, of a crashed lab too.
     Down,
@@ -99,6 +102,8 @@ enum Command {
     Host {
         #[arg(long)]
         pve_version: standin::Version,
+        #[arg(long, default_value_t = 1)]
+        hosts: u8,
     },
     /// The web server that tells callers their address (started by `up`).
     #[command(hide = true)]
@@ -110,11 +115,11 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Pvesh { socket, arguments } => return pvesh::main(&socket, &arguments),
         Command::Web => web::serve(),
-        Command::Up { pve_version } => {
+        Command::Up { pve_version, hosts } => {
             let free = if arguments.no_lock { Ok(()) } else { sweep::not_anothers(&arguments.dir) };
-            free.and_then(|()| run::prepare(&arguments.dir)).and_then(|dir| host::up(&dir, pve_version))
+            free.and_then(|()| run::prepare(&arguments.dir)).and_then(|dir| host::up(&dir, pve_version, hosts))
         }
-        Command::Host { pve_version } => run::prepare(&arguments.dir).and_then(|dir| host::serve(&dir, pve_version)),
+        Command::Host { pve_version, hosts } => run::prepare(&arguments.dir).and_then(|dir| host::serve(&dir, pve_version, hosts)),
         Command::Down => {
             let free = if arguments.no_lock { Ok(()) } else { sweep::not_anothers(&arguments.dir) };
             free.and_then(|()| sweep::down(&arguments.dir))

@@ -15,5 +15,6 @@
 #![allow(missing_docs, unreachable_pub, reason = "test code")]
 
 mod cleanup;
+mod cluster;
 mod faults;
 mod stage;

@@ -25,7 +25,7 @@ impl Stock {
     /// If the program is no static binary, or files cannot be read or written.
     pub fn prepare(store: &Store, given: Option<&Path>) -> Result<Self, ImageError> {
         let binary = image::own_binary()?;
-        let directory = store.directory().join("images");
+        let directory = store.images();
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.map_err(|error| ImageError::File { tried: "make", path: directory.clone(), error })?;
         if let Some(path) = given {
