@@ -11,11 +11,13 @@
 mod choose;
 pub mod create;
 pub mod destroy;
+pub mod golden;
 pub mod journal;
 mod lan;
 pub mod mark;
 pub mod observed;
 pub mod options;
+pub mod permission;
 mod refusal;
 pub mod render;
 mod step;

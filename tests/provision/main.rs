@@ -14,11 +14,17 @@
 
 mod create;
 mod faults;
+mod golden;
+mod hosts;
 mod join;
 mod login;
 mod plan;
+mod real;
 mod recorded;
 mod refusals;
+mod role;
+mod second_factor;
+mod setup;
 #[path = "../pve/standin/mod.rs"]
 mod standin;
 mod world;

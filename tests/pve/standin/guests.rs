@@ -294,6 +294,15 @@ pub fn clone(context: &Context, params: &Params) -> Result<Reply, Reply> {
         let mut inner = core.inner.lock().unwrap();
         let source = guest(context, &inner, id)?.clone();
         inner.access.need(&context.caller, &format!("/vms/{new}"), "VM.Allocate")?;
+        for (_, keys) in source.family("net") {
+            if let Some(bridge) = keys.get("bridge").filter(|_| !context.caller.is_root()) {
+                inner.access.need(&context.caller, &format!("/sdn/zones/localnetwork/{bridge}"), "SDN.Use")?;
+            }
+        }
+        let own = source.get("rootfs").and_then(|rootfs| rootfs.split_once(':')).map(|(storage, _)| storage.to_owned());
+        if let Some(target) = params.get("storage").cloned().or(own) {
+            inner.access.need(&context.caller, &format!("/storage/{target}"), "Datastore.AllocateSpace")?;
+        }
         if inner.guests.contains_key(&new) {
             return Err(Reply::died(&format!("unable to create CT {new}: CT {new} already exists on node '{}'", core.options.node)));
         }
@@ -309,8 +318,13 @@ pub fn clone(context: &Context, params: &Params) -> Result<Reply, Reply> {
     if let Some(name) = params.get("hostname") {
         config.set("hostname", name);
     }
-    let volume = config.get("rootfs").unwrap_or_default().replace(&id.to_string(), &new.to_string());
-    config.set("rootfs", &volume);
+    if let Some(notes) = params.get("description") {
+        config.set("description", notes);
+    }
+    let volume = config.get("rootfs").unwrap_or_default().replace(&format!("base-{id}-"), &format!("vm-{new}-"));
+    let volume = volume.replace(&id.to_string(), &new.to_string());
+    let moved = params.get("storage").and_then(|to| volume.split_once(':').map(|(_, name)| format!("{to}:{name}")));
+    config.set("rootfs", &moved.unwrap_or(volume));
     let shared = core.clone();
     let upid = tasks::spawn(context, "vzclone", &id.to_string(), move |log| {
         let from: PathBuf = shared.options.dir.join(format!("containers/{id}/rootfs"));

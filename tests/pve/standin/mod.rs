@@ -15,10 +15,14 @@
 )]
 
 pub mod access;
+mod accounts;
 mod api;
 pub mod backend;
+pub mod certificates;
+pub mod factor;
 pub mod faults;
 mod formats;
+mod golden;
 pub mod guest_config;
 mod guests;
 pub mod http;
@@ -147,8 +151,9 @@ struct Core {
     inner: Mutex<Inner>,
     changed: Condvar,
     faults: Faults,
+    /// Of the certificate shown at first.
     fingerprint: String,
-    certificate: String,
+    certificates: Arc<certificates::Certificates>,
 }
 
 /// One call: who makes it, and what it is to meet.
@@ -220,14 +225,19 @@ impl Standin {
         self.address
     }
 
-    /// The certificate's SHA-256 fingerprint, as PVE writes it.
+    /// The SHA-256 fingerprint of the certificate shown at first, as PVE writes it.
     pub fn fingerprint(&self) -> &str {
         &self.core.fingerprint
     }
 
-    /// The certificate, PEM.
+    /// The certificate of the cluster's authority, PEM.
     pub fn certificate(&self) -> &str {
-        &self.core.certificate
+        &self.core.certificates.authority().pem
+    }
+
+    /// What it shows to clients, which can be changed.
+    pub fn certificates(&self) -> &certificates::Certificates {
+        &self.core.certificates
     }
 
     /// The Unix socket that the `pvesh` stand-in speaks to; whoever reaches it is root on the host.
