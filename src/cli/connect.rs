@@ -1,24 +1,33 @@
 //! From the configuration to an open way to Proxmox and to the coordinator, and from their errors to what the admin reads.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::{Exit, Failure};
-use crate::ident::Secret;
+use super::ask::Code;
+use super::report::say;
+use super::{Exit, Failure, Output, hosts};
+use crate::ident::{Secret, Vmid};
 use crate::plan::options::KnownCoordinator;
 use crate::plan::{Fault, Refusal};
-use crate::pve::ErrorKind;
+use crate::pve::{ErrorKind, Identity, call};
 use crate::sys::config::{Config, ConfigError, Pve, Store, read_secret};
 use crate::sys::entropy;
 use crate::sys::pve::{
-    AdminDoor, CallError, Counted, Credentials, Door as _, Executor, Https, HttpsOptions, Mesh, Pvesh, StepError, TaskError, Trust,
+    AdminDoor, CallError, Counted, Credentials, Door as _, Executor as _, Https, HttpsOptions, Mesh, SecondFactor, StepError, TaskError, Trust,
 };
 
 /// What every command that talks to Proxmox takes.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct ConnectArgs {
-    /// The six digits of a second factor (TOTP), if the user has one.
+    /// The code of a second factor, if the user has one: six digits, or a recovery key. Asked for on a terminal if absent.
     #[arg(long, value_name = "CODE")]
     pub(super) otp: Option<String>,
+    /// A file with that code; `-` reads it from standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "otp")]
+    pub(super) otp_file: Option<PathBuf>,
+    /// The host or cluster meant, by the name it was given with `pvemesh init --name`; the one that has the guest if absent.
+    #[arg(long, value_name = "NAME")]
+    pub(super) host: Option<String>,
 }
 
 /// An open way to Proxmox, and the files of this machine.
@@ -29,20 +38,14 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Opens the way that the configuration names; without one, `pvesh` on a Proxmox host.
+    /// Opens the way that is set up, or the one named; without any, `pvesh` on a Proxmox host. Fails if there are several and none is named.
     pub(super) async fn open(args: &ConnectArgs) -> Result<Self, Failure> {
-        let store = Store::open().map_err(config_failure)?;
-        let config = store.load().map_err(config_failure)?;
-        let executor: Box<dyn Executor> = match &config.pve {
-            Some(pve) => Box::new(https(pve, args.otp.as_deref()).await?),
-            None if Pvesh::is_here() => Box::new(Pvesh::default()),
-            None => {
-                let happened = "this is no Proxmox host (or we are not its root), and no other one is set up";
-                let next = "on the host, run it as root; elsewhere: pvemesh init --url https://HOST:8006 --user root@pam";
-                return Err(Failure::new("find a Proxmox host", happened, next).exit(Exit::Usage));
-            }
-        };
-        Ok(Self { executor: Box::new(Counted::new(executor)), store, config })
+        hosts::only(args).await
+    }
+
+    /// Opens the way to the host or cluster that has this guest, or will.
+    pub(super) async fn for_guest(args: &ConnectArgs, vmid: Vmid, output: &Output) -> Result<Self, Failure> {
+        hosts::with_guest(args, vmid, output).await
     }
 
     /// The known coordinator, opened.
@@ -67,29 +70,60 @@ impl Session {
     }
 }
 
-async fn https(pve: &Pve, otp: Option<&str>) -> Result<Https, Failure> {
-    let https = build(pve, credentials(pve, otp)?)?;
-    https.log_in().await.map_err(|e| call_failure("log in to Proxmox", &e))?;
-    Ok(https)
+/// Opens the first of a cluster's addresses that answers.
+pub(super) async fn reach(pve: &Pve, code: &Arc<Code>) -> Result<Https, Failure> {
+    let addresses: Vec<&String> = std::iter::once(&pve.url).chain(&pve.also).collect();
+    let mut down = Vec::new();
+    for (number, address) in addresses.iter().enumerate() {
+        let https = build(pve, address, credentials(pve, code)?)?;
+        match answers(&https, addresses.len() > 1).await {
+            Ok(()) => {
+                if !down.is_empty() {
+                    say(format!("{}; going on with {}", down.join("; "), https.place()));
+                }
+                return Ok(https);
+            }
+            Err(error @ CallError::Unreachable { .. }) if number + 1 < addresses.len() => down.push(error.to_string()),
+            Err(error) => {
+                let mut failure = call_failure("log in to Proxmox", &error);
+                if !down.is_empty() {
+                    failure.happened = format!("{}; {}", down.join("; "), failure.happened);
+                }
+                return Err(failure);
+            }
+        }
+    }
+    Err(Failure::new("log in to Proxmox", "there is no address", "pvemesh init --url https://HOST:8006").exit(Exit::Usage))
 }
 
-/// An HTTPS transport as set up.
-pub(super) fn build(pve: &Pve, credentials: Credentials) -> Result<Https, Failure> {
-    let url = Https::parse_url(&pve.url).map_err(|e| call_failure("read the address of Proxmox", &e))?;
-    let trust = match (pve.fingerprint, &pve.ca_file) {
-        (Some(fingerprint), _) => Trust::Fingerprint(fingerprint),
-        (None, Some(file)) => Trust::CaFile(file.clone()),
-        (None, None) => Trust::System,
+/// Logs in. A token has nothing to log in with, so where there is another address to go to it makes a call that shows whether one answers.
+async fn answers(https: &Https, among_others: bool) -> Result<(), CallError> {
+    https.log_in().await?;
+    if among_others && matches!(https.identity(), Identity::Token(_)) {
+        https.call(&call::version()?).await?;
+    }
+    Ok(())
+}
+
+/// An HTTPS transport to one address, as set up.
+pub(super) fn build(pve: &Pve, address: &str, credentials: Credentials) -> Result<Https, Failure> {
+    let url = Https::parse_url(address).map_err(|e| call_failure("read the address of Proxmox", &e))?;
+    let trust = match (&pve.cluster_ca, pve.fingerprint, &pve.ca_file) {
+        (Some(file), last, _) => Trust::Cluster { file: file.clone(), last },
+        (None, Some(fingerprint), _) => Trust::Fingerprint(fingerprint),
+        (None, None, Some(file)) => Trust::CaFile(file.clone()),
+        (None, None, None) => Trust::System,
     };
     Https::new(HttpsOptions { url, trust, credentials }).map_err(|e| call_failure("set up HTTPS", &e))
 }
 
-fn credentials(pve: &Pve, otp: Option<&str>) -> Result<Credentials, Failure> {
+fn credentials(pve: &Pve, code: &Arc<Code>) -> Result<Credentials, Failure> {
     match (&pve.token_file, &pve.user, &pve.password_file) {
         (Some(file), _, _) => token(file),
         (None, Some(user), Some(file)) => {
             let password = read_secret(file).map_err(config_failure)?;
-            Ok(Credentials::Password { user: user.clone(), password, otp: otp.map(Secret::new) })
+            let second: Arc<dyn SecondFactor> = Arc::<Code>::clone(code);
+            Ok(Credentials::Password { user: user.clone(), password, second: Some(second) })
         }
         _ => {
             let happened = "the configuration names neither a token nor a user with a password file";
@@ -151,7 +185,19 @@ fn call_advice(error: &CallError) -> (String, Exit) {
             ),
             Exit::Denied,
         ),
-        CallError::SecondFactor { .. } => ("give the six digits of the authenticator app with --otp".to_owned(), Exit::Denied),
+        CallError::SecondFactor { challenge, .. } if challenge.can_be_typed() => {
+            ("give the code of the authenticator app, or a recovery key, with --otp or --otp-file".to_owned(), Exit::Denied)
+        }
+        CallError::SecondFactor { .. } => {
+            ("none of them works without a browser; add TOTP for this user in Proxmox, or use an API token".to_owned(), Exit::Denied)
+        }
+        CallError::CodeRefused { user } => (
+            format!(
+                "wait for the next code rather than try this one again: Proxmox locks the factor after some wrong ones. A recovery key still \
+                 opens it then, and so does another administrator: pveum user tfa unlock {user}"
+            ),
+            Exit::Denied,
+        ),
         CallError::Setup(_) => ("correct that setting".to_owned(), Exit::Usage),
         CallError::File { .. } => ("check the path and its permissions".to_owned(), Exit::Usage),
         CallError::Garbled { .. } => {

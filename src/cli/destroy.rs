@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use super::connect::{ConnectArgs, Session, call_failure, config_failure, refusal, step_advice};
 use super::interrupt::Interrupt;
 use super::progress::Progress;
-use super::{Exit, Failure, Output};
+use super::{Exit, Failure, Output, rights};
 use crate::ident::Vmid;
 use crate::plan::destroy::{self, Removal};
 use crate::plan::options::OptionError;
@@ -46,7 +46,7 @@ impl Images for NoImages {
 pub(super) async fn run(args: Destroy, output: &Output) -> Result<(), Failure> {
     let tried = format!("remove guest {}", args.vmid.escape_default().take(20).collect::<String>());
     let vmid: Vmid = args.vmid.parse().map_err(|e| refusal(&tried, &Refusal::Option(OptionError::new("ID", e))))?;
-    let session = Session::open(&args.connect).await?;
+    let session = Session::for_guest(&args.connect, vmid, output).await?;
     let lock = if args.dry_run { None } else { Some(session.store.lock(vmid).map_err(config_failure)?) };
     let known = session.config.coordinator.as_ref().map(|c| c.vmid);
     // Removing the coordinator itself must work when it does not answer.
@@ -58,7 +58,14 @@ pub(super) async fn run(args: Destroy, output: &Output) -> Result<(), Failure> {
         output.result(&serde_json::json!({ "vmid": vmid, "taken_back": undone }), format!("what a run for {vmid} had left is gone"));
         return Ok(());
     }
-    let removal = destroy::destroy(vmid, &observed, known).map_err(|e| refusal(&tried, &e))?;
+    let mut removal = match destroy::destroy(vmid, &observed, known) {
+        Ok(removal) => removal,
+        Err(error) => return Err(rights::explained(&*session.executor, &tried, error).await),
+    };
+    let host = removal.host.clone();
+    for choice in rights::review(&*session.executor, &tried, &observed, &host, &mut removal.steps).await? {
+        output.note(format!("  {}: {}  ({})", choice.what, choice.value, choice.why));
+    }
     if args.dry_run {
         output.result(&value(&removal, true, &[]), text(&removal));
         return Ok(());

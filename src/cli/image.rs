@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::golden::{self, Golden};
 use super::{Exit, Failure, Output};
 use crate::settings::Guest;
 use crate::sys::image;
@@ -20,6 +21,8 @@ pub(super) enum Image {
         #[arg(long, value_name = "FILE")]
         guest_config: Option<PathBuf>,
     },
+    /// Make the golden container, which API tokens clone, or replace it by one of this version (as root).
+    Golden(Golden),
 }
 
 fn default_output() -> String {
@@ -27,8 +30,14 @@ fn default_output() -> String {
 }
 
 /// Runs the command.
-pub(super) fn run(command: Image, output: &Output) -> Result<(), Failure> {
-    let Image::Build { output: path, guest_config } = command;
+pub(super) async fn run(command: Image, output: &Output) -> Result<(), Failure> {
+    match command {
+        Image::Build { output: path, guest_config } => build(&path, guest_config, output),
+        Image::Golden(args) => golden::run(args, output).await,
+    }
+}
+
+fn build(path: &str, guest_config: Option<PathBuf>, output: &Output) -> Result<(), Failure> {
     let tried = "build the appliance image";
     if !path.ends_with(".tar.gz") {
         return Err(Failure::new(tried, format!("`{path}` does not end in .tar.gz"), "choose a name that does: Proxmox goes by it")

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use super::connect::{ConnectArgs, Session, call_failure, refusal};
-use super::{Failure, Output};
+use super::{Failure, Output, hosts, rights};
 use crate::ident::{NodeName, Vmid};
-use crate::plan::Refusal;
 use crate::plan::mark::{Mark, TAG};
 use crate::plan::options::OptionError;
+use crate::plan::{Refusal, golden};
 use crate::pve::reply::{self, GuestSummary};
 use crate::pve::{HostName, call};
 use crate::sys::pve::{CallError, Executor, observe};
@@ -32,6 +32,9 @@ pub(super) struct Status {
 
 #[derive(serde::Serialize)]
 struct Row {
+    /// The host or cluster it is on, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
     vmid: Vmid,
     name: NodeName,
     role: String,
@@ -50,10 +53,33 @@ struct Row {
 
 /// Runs `list`.
 pub(super) async fn list(args: List, output: &Output) -> Result<(), Failure> {
-    let session = Session::open(&args.connect).await?;
-    let rows = rows(&session, None, output).await?;
+    let rows = all_rows(&args.connect, output).await?;
     output.result(&rows, table(&rows));
     Ok(())
+}
+
+/// The guests of every host or cluster that answers.
+async fn all_rows(connect: &ConnectArgs, output: &Output) -> Result<Vec<Row>, Failure> {
+    let sessions = hosts::all(connect, output).await?;
+    // There is one coordinator, whoever's guest it is.
+    let nodes = match sessions.first() {
+        Some((_, session)) => mesh_nodes(session, output).await,
+        None => None,
+    };
+    let mut all = Vec::new();
+    for (name, session) in &sessions {
+        match rows(session, None, nodes.as_deref()).await {
+            Ok(rows) if rows.is_empty() => rights::say_if_blind(&*session.executor, output).await,
+            Ok(rows) => all.extend(rows.into_iter().map(|row| Row { cluster: name.clone(), ..row })),
+            Err(failure) if sessions.len() > 1 => {
+                let name = name.as_deref().unwrap_or_default();
+                output.note(format!("{name} is left out: {}\n  next: {}", failure.happened, failure.next));
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    all.sort_by(|a, b| (&a.cluster, a.vmid).cmp(&(&b.cluster, b.vmid)));
+    Ok(all)
 }
 
 /// Runs `status`.
@@ -63,23 +89,30 @@ pub(super) async fn status(args: Status, output: &Output) -> Result<(), Failure>
         .as_deref()
         .map(|text| text.parse::<Vmid>().map_err(|e| refusal("show a guest", &Refusal::Option(OptionError::new("ID", e)))));
     let vmid = vmid.transpose()?;
-    let session = Session::open(&args.connect).await?;
-    let rows = rows(&session, vmid, output).await?;
-    match (vmid, rows.first()) {
-        (None, _) => output.result(&rows, table(&rows)),
-        (Some(_), Some(row)) => output.result(row, detail(row)),
-        (Some(vmid), None) => return Err(refusal(format!("show guest {vmid}"), &Refusal::NoSuchGuest(vmid))),
+    let Some(vmid) = vmid else {
+        let rows = all_rows(&args.connect, output).await?;
+        output.result(&rows, table(&rows));
+        return Ok(());
+    };
+    let session = Session::for_guest(&args.connect, vmid, output).await?;
+    let nodes = mesh_nodes(&session, output).await;
+    let rows = rows(&session, Some(vmid), nodes.as_deref()).await?;
+    match rows.first() {
+        Some(row) => output.result(row, detail(row)),
+        None => {
+            let tried = format!("show guest {vmid}");
+            return Err(rights::explained(&*session.executor, &tried, Refusal::NoSuchGuest(vmid)).await);
+        }
     }
     Ok(())
 }
 
-async fn rows(session: &Session, only: Option<Vmid>, output: &Output) -> Result<Vec<Row>, Failure> {
+async fn rows(session: &Session, only: Option<Vmid>, nodes: Option<&[NodeInfo]>) -> Result<Vec<Row>, Failure> {
     let tried = "list the guests of pvemesh";
     let executor = &*session.executor;
     let failed = |e: CallError| call_failure(tried, &e);
     let request = call::guests().map_err(|e| failed(e.into()))?;
     let guests = reply::guests(&executor.call(&request).await.map_err(failed)?).map_err(|e| failed(e.into()))?;
-    let nodes = mesh_nodes(session, output).await;
     let mut rows = Vec::new();
     // The tags in this list are some ten seconds old; a guest asked for by number is looked at whatever its tags.
     let wanted = |guest: &&GuestSummary| match only {
@@ -87,7 +120,7 @@ async fn rows(session: &Session, only: Option<Vmid>, output: &Output) -> Result<
         None => guest.tags.iter().any(|tag| tag == TAG),
     };
     for guest in guests.iter().filter(|guest| guest.container).filter(wanted) {
-        if let Some(row) = row(executor, guest, nodes.as_deref()).await.map_err(failed)? {
+        if let Some(row) = row(executor, guest, nodes).await.map_err(failed)? {
             rows.push(row);
         } else if only.is_some() {
             return Err(refusal(format!("show guest {}", guest.vmid), &Refusal::NotOurs { vmid: guest.vmid, name: guest.name.clone() }));
@@ -120,6 +153,7 @@ async fn row(executor: &dyn Executor, guest: &GuestSummary, nodes: Option<&[Node
         .partition(|address| crate::ident::is_mesh_address(*address));
     let online = nodes.and_then(|nodes| nodes.iter().find(|node| node.name == mark.name)).map(|node| node.online);
     Ok(Some(Row {
+        cluster: None,
         vmid: guest.vmid,
         name: mark.name,
         role: mark.role,
@@ -138,6 +172,7 @@ async fn row(executor: &dyn Executor, guest: &GuestSummary, nodes: Option<&[Node
 fn words(row: &Row) -> &'static str {
     match (row.running, row.finished, row.online) {
         (_, false, _) => "unfinished",
+        (false, true, _) if row.role == golden::ROLE => "template",
         (false, true, _) => "stopped",
         (true, true, Some(false)) => "offline",
         (true, true, Some(true)) => "online",
@@ -163,7 +198,7 @@ fn table(rows: &[Row]) -> String {
             row.vmid.to_string(),
             row.name.to_string(),
             row.role,
-            row.node.to_string(),
+            row.cluster.as_ref().map_or_else(|| row.node.to_string(), |cluster| format!("{cluster}/{}", row.node)),
             words(row),
             first,
             lan

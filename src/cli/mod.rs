@@ -3,10 +3,14 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the shell may")]
 
 mod apply;
+mod ask;
+mod carry;
 mod connect;
 mod coordinator;
 mod create;
 mod destroy;
+mod golden;
+mod hosts;
 mod image;
 mod init;
 mod inside;
@@ -18,6 +22,7 @@ mod node;
 mod progress;
 mod relay;
 mod report;
+mod rights;
 
 use std::process::ExitCode;
 
@@ -111,7 +116,7 @@ pub fn main() -> ExitCode {
         Command::Coordinator(command) => coordinator::run(command, &output),
         Command::Relay(command) => relay::run(command, &output),
         Command::Node(node) => run(node::run(&node, &output)),
-        Command::Image(command) => image::run(command, &output),
+        Command::Image(command) => run(image::run(command, &output)),
         Command::Inside(chore) => inside::run(chore),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut <Cli as clap::CommandFactory>::command(), "pvemesh", &mut std::io::stdout());

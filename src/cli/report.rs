@@ -51,6 +51,11 @@ impl Failure {
     }
 }
 
+/// Prints a line about progress on standard error, whatever the output is.
+pub(super) fn say(text: impl fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Where and how results are printed.
 #[derive(Debug, Clone)]
 pub struct Output {
@@ -94,7 +99,7 @@ impl Output {
 
     /// Prints a line about progress on standard error.
     pub fn note(&self, text: impl fmt::Display) {
-        let _ = writeln!(std::io::stderr().lock(), "{text}");
+        say(text);
     }
 
     /// Ends the program: prints the failure, if any, and gives the exit code.

@@ -1,5 +1,6 @@
 //! Where a new guest goes: host, storages, bridge, name; each with the reason, for the output.
 
+use super::golden::Golden;
 use super::observed::{HostView, Observed};
 use super::options::{GuestOptions, ROOT_VOLUME, Role};
 use super::refusal::Refusal;
@@ -27,23 +28,37 @@ pub struct Choice {
 pub(super) struct Place {
     pub(super) host: HostName,
     pub(super) storage: StorageId,
+    /// Where an image would be uploaded; the root volume's own where none is.
     pub(super) template_storage: StorageId,
     pub(super) bridge: BridgeName,
     pub(super) reasons: Vec<Choice>,
 }
 
+/// What the guest's root comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// The image in this file, on a storage for templates.
+    Image(&'a str),
+    /// A golden container; only hosts that have one will do.
+    Golden(&'a [&'a Golden]),
+}
+
 /// Decides host, storages and bridge.
-pub(super) fn place(options: &GuestOptions, observed: &Observed, image: &str) -> Result<Place, Refusal> {
+pub(super) fn place(options: &GuestOptions, observed: &Observed, source: Source<'_>) -> Result<Place, Refusal> {
     if let Some(wanted) = &options.host {
         let host = observed
             .host(wanted)
             .ok_or_else(|| Refusal::UnknownHost { wanted: wanted.clone(), known: names(&observed.hosts, |h| h.name.as_str()) })?;
-        return on_host(options, host, image, "given with --node".to_owned());
+        return on_host(options, host, source, "given with --node".to_owned());
     }
     let mut refusals = Vec::new();
     let mut fits = Vec::new();
-    for host in &observed.hosts {
-        match on_host(options, host, image, String::new()) {
+    let has_source = |host: &&HostView| match source {
+        Source::Image(_) => true,
+        Source::Golden(all) => all.iter().any(|golden| golden.host == host.name),
+    };
+    for host in observed.hosts.iter().filter(has_source) {
+        match on_host(options, host, source, String::new()) {
             Ok(place) => fits.push((host, place)),
             Err(refusal) => refusals.push(refusal),
         }
@@ -54,6 +69,7 @@ pub(super) fn place(options: &GuestOptions, observed: &Observed, image: &str) ->
         fits.iter().enumerate().max_by_key(|(_, (host, place))| (free(host, place), std::cmp::Reverse(host.name.clone()))).map(|(i, _)| i);
     let why = match (local, observed.hosts.len()) {
         (_, 1) => "the only node",
+        _ if matches!(source, Source::Golden(_)) => "it has a golden container",
         (Some(_), _) => "the node this command runs on",
         (None, _) => "the most free space among the nodes that have what is needed",
     };
@@ -71,19 +87,28 @@ pub(super) fn place(options: &GuestOptions, observed: &Observed, image: &str) ->
     Ok(place)
 }
 
-fn on_host(options: &GuestOptions, host: &HostView, image: &str, why_host: String) -> Result<Place, Refusal> {
+fn on_host(options: &GuestOptions, host: &HostView, source: Source<'_>, why_host: String) -> Result<Place, Refusal> {
     if !host.online {
         return Err(Refusal::HostOffline(host.name.clone()));
     }
     let (storage, why_storage) = root_storage(options, host)?;
-    let (template_storage, why_template) = template_storage(options, host, image)?;
+    let template = match source {
+        Source::Image(image) => Some(template_storage(options, host, image)?),
+        Source::Golden(_) => None,
+    };
     let (bridge, why_bridge) = bridge(options, host)?;
-    let reasons = vec![
+    let mut reasons = vec![
         Choice { what: "node", value: host.name.to_string(), why: why_host },
         Choice { what: "storage", value: storage.to_string(), why: why_storage },
-        Choice { what: "template storage", value: template_storage.to_string(), why: why_template },
         Choice { what: "bridge", value: bridge.to_string(), why: why_bridge },
     ];
+    let template_storage = match template {
+        Some((name, why)) => {
+            reasons.insert(2, Choice { what: "template storage", value: name.to_string(), why });
+            name
+        }
+        None => storage.clone(),
+    };
     Ok(Place { host: host.name.clone(), storage, template_storage, bridge, reasons })
 }
 

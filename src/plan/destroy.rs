@@ -71,7 +71,7 @@ pub fn destroy(vmid: Vmid, observed: &Observed, known_coordinator: Option<Option
         Some(_) if mark.role == "relay" => {
             steps.push(Step::plain(format!("take relay {} out of the relay map", mark.name), Action::RemoveRelay(mark.name.clone())));
         }
-        Some(_) if !is_coordinator => {
+        Some(_) if !is_coordinator && mark.role != super::golden::ROLE => {
             steps.push(Step::plain(format!("remove node {} from the coordinator", mark.name), Action::RemoveNode(mark.name.clone())));
         }
         _ => {}

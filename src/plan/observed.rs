@@ -1,5 +1,6 @@
 //! What is there, as gathered by `sys::pve` with reads only.
 
+use super::golden::Golden;
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::pve::reply::{Bridge, ContainerConfig, GuestSummary, Storage};
 use crate::pve::{HostName, Identity, Version, VolumeId};
@@ -17,6 +18,8 @@ pub struct Observed {
     pub guests: Vec<GuestSummary>,
     /// The nodes our coordinator knows; empty without one.
     pub mesh: Vec<(NodeId, NodeName)>,
+    /// The golden containers of the cluster.
+    pub goldens: Vec<Golden>,
     /// The container with the number asked about, if there is one.
     pub target: Option<Target>,
 }

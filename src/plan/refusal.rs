@@ -4,6 +4,7 @@ use crate::ident::Vmid;
 use crate::pve::{BridgeName, BuildError, HostName, Identity, StorageId, Version};
 
 use super::options::OptionError;
+use super::permission::Missing;
 use super::render::RenderError;
 
 /// Whose turn it is.
@@ -97,16 +98,66 @@ pub enum Refusal {
         /// By whom.
         by: String,
     },
-    /// The credentials cannot pass a device through.
+    /// The credentials cannot pass a device through, and no golden container will do.
     #[error(
         "as {identity}, Proxmox would refuse dev0 (/dev/net/tun) of POST /nodes/{host}/lxc: passing devices through is for the literal \
-         root@pam only, and no API token and no role changes that"
+         root@pam only, and no API token and no role changes that; golden containers to clone: {golden}"
     )]
     NeedsRoot {
         /// Who we are.
         identity: Identity,
         /// Where the container would be.
         host: String,
+        /// The golden containers there are and why none will do.
+        golden: String,
+    },
+    /// A parameter that no privilege allows.
+    #[error("as {identity}, Proxmox would refuse {parameter} in the step \"{step}\": it is for the literal root@pam only")]
+    RootOnly {
+        /// Who we are.
+        identity: Identity,
+        /// The step.
+        step: String,
+        /// The parameter.
+        parameter: String,
+    },
+    /// Rights are missing.
+    #[error("as {identity}, Proxmox would refuse what needs {list}", list = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Rights {
+        /// Who we are.
+        identity: Identity,
+        /// What is missing.
+        missing: Vec<Missing>,
+    },
+    /// Nothing is shown to somebody without the right to see it.
+    #[error("Proxmox shows no {what} to {identity}: {privilege} is granted nowhere below {path}")]
+    Hidden {
+        /// Who we are.
+        identity: Identity,
+        /// What is not shown.
+        what: &'static str,
+        /// The privilege that shows it.
+        privilege: String,
+        /// Where it would be granted.
+        path: &'static str,
+    },
+    /// Only root makes golden containers.
+    #[error(
+        "as {identity}, Proxmox would refuse dev0 (/dev/net/tun) of a golden container: passing devices through is for the literal root@pam only"
+    )]
+    GoldenNeedsRoot {
+        /// Who we are.
+        identity: Identity,
+        /// The number asked for.
+        vmid: Vmid,
+    },
+    /// Clones get their configuration by `env`.
+    #[error("{host} has Proxmox VE {version}; a clone gets its configuration by `env`, which came with 9.1")]
+    NoEnvironment {
+        /// Where.
+        host: HostName,
+        /// Its version.
+        version: Version,
     },
     /// The Proxmox VE is too old.
     #[error("{host} has Proxmox VE {version}; passing /dev/net/tun through (dev0) came with {needed}")]
@@ -242,10 +293,22 @@ impl Refusal {
             }
             Self::Unfinished { vmid } => format!("if no other pvemesh is at work, remove it and try again: pvemesh destroy {vmid}"),
             Self::Locked { vmid, .. } => format!("wait for the operation that holds the lock; if none does any more: pct unlock {vmid}"),
-            Self::NeedsRoot { .. } => "three ways round: (1) do without the device: add --tun userspace (slower, and the node sees its peers' \
-                                       connections end in itself); (2) log in as root@pam with a password: pvemesh init --user root@pam; (3) run \
-                                       pvemesh as root on the Proxmox host itself, where no credentials are needed"
+            Self::NeedsRoot { .. } => "four ways round: (1) have root make a golden container once, which tokens clone for ever (Proxmox VE 9.1): \
+                                       pvemesh image golden 9000; (2) do without the device: add --tun userspace (slower, and the node sees its \
+                                       peers' connections end in itself); (3) log in as root@pam with a password: pvemesh init --user root@pam; \
+                                       (4) run pvemesh as root on the Proxmox host itself, where no credentials are needed"
                 .to_owned(),
+            Self::RootOnly { .. } => "log in as root@pam with a password: pvemesh init --user root@pam; or run pvemesh as root on the host".to_owned(),
+            Self::Rights { .. } => "pvemesh init --print-role shows the role that is enough, and the commands that grant it; as root, pvemesh init \
+                                    --create-role makes it"
+                .to_owned(),
+            Self::Hidden { privilege, path, .. } => {
+                format!("grant {privilege} on {path}; pvemesh init --print-role shows the whole role and the commands")
+            }
+            Self::GoldenNeedsRoot { vmid, .. } => {
+                format!("as root on the Proxmox host, or after pvemesh init --user root@pam: pvemesh image golden {vmid}")
+            }
+            Self::NoEnvironment { .. } => "upgrade the host; until then make the nodes as root@pam, or with --tun userspace".to_owned(),
             Self::TooOld { .. } => "upgrade the host, or choose another one with --node".to_owned(),
             Self::UnknownHost { .. } | Self::HostOffline(_) | Self::NoHost(_) => "choose a node with --node".to_owned(),
             Self::UnknownStorage { .. } | Self::StorageFull { .. } | Self::StorageDown { .. } => {
@@ -267,7 +330,9 @@ impl Refusal {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Option(_) => Fault::Usage,
-            Self::NeedsRoot { .. } => Fault::Denied,
+            Self::NeedsRoot { .. } | Self::RootOnly { .. } | Self::Rights { .. } | Self::Hidden { .. } | Self::GoldenNeedsRoot { .. } => {
+                Fault::Denied
+            }
             Self::Build(_) | Self::Render(_) => Fault::Internal,
             _ => Fault::Conflict,
         }

@@ -136,6 +136,15 @@ pub enum Action {
         /// How long to wait.
         limit: Duration,
     },
+    /// Waits until a container has become a template.
+    AwaitTemplate {
+        /// Where it is.
+        host: HostName,
+        /// Its number.
+        vmid: Vmid,
+        /// How long to wait.
+        limit: Duration,
+    },
     /// Writes the final notes, with the address in the mesh.
     Finish {
         /// Where the guest is.
@@ -332,6 +341,9 @@ impl fmt::Display for Action {
             Self::AwaitNode { name, limit } => write!(f, "coordinator: GET nodes (until {name} is online, at most {} s)", limit.as_secs()),
             Self::AwaitMeshAddress { host, vmid, limit } => {
                 write!(f, "GET /nodes/{host}/lxc/{vmid}/interfaces (until it has an address of the mesh, at most {} s)", limit.as_secs())
+            }
+            Self::AwaitTemplate { host, vmid, limit } => {
+                write!(f, "GET /nodes/{host}/lxc/{vmid}/config (until it is a template, at most {} s)", limit.as_secs())
             }
             Self::Finish { host, mark, .. } => {
                 write!(f, "PUT /nodes/{host}/lxc/{}/config description=(notes with the address in the mesh)", mark.vmid)

@@ -6,11 +6,14 @@
 //!
 //! Sources: the API schema of PVE 9.1 (through the types of the `proxmox-api` crate) and replies recorded from PVE 9.1.9.
 
+pub mod access;
 pub mod call;
 mod error;
+pub mod golden;
 mod guest_file;
 mod identity;
 mod name;
+pub mod privilege;
 mod property;
 mod recorder;
 pub mod reply;

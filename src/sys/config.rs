@@ -68,17 +68,39 @@ pub struct Config {
     /// How Proxmox is reached; absent on a Proxmox host, where `pvesh` needs nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pve: Option<Pve>,
+    /// Further hosts or clusters, each with a name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host: Vec<Pve>,
+    /// The coordinator of somebody else that new guests join unless told otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinElsewhere>,
     /// The coordinator new guests join.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coordinator: Option<Coordinator>,
 }
 
-/// How Proxmox is reached.
+/// A coordinator that this machine does not administer: Headscale, Tailscale, or ours of somebody else.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct JoinElsewhere {
+    /// Its address.
+    pub login_server: String,
+    /// The file with the join key, which must be good for several uses.
+    pub auth_key_file: PathBuf,
+}
+
+/// How one host, or one cluster through its hosts, is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Pve {
+    /// What it is called in `--host` and in lists; the host in the address if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// `https://HOST[:PORT]`
     pub url: String,
+    /// Addresses of other hosts of the same cluster, tried in this order when the first does not answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
     /// `user@realm`, for a login with a password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -88,7 +110,10 @@ pub struct Pve {
     /// The file with an API token, `user@realm!name=secret`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
-    /// The certificate believed.
+    /// The cluster's own authority, kept at the first trusted contact: every certificate it signs is believed, whatever names are in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_ca: Option<PathBuf>,
+    /// The certificate believed; with `cluster_ca`, the one seen last, for comparison only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Fingerprint>,
     /// The authorities believed.
@@ -103,6 +128,9 @@ pub struct Coordinator {
     /// Its guest, if we made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmid: Option<Vmid>,
+    /// The named host or cluster that guest is on; guests of others may have the same number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// The address on the LAN.
     pub lan_url: String,
     /// The address other clients are told.
@@ -113,7 +141,7 @@ pub struct Coordinator {
 
 impl From<KnownCoordinator> for Coordinator {
     fn from(known: KnownCoordinator) -> Self {
-        Self { vmid: known.vmid, lan_url: known.lan_url, url: known.url, server_key: known.server_key }
+        Self { vmid: known.vmid, host: None, lan_url: known.lan_url, url: known.url, server_key: known.server_key }
     }
 }
 
@@ -127,6 +155,8 @@ impl From<Coordinator> for KnownCoordinator {
 #[derive(Debug, Clone)]
 pub struct Store {
     directory: PathBuf,
+    /// The named host or cluster whose guests are meant: numbers are unique within one only.
+    scope: Option<String>,
 }
 
 impl Store {
@@ -148,7 +178,21 @@ impl Store {
 
     /// This directory.
     pub fn at(directory: PathBuf) -> Self {
-        Self { directory }
+        Self { directory, scope: None }
+    }
+
+    /// The same directory, for the guests of a named host or cluster: locks, journals and the coordinator's guest are told apart by it.
+    #[must_use]
+    pub fn scoped(&self, name: Option<&str>) -> Self {
+        Self { directory: self.directory.clone(), scope: name.map(ToOwned::to_owned) }
+    }
+
+    /// The name of a guest's file: its number, behind the name of its host or cluster if that has one.
+    fn guest_path(&self, vmid: Vmid, end: &str) -> PathBuf {
+        match &self.scope {
+            Some(name) => self.path(&format!("{name}-{vmid}.{end}")),
+            None => self.path(&format!("{vmid}.{end}")),
+        }
     }
 
     /// Where the directory is.
@@ -193,7 +237,7 @@ impl Store {
     /// If the configuration cannot be read or written.
     pub fn remember(&self, coordinator: KnownCoordinator) -> Result<(), ConfigError> {
         let mut config = self.load()?;
-        config.coordinator = Some(coordinator.into());
+        config.coordinator = Some(Coordinator { host: self.scope.clone(), ..coordinator.into() });
         self.save(&config)
     }
 
@@ -203,7 +247,7 @@ impl Store {
     /// If the configuration cannot be read or written.
     pub fn forget(&self, vmid: Vmid) -> Result<(), ConfigError> {
         let mut config = self.load()?;
-        if config.coordinator.as_ref().is_some_and(|c| c.vmid == Some(vmid)) {
+        if config.coordinator.as_ref().is_some_and(|c| c.vmid == Some(vmid) && c.host == self.scope) {
             config.coordinator = None;
             self.save(&config)?;
         }
@@ -240,7 +284,7 @@ impl Store {
     /// # Errors
     /// If another process holds it, or its file cannot be made.
     pub fn lock(&self, vmid: Vmid) -> Result<WorkLock, ConfigError> {
-        let path = self.path(&format!("{vmid}.lock"));
+        let path = self.guest_path(vmid, "lock");
         self.make_directory()?;
         let io_error = |source| ConfigError::Io { path: path.clone(), source };
         let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(io_error)?;
@@ -252,7 +296,7 @@ impl Store {
     }
 
     fn journal_path(&self, vmid: Vmid) -> PathBuf {
-        self.path(&format!("{vmid}.journal"))
+        self.guest_path(vmid, "journal")
     }
 
     /// The journal that an earlier run left for this guest.
@@ -380,9 +424,9 @@ mod tests {
     fn files_are_private_and_read_back() {
         let (_dir, store) = store();
         assert_eq!(store.load().unwrap(), Config::default());
-        let pve =
-            Pve { url: "https://pve:8006".to_owned(), user: None, password_file: None, token_file: None, fingerprint: None, ca_file: None };
-        let config = Config { pve: Some(pve), coordinator: None };
+        let pve = Pve { url: "https://pve:8006".to_owned(), ..Pve::default() };
+        let office = Pve { name: Some("office".to_owned()), also: vec!["https://pve2".to_owned()], ..pve.clone() };
+        let config = Config { pve: Some(pve), host: vec![office], ..Config::default() };
         store.save(&config).unwrap();
         assert_eq!(store.load().unwrap(), config);
         let mode = std::fs::metadata(store.path("config.toml")).unwrap().permissions().mode();
@@ -423,6 +467,27 @@ mod tests {
         store.save(&Config::default()).unwrap();
         std::fs::write(store.path("config.toml"), "[pve]\nurl = \"https://pve\"\npasword_file = \"x\"\n").unwrap();
         assert!(store.load().unwrap_err().to_string().contains("pasword_file"));
+    }
+
+    #[test]
+    fn guests_of_two_clusters_with_one_number_are_told_apart() {
+        let (_dir, store) = store();
+        let vmid: Vmid = "101".parse().unwrap();
+        let office = store.scoped(Some("office"));
+        let held = store.lock(vmid).unwrap();
+        assert!(office.lock(vmid).is_ok());
+        drop(held);
+        let known = KnownCoordinator {
+            vmid: Some(vmid),
+            lan_url: "http://x".to_owned(),
+            url: "http://x".to_owned(),
+            server_key: MachinePublic::from_bytes([1; 32]),
+        };
+        office.remember(known).unwrap();
+        store.forget(vmid).unwrap();
+        assert!(store.load().unwrap().coordinator.is_some());
+        office.forget(vmid).unwrap();
+        assert_eq!(store.load().unwrap().coordinator, None);
     }
 
     #[test]

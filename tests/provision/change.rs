@@ -43,6 +43,7 @@ fn there(version: Version, description: &str) -> Observed {
         hosts: vec![host],
         guests: Vec::new(),
         mesh: Vec::new(),
+        goldens: Vec::new(),
         target: Some(Target { host: "pve".parse().unwrap(), config, running: true }),
     }
 }

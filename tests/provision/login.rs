@@ -105,7 +105,7 @@ fn a_refused_ticket_is_renewed_once_and_the_work_goes_on() {
 }
 
 /// Types each answer when its question is on the screen.
-fn converse(world: &World, words: &str, answers: &[(&str, &str)]) -> String {
+pub fn converse(world: &World, words: &str, answers: &[(&str, &str)]) -> String {
     use std::io::{Read as _, Write as _};
     let mut child = world.on_a_terminal(words).expect("`script` is there");
     let (mut keyboard, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
@@ -138,7 +138,13 @@ fn on_a_terminal_init_asks_for_what_it_needs_and_shows_no_password() {
     let seen = converse(
         &world,
         "init",
-        &[("address of a Proxmox host", &url), ("user (empty", ""), ("password of root@pam:", crate::world::PASSWORD), ("(yes/no)", "yes")],
+        &[
+            ("address of a Proxmox host", &url),
+            ("(yes/no)", "yes"),
+            ("user (empty", ""),
+            ("password of root@pam:", crate::world::PASSWORD),
+            ("coordinator: a free number", ""),
+        ],
     );
     assert!(seen.contains(world.standin.fingerprint()) && !seen.contains(crate::world::PASSWORD), "{seen}");
     assert!(std::fs::read_to_string(world.path("config/password")).unwrap().trim() == crate::world::PASSWORD);

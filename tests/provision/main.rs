@@ -16,11 +16,17 @@ mod change;
 mod create;
 mod faults;
 mod fleet;
+mod golden;
+mod hosts;
 mod join;
 mod login;
 mod plan;
+mod real;
 mod recorded;
 mod refusals;
+mod role;
+mod second_factor;
+mod setup;
 #[path = "../pve/standin/mod.rs"]
 mod standin;
 mod world;

@@ -37,7 +37,15 @@ fn host(name: &str) -> HostView {
 }
 
 fn one_host() -> Observed {
-    Observed { identity: Identity::RootTicket, local: None, hosts: vec![host("pve")], guests: Vec::new(), mesh: Vec::new(), target: None }
+    Observed {
+        identity: Identity::RootTicket,
+        local: None,
+        hosts: vec![host("pve")],
+        guests: Vec::new(),
+        mesh: Vec::new(),
+        goldens: Vec::new(),
+        target: None,
+    }
 }
 
 fn image() -> Image {

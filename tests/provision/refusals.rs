@@ -65,7 +65,7 @@ fn a_token_is_told_before_the_first_write_what_it_cannot_do_and_the_ways_round()
     world.secret("token", "root@pam!full=8f6e1d0c-5b7a-4c39-9e2d-1f0a3b5c7d9e");
     let init = world.run("init --url {url} --token-file {dir}/token --fingerprint {fingerprint}");
     assert!(init.succeeded().out.contains("may NOT pass /dev/net/tun"), "{init:?}");
-    refused(&world, "", 3, &["dev0", "POST /nodes/", "root@pam!full", "three ways round", "--tun userspace"]);
+    refused(&world, "", 3, &["dev0", "POST /nodes/", "root@pam!full", "four ways round", "--tun userspace"]);
     assert!(world.is_untouched());
     // The first of the ways, by the same token.
     world.create("--tun userspace").succeeded();

@@ -12,6 +12,7 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "test code")]
 
+mod access;
 mod behaviour;
 mod client;
 mod cluster;

@@ -8,9 +8,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::show::Row;
 use crate::cli::connect::{Session, call_failure, config_failure};
-use crate::cli::create;
 use crate::cli::interrupt::Interrupt;
-use crate::cli::{Exit, Failure, Output};
+use crate::cli::{Exit, Failure, Output, carry};
 use crate::ident::Vmid;
 use crate::plan::create::Plan;
 use crate::plan::fleet::{AfterFailure, Draft, Job, Limits, Schedule, View, Work};
@@ -87,8 +86,8 @@ impl Crew<'_> {
         let tried = format!("{}: guest {} ({})", self.tried, plan.vmid, plan.name);
         let mut watch = board.guest(plan);
         let outcome = async {
-            let lock = self.session.store.lock(plan.vmid).map_err(config_failure)?;
-            create::recover(self.session, self.mesh, (plan.vmid, &lock), &mut watch, self.output).await?;
+            let _lock = self.session.store.lock(plan.vmid).map_err(config_failure)?;
+            carry::recover(self.session, self.mesh, plan.vmid, self.output, &mut watch).await?;
             let mut interrupted = interrupt.for_one();
             let provisioner = Provisioner {
                 executor: &*self.session.executor,
@@ -99,7 +98,7 @@ impl Crew<'_> {
                 watch: &mut watch,
                 interrupted: &mut interrupted,
             };
-            provisioner.run(plan).await.map_err(|error| create::run_failure(&tried, &error, self.output))
+            provisioner.run(plan).await.map_err(|error| carry::failed(self.output, &tried, &error))
         }
         .await;
         let seconds = begun.elapsed().as_secs_f64();

@@ -3,19 +3,18 @@
 use std::path::Path;
 
 use super::report::{Report, Timed, dry_run_text, dry_run_value};
-use crate::cli::connect::{Session, call_failure, config_failure, refusal, step_advice};
+use crate::cli::connect::{Session, call_failure, config_failure, refusal};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::progress::Progress;
-use crate::cli::{Exit, Failure, Output};
-use crate::ident::{NodeId, NodeName, Vmid};
+use crate::cli::{Exit, Failure, Output, carry, rights};
+use crate::ident::{NodeId, NodeName};
 use crate::plan::create::{self, Existing, Image, Outcome, Plan};
 use crate::plan::mark::RunId;
 use crate::plan::options::{GuestOptions, Join, KnownCoordinator, Role};
 use crate::pve::call::Arch;
-use crate::sys::config::WorkLock;
 use crate::sys::entropy;
 use crate::sys::image::ImageError;
-use crate::sys::pve::{Executor as _, Findings, Images as _, Mesh, Provisioner, RunError, StepError, Stock, Undoer, Watch, observe};
+use crate::sys::pve::{Executor as _, Findings, Images as _, Mesh, Provisioner, Stock, observe};
 
 /// How a guest is made, whatever it is.
 #[derive(Clone, Copy)]
@@ -42,8 +41,8 @@ impl Making<'_> {
         let vmid = self.options.vmid;
         let mut progress = Progress::new(self.how.output);
         let lock = if self.how.dry_run { None } else { Some(self.session.store.lock(vmid).map_err(config_failure)?) };
-        if let Some(lock) = &lock {
-            recover(self.session, self.mesh, (vmid, lock), &mut progress, self.how.output).await?;
+        if lock.is_some() {
+            carry::recover(self.session, self.mesh, vmid, self.how.output, &mut progress).await?;
         }
         let stock = progress.during("prepare the image", || Stock::prepare(&self.session.store, self.how.image));
         let stock = stock.map_err(|e| image_failure(&self.tried, &e))?;
@@ -61,8 +60,11 @@ impl Making<'_> {
         let image = Image::new(env!("CARGO_PKG_VERSION"), &stock.shared().sha256, architecture(&self.tried)?);
         let random = entropy::bytes::<16>().map_err(|e| Failure::new(&self.tried, e, "this system has no randomness"))?;
         let run = RunId::new(u128::from_be_bytes(random));
-        let outcome = create::create(self.options, &self.role, &observed, &image, run).map_err(|e| refusal(&self.tried, &e))?;
-        let (plan, changed) = match outcome {
+        let outcome = match create::create(self.options, &self.role, &observed, &image, run) {
+            Ok(outcome) => outcome,
+            Err(error) => return Err(rights::explained(&*self.session.executor, &self.tried, error).await),
+        };
+        let (mut plan, changed) = match outcome {
             Outcome::Plan(plan) => (plan, true),
             Outcome::Change(plan) => {
                 self.how.output.note(format!("{} {} is there on {} and differs:", self.role.words(), vmid, plan.host));
@@ -75,6 +77,8 @@ impl Making<'_> {
                 (plan, changed)
             }
         };
+        let host = plan.host.clone();
+        plan.choices.extend(rights::review(&*self.session.executor, &self.tried, &observed, &host, &mut plan.steps).await?);
         if self.how.dry_run {
             self.how.output.result(&dry_run_value(&plan), dry_run_text(&plan, &self.session.executor.place()));
             return Ok(None);
@@ -113,7 +117,7 @@ impl Making<'_> {
             watch: progress,
             interrupted: interrupt.requested(),
         };
-        provisioner.run(plan).await.map_err(|error| run_failure(&self.tried, &error, self.how.output))
+        provisioner.run(plan).await.map_err(|error| carry::failed(self.how.output, &self.tried, &error))
     }
 
     fn report(&self, plan: Plan, changed: bool, findings: Findings, seconds: f64) -> Report {
@@ -137,51 +141,6 @@ impl Making<'_> {
             calls: self.session.executor.calls(),
         }
     }
-}
-
-/// Takes back what an earlier run left for a guest.
-pub(in crate::cli) async fn recover(
-    session: &Session,
-    mesh: Option<&dyn Mesh>,
-    (vmid, _held): (Vmid, &WorkLock),
-    watch: &mut dyn Watch,
-    output: &Output,
-) -> Result<(), Failure> {
-    let Some(journal) = session.store.journal(vmid).map_err(config_failure)? else { return Ok(()) };
-    output.note(format!("an earlier run for {vmid} did not come to its end; taking back what it left"));
-    let undoer = Undoer { executor: &*session.executor, mesh, store: &session.store };
-    let tried = format!("take back what an earlier run left for {vmid}");
-    match undoer.recover(&journal, watch).await {
-        Ok((_, left)) if left.is_empty() => Ok(()),
-        Ok((_, left)) => Err(Failure::new(tried, left.join("; "), "clear that up, then run the command again").exit(Exit::Left)),
-        Err(error) => {
-            let (next, exit, _) = step_advice(&error);
-            Err(Failure::new(tried, &error, next).exit(exit))
-        }
-    }
-}
-
-/// What the admin reads when a run failed; the end of a failed task's log goes before it.
-pub(in crate::cli) fn run_failure(tried: &str, error: &RunError, output: &Output) -> Failure {
-    let (mut next, mut exit, log) = step_advice(&error.error);
-    if !log.is_empty() {
-        output.note("  the task's log ends with:");
-        for line in log {
-            output.note(format!("    | {line}"));
-        }
-    }
-    let mut happened = format!("{}: {}", error.step, error.error);
-    if error.left.is_empty() {
-        happened.push_str("; what had been made was taken back");
-    } else {
-        happened.push_str(&format!("; not taken back: {}", error.left.join(", ")));
-        next = match error.error {
-            StepError::Interrupted => "run the same command again, which takes that back first".to_owned(),
-            _ => format!("run the same command again, which takes that back first ({next})"),
-        };
-        exit = Exit::Left;
-    }
-    Failure::new(tried, happened, next).exit(exit)
 }
 
 pub(in crate::cli) fn image_failure(tried: &str, error: &ImageError) -> Failure {

@@ -4,7 +4,7 @@ mod args;
 mod making;
 mod report;
 
-use super::connect::{Session, config_failure, refusal};
+use super::connect::{ConnectArgs, Session, config_failure, refusal};
 use super::{Exit, Failure, Output};
 use crate::ident::Vmid;
 use crate::plan::Refusal;
@@ -18,7 +18,7 @@ use crate::sys::pve::Executor as _;
 use args::Tun;
 pub(super) use args::{CreateCoordinator, CreateRelay, CreateSubnetRouter, NodeArgs};
 use making::Making;
-pub(super) use making::{How, architecture, image_failure, recover, run_failure};
+pub(super) use making::{How, architecture, image_failure};
 pub(super) use report::Report;
 use report::summary;
 
@@ -30,7 +30,7 @@ pub(super) async fn coordinator(args: CreateCoordinator, output: &Output) -> Res
     let url = args.url.as_deref().map(|text| server_url("--url", text)).transpose().map_err(wrong)?;
     let base_domain = args.base_domain.as_deref().map(|text| base_domain("--base-domain", text)).transpose().map_err(wrong)?;
     let asked = Asked { url, base_domain, trusted_proxies: args.trusted_proxies };
-    let session = Session::open(&args.guest.connect).await?;
+    let session = Session::for_guest(&args.guest.connect, options.vmid, output).await?;
     let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
     let report = make_coordinator(&session, &options, asked, how).await?;
     if let Some(report) = report {
@@ -75,7 +75,7 @@ pub(super) async fn relay(args: CreateRelay, output: &Output) -> Result<(), Fail
     let wrong = |e: OptionError| refusal(&tried, &Refusal::Option(e));
     let options = args.guest.check().map_err(wrong)?;
     let address = args.address.as_deref().map(|text| relay_address("--address", text)).transpose().map_err(wrong)?;
-    let session = Session::open(&args.guest.connect).await?;
+    let session = Session::for_guest(&args.guest.connect, options.vmid, output).await?;
     let Some((coordinator, mesh)) = session.mesh().await? else { return Err(no_coordinator(&session, &tried, options.vmid).await) };
     let role = Role::Relay { coordinator, address };
     let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
@@ -126,7 +126,11 @@ async fn node(args: NodeArgs, kind: NodeKind, output: &Output) -> Result<(), Fai
         }
         _ => None,
     };
-    let mut session = Session::open(&args.guest.connect).await?;
+    let mut session = Session::for_guest(&args.guest.connect, options.vmid, output).await?;
+    let other = match other {
+        None if session.config.coordinator.is_none() && with_coordinator.is_none() => elsewhere(&session)?,
+        other => other,
+    };
     let (join, mesh) = match other {
         Some(join) => (join, None),
         None => {
@@ -143,6 +147,28 @@ async fn node(args: NodeArgs, kind: NodeKind, output: &Output) -> Result<(), Fai
     let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
     let making = Making { session: &session, options: &options, role, mesh: mesh.as_deref(), is_known: true, how, tried };
     if let Some(report) = making.run().await? {
+        output.result(&report, summary(&report));
+    }
+    Ok(())
+}
+
+/// The coordinator of somebody else that was set up to be joined.
+fn elsewhere(session: &Session) -> Result<Option<Join>, Failure> {
+    let Some(join) = &session.config.join else { return Ok(None) };
+    let text = read_secret(&join.auth_key_file).map_err(config_failure)?;
+    let key = auth_key("auth_key_file", text.expose()).map_err(|e| refusal("read the join key", &Refusal::Option(e)))?;
+    Ok(Some(Join::Other { login_server: join.login_server.clone(), auth_key: key }))
+}
+
+/// Makes a coordinator with nothing but a number, at the end of a first set-up.
+pub(super) async fn first_of_all(connect: &ConnectArgs, vmid: Vmid, output: &Output) -> Result<(), Failure> {
+    let tried = format!("make coordinator {vmid}");
+    let texts = GuestTexts { vmid: vmid.to_string(), ..GuestTexts::default() };
+    let options = texts.check().map_err(|e| refusal(tried, &Refusal::Option(e)))?;
+    let session = Session::for_guest(connect, vmid, output).await?;
+    let asked = Asked { url: None, base_domain: None, trusted_proxies: Vec::new() };
+    let report = make_coordinator(&session, &options, asked, How { dry_run: false, image: None, output }).await?;
+    if let Some(report) = report {
         output.result(&report, summary(&report));
     }
     Ok(())

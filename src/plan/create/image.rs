@@ -20,6 +20,18 @@ impl Image {
         Self { file, arch, version: version.to_owned() }
     }
 
+    /// The digits of the content's hash in the file's name.
+    pub fn digits(&self) -> &str {
+        let stem = self.file.strip_suffix(IMAGE_END).unwrap_or(&self.file);
+        stem.rsplit_once('-').map_or(stem, |(_, digits)| digits)
+    }
+
+    /// Whether a template of ours has one guest's configuration in it.
+    pub fn is_personal(file: &str) -> bool {
+        let number = |part: &str| part.strip_prefix("ct").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+        Self::is_ours(file) && file.split('-').any(number)
+    }
+
     /// Whether a template was uploaded by us.
     pub fn is_ours(file: &str) -> bool {
         file.starts_with(IMAGE_STEM) && file.ends_with(IMAGE_END)

@@ -5,6 +5,7 @@ use super::image::{IMAGE_END, IMAGE_STEM, Image};
 use super::{ADDRESS_LIMIT, CREATE_LIMIT, DELETE_LIMIT, INTERFACE, KEY_LIFE, ONLINE_LIMIT, OWNER, START_LIMIT, exit_routes};
 use crate::ident::{NodeId, NodeName};
 use crate::plan::choose::{self, Place};
+use crate::plan::golden::Golden;
 use crate::plan::mark::{RunId, TAG};
 use crate::plan::observed::Observed;
 use crate::plan::options::{self, DEFAULT_CORES, DEFAULT_MEMORY, GuestOptions, Join, NodeKind, ROOT_VOLUME, Role};
@@ -13,7 +14,7 @@ use crate::plan::render::{self, Notes};
 use crate::plan::step::{Action, Step, Undo};
 use crate::pve::call::{self, NewContainer};
 use crate::pve::{Device, Ipv4Config, Ipv6Config, NetworkInterface, RootVolume, Tag, VolumeId};
-use crate::settings::{DEFAULT_COORDINATOR_PORT, Ipv4Setup, Ipv6Setup};
+use crate::settings::{DEFAULT_COORDINATOR_PORT, Guest, Ipv4Setup, Ipv6Setup};
 use crate::wire::admin::CreateKey;
 
 /// What the steps of one guest are made from.
@@ -25,6 +26,8 @@ pub(super) struct Maker<'a> {
     pub(super) run: RunId,
     pub(super) place: &'a Place,
     pub(super) name: &'a NodeName,
+    /// What it is cloned from, if not unpacked from the image.
+    pub(super) golden: Option<&'a Golden>,
 }
 
 impl Maker<'_> {
@@ -36,6 +39,31 @@ impl Maker<'_> {
         render::guest(&guest)?;
         let mut steps = Vec::new();
         steps.extend(self.mint_key());
+        if let Some(golden) = self.golden {
+            steps.extend(self.clone_steps(golden)?);
+            steps.push(Step::plain("hand over the configuration", Action::Deliver { host: host.clone(), guest }));
+        } else {
+            self.push_container(&mut steps, delivery, guest)?;
+        }
+        let start = call::start(host, vmid)?;
+        steps.push(Step {
+            title: format!("start container {vmid}"),
+            action: Action::Call { request: start, task: Some(START_LIMIT) },
+            undo: self.undo_node(),
+        });
+        self.push_waits(&mut steps);
+        if delivery == Delivery::Environment {
+            let request = call::clear_environment(host, vmid)?;
+            steps.push(Step::plain("take the configuration back", Action::Call { request, task: None }));
+        }
+        let finish = Action::Finish { host: host.clone(), notes: Box::new(self.notes()), mark: self.mark(true) };
+        steps.push(Step::plain("write the notes", finish));
+        Ok(steps)
+    }
+
+    /// The container as unpacked from an image, up to where its configuration is handed over.
+    fn push_container(&self, steps: &mut Vec<Step>, delivery: Delivery, guest: Box<Guest>) -> Result<(), Refusal> {
+        let (host, vmid) = (&self.place.host, self.options.vmid);
         let template = match delivery {
             Delivery::Environment => {
                 let there = choose::image_on(self.observed, self.place, &self.image.file);
@@ -75,20 +103,7 @@ impl Maker<'_> {
                 steps.push(Step::plain("remove its image", Action::Call { request, task: Some(DELETE_LIMIT) }));
             }
         }
-        let start = call::start(host, vmid)?;
-        steps.push(Step {
-            title: format!("start container {vmid}"),
-            action: Action::Call { request: start, task: Some(START_LIMIT) },
-            undo: self.undo_node(),
-        });
-        self.push_waits(&mut steps);
-        if delivery == Delivery::Environment {
-            let request = call::clear_environment(host, vmid)?;
-            steps.push(Step::plain("take the configuration back", Action::Call { request, task: None }));
-        }
-        let finish = Action::Finish { host: host.clone(), notes: Box::new(self.notes()), mark: self.mark(true) };
-        steps.push(Step::plain("write the notes", finish));
-        Ok(steps)
+        Ok(())
     }
 
     fn volume(&self, file: &str) -> Result<VolumeId, Refusal> {
@@ -160,10 +175,14 @@ impl Maker<'_> {
         }
     }
 
-    fn container(&self, template: VolumeId) -> Result<NewContainer, Refusal> {
+    pub(super) fn tags(&self) -> Result<Vec<Tag>, Refusal> {
         let tag = |text: &str| text.parse::<Tag>().map_err(|e| Refusal::Option(options::OptionError::new("tag", e)));
+        Ok(vec![tag(TAG)?, tag(self.role.name())?])
+    }
+
+    pub(super) fn interface(&self) -> NetworkInterface {
         let lan = &self.options.lan;
-        let network = NetworkInterface {
+        NetworkInterface {
             name: INTERFACE.to_owned(),
             bridge: self.place.bridge.clone(),
             // Proxmox sets nothing up in an unmanaged system; it shows these to the admin.
@@ -179,7 +198,10 @@ impl Maker<'_> {
             },
             // With it, a second bridge per guest and a filter of forwarded sources would stand between the node and its LAN.
             firewall: false,
-        };
+        }
+    }
+
+    fn container(&self, template: VolumeId) -> Result<NewContainer, Refusal> {
         Ok(NewContainer {
             vmid: self.options.vmid,
             template,
@@ -188,9 +210,9 @@ impl Maker<'_> {
             arch: self.image.arch,
             cores: self.options.cores.unwrap_or(DEFAULT_CORES),
             memory: self.options.memory.unwrap_or(DEFAULT_MEMORY),
-            network,
+            network: self.interface(),
             device: self.role.needs_tun().then_some(Device::Tun),
-            tags: vec![tag(TAG)?, tag(self.role.name())?],
+            tags: self.tags()?,
             notes: self.mark(false).attach(&render::notes(&Notes { told: None, ..self.notes() })?),
         })
     }

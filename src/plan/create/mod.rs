@@ -1,5 +1,6 @@
 //! Making a guest: from what is wanted and what is there to the steps, or to the reason why not.
 
+mod cloning;
 mod content;
 mod delivery;
 mod existing;
@@ -12,7 +13,8 @@ pub use image::Image;
 use std::time::Duration;
 
 use super::change::{self, Difference};
-use super::choose::{self, Choice};
+use super::choose::{self, Choice, Source};
+use super::golden::{self, Golden};
 use super::lan;
 use super::mark::RunId;
 use super::observed::Observed;
@@ -81,13 +83,12 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
         let change = change::plan(options, role, &existing, target, observed, run, &image.version)?;
         return Ok(change.map_or(Outcome::AlreadyThere(existing), Outcome::Change));
     }
-    if role.needs_tun() && !observed.identity.is_root() {
-        let host = options.host.as_ref().map_or_else(|| "NODE".to_owned(), ToString::to_string);
-        return Err(Refusal::NeedsRoot { identity: observed.identity.clone(), host });
-    }
-    let place = choose::place(options, observed, &image.file)?;
+    let golden = golden(options, role, observed, image)?;
+    let source = if golden.is_empty() { Source::Image(&image.file) } else { Source::Golden(&golden) };
+    let place = choose::place(options, observed, source)?;
+    let golden = golden.into_iter().find(|golden| golden.host == place.host);
     let version = observed.host(&place.host).and_then(|host| host.version).unwrap_or(Version::new(0, 0, 0));
-    if role.needs_tun() && version < Version::DEVICES {
+    if role.needs_tun() && golden.is_none() && version < Version::DEVICES {
         return Err(Refusal::TooOld { host: place.host, version, needed: Version::DEVICES });
     }
     let (role, route) = lan::resolved(role, options, &place, observed)?;
@@ -98,7 +99,8 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
     choices.push(Choice { what: "address", value: address_words(options), why: address_why(options).to_owned() });
     choices.extend(route);
     choices.push(delivery.reason());
-    let maker = Maker { options, role: &role, observed, image, run, place: &place, name: &name };
+    choices.extend(golden.map(|golden| cloning::reason(golden, image)));
+    let maker = Maker { options, role: &role, observed, image, run, place: &place, name: &name, golden };
     let steps = maker.steps(delivery)?;
     Ok(Outcome::Plan(Plan {
         vmid: options.vmid,
@@ -110,6 +112,20 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
         differences: Vec::new(),
         steps,
     }))
+}
+
+/// The golden containers to choose from; none if the guest is unpacked from the image.
+fn golden<'o>(options: &GuestOptions, role: &Role, observed: &'o Observed, image: &Image) -> Result<Vec<&'o Golden>, Refusal> {
+    if !golden::clones(&observed.identity) {
+        return Ok(Vec::new());
+    }
+    let (fit, unfit) = golden::candidates(options, observed, image);
+    if fit.is_empty() && role.needs_tun() {
+        let host = options.host.as_ref().map_or_else(|| "NODE".to_owned(), ToString::to_string);
+        let golden = if unfit.is_empty() { "there is none".to_owned() } else { unfit.join("; ") };
+        return Err(Refusal::NeedsRoot { identity: observed.identity.clone(), host, golden });
+    }
+    Ok(fit)
 }
 
 fn address_words(options: &GuestOptions) -> String {

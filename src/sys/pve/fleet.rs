@@ -36,15 +36,16 @@ pub async fn look(executor: &dyn Executor, declared: &BTreeSet<Vmid>, mesh: Vec<
         .try_filter_map(|found| async move { Ok(found) })
         .try_collect()
         .await?;
-    let observed = Observed { identity: executor.identity(), local: None, hosts: Vec::new(), guests, mesh, target: None };
+    let observed = Observed { identity: executor.identity(), local: None, hosts: Vec::new(), guests, mesh, goldens: Vec::new(), target: None };
     Ok(View { observed, targets })
 }
 
-/// Adds the hosts.
+/// Adds the hosts, and the golden containers on them.
 ///
 /// # Errors
 /// If the API cannot be read.
 pub async fn look_at_hosts(executor: &dyn Executor, view: &mut View) -> Result<(), CallError> {
     view.observed.hosts = observe::hosts(executor).await?;
+    view.observed.goldens = observe::goldens(executor, &view.observed.guests).await?;
     Ok(())
 }

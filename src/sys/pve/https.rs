@@ -12,9 +12,9 @@ use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-use super::ticket::{self, Ticket};
+use super::ticket::{self, Granted, RENEW_AFTER, Ticket};
 use super::trust::{Trust, Verifier};
-use super::{CallError, Credentials, Executor, Upload};
+use super::{CallError, Challenge, Credentials, Executor, Upload};
 use crate::ident::Secret;
 use crate::pve::{ApiError, ErrorKind, Identity, Method, Request, Upid, reply};
 
@@ -49,6 +49,7 @@ pub struct Https {
     verifier: Arc<Verifier>,
     credentials: Credentials,
     ticket: Mutex<Option<Ticket>>,
+    renew_after: Duration,
 }
 
 impl Https {
@@ -92,7 +93,19 @@ impl Https {
             .pool_idle_timeout(IDLE_LIMIT)
             .build()
             .map_err(|e| CallError::Setup(format!("the HTTPS client cannot be set up: {}", causes(&e))))?;
-        Ok(Self { client, base: options.url, verifier, credentials: options.credentials, ticket: Mutex::new(None) })
+        let (credentials, ticket) = (options.credentials, Mutex::new(None));
+        Ok(Self { client, base: options.url, verifier, credentials, ticket, renew_after: RENEW_AFTER })
+    }
+
+    /// Renews tickets of this age instead of the usual one.
+    #[must_use]
+    pub fn renewing_after(self, age: Duration) -> Self {
+        Self { renew_after: age, ..self }
+    }
+
+    /// The fingerprint of the certificate that the host showed last.
+    pub fn certificate(&self) -> Option<crate::pve::Fingerprint> {
+        self.verifier.seen()
     }
 
     /// Logs in now, so that wrong credentials are found before anything else; without effect for tokens.
@@ -116,28 +129,50 @@ impl Https {
 
     /// A valid ticket. With `refused`, the one Proxmox did not take: a new login unless somebody else made one meanwhile.
     async fn fresh_ticket(&self, refused: Option<&Secret>) -> Result<Ticket, CallError> {
-        let Credentials::Password { user, password, otp } = &self.credentials else {
+        let Credentials::Password { user, password, .. } = &self.credentials else {
             return Err(CallError::Setup("a token needs no ticket".to_owned()));
         };
         let mut held = self.ticket.lock().await;
         if let Some(ticket) = held.as_ref() {
             let was_refused = refused == Some(&ticket.cookie);
-            if ticket.is_fresh() && !was_refused {
+            if ticket.is_fresh(self.renew_after) && !was_refused {
                 return Ok(ticket.clone());
             }
             if ticket.can_renew() && !was_refused {
-                let reply = self.exchange(&ticket::login(user, &ticket.cookie, None), None).await;
-                if let Ok(renewed) = reply.and_then(|reply| ticket::granted(user, &self.place(), &reply)) {
+                // A valid ticket in the place of the password asks for no second factor.
+                let reply = self.exchange(&ticket::login(user, &ticket.cookie), None).await;
+                if let Ok(Granted::Ticket(renewed)) = reply.and_then(|reply| ticket::granted(&self.place(), &reply)) {
                     *held = Some(renewed.clone());
                     return Ok(renewed);
                 }
             }
         }
         *held = None;
-        let reply = self.exchange(&ticket::login(user, password, otp.as_ref()), None).await?;
-        let ticket = ticket::granted(user, &self.place(), &reply)?;
+        let reply = self.exchange(&ticket::login(user, password), None).await?;
+        let ticket = match ticket::granted(&self.place(), &reply)? {
+            Granted::Ticket(ticket) => ticket,
+            Granted::Half { ticket, challenge } => self.answer(user, &ticket, challenge).await?,
+        };
         *held = Some(ticket.clone());
         Ok(ticket)
+    }
+
+    /// The second step of a login. A code is asked for and sent once: what is wrong about it will not be right the next time.
+    async fn answer(&self, user: &str, half: &Secret, challenge: Challenge) -> Result<Ticket, CallError> {
+        let Credentials::Password { second, .. } = &self.credentials else {
+            return Err(CallError::Setup("a token has no second factor".to_owned()));
+        };
+        let needed = || CallError::SecondFactor { user: user.to_owned(), challenge };
+        let code =
+            second.as_ref().filter(|_| challenge.can_be_typed()).and_then(|second| second.code(user, &challenge)).ok_or_else(needed)?;
+        let reply = match self.exchange(&ticket::second_step(user, half, &challenge, &code), None).await {
+            Err(CallError::Api(error)) if error.status == 401 => return Err(CallError::CodeRefused { user: user.to_owned() }),
+            other => other?,
+        };
+        match ticket::granted(&self.place(), &reply)? {
+            Granted::Ticket(ticket) => Ok(ticket),
+            Granted::Half { .. } => Err(CallError::CodeRefused { user: user.to_owned() }),
+        }
     }
 
     fn authorised(&self, request: RequestBuilder, ticket: Option<&Ticket>) -> RequestBuilder {

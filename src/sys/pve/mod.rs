@@ -38,7 +38,8 @@ pub use provision::{Findings, Images, Provisioner, RunError, StepError, Watch, u
 pub use pvesh::Pvesh;
 pub use stock::Stock;
 pub use task::{TaskError, wait_task};
-pub use trust::{Trust, probe_fingerprint};
+pub use ticket::{Challenge, SecondFactor};
+pub use trust::{Trust, probe_fingerprint, probe_trust};
 pub use undo::Undoer;
 
 /// How long the task that stores an upload may take.
@@ -77,14 +78,14 @@ pub struct Upload {
 /// How we show who we are.
 #[derive(Debug, Clone)]
 pub enum Credentials {
-    /// A login with a password, and a one-time code where a second factor is set up.
+    /// A login with a password, and with a code where a second factor is set up.
     Password {
         /// `user@realm`
         user: String,
         /// The password.
         password: Secret,
-        /// The six digits of a TOTP app.
-        otp: Option<Secret>,
+        /// Who is asked for the code, if Proxmox wants one.
+        second: Option<std::sync::Arc<dyn SecondFactor>>,
     },
     /// An API token.
     Token {
@@ -132,13 +133,19 @@ pub enum CallError {
         /// What the check says.
         why: String,
     },
-    /// Proxmox wants a second factor.
-    #[error("{user} logs in with a second factor ({kinds})")]
+    /// Proxmox wants a second factor, and there is no code.
+    #[error("{user} logs in with a second factor ({challenge})")]
     SecondFactor {
         /// The user.
         user: String,
         /// The factors set up.
-        kinds: String,
+        challenge: Challenge,
+    },
+    /// The code of a second factor was not accepted.
+    #[error("{user}'s code was not accepted; it was sent once and is not sent again")]
+    CodeRefused {
+        /// The user.
+        user: String,
     },
     /// The credentials or settings cannot be used.
     #[error("{0}")]

@@ -1,11 +1,15 @@
 //! Gathers what a plan looks at: reads only.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::{CallError, Executor, Pvesh};
 use crate::ident::{NodeId, NodeName, Vmid};
+use crate::plan::golden::{self, Golden};
 use crate::plan::observed::{HostView, Observed, Target};
-use crate::pve::reply::{self, ContainerConfig};
+use crate::pve::access::{self, Rights};
+use crate::pve::reply::{self, ContainerConfig, GuestSummary};
 use crate::pve::{BuildError, ErrorKind, HostName, Identity, Request, call};
 
 async fn ask(executor: &dyn Executor, request: Result<Request, BuildError>) -> Result<Value, CallError> {
@@ -26,8 +30,22 @@ pub async fn observe(executor: &dyn Executor, vmid: Vmid, mesh: Vec<(NodeId, Nod
         Some(guest) => container(executor, &guest.host, vmid).await?,
         None => None,
     };
+    let goldens = goldens(executor, &guests).await?;
     let local = if identity == Identity::RootHost { Pvesh::local_host() } else { None };
-    Ok(Observed { identity, local, hosts, guests, mesh, target })
+    Ok(Observed { identity, local, hosts, guests, mesh, goldens, target })
+}
+
+/// The golden containers among these guests.
+///
+/// # Errors
+/// If a configuration cannot be read.
+pub(super) async fn goldens(executor: &dyn Executor, guests: &[GuestSummary]) -> Result<Vec<Golden>, CallError> {
+    let mut goldens = Vec::new();
+    for guest in guests.iter().filter(|guest| guest.container && guest.tags.iter().any(|tag| tag == golden::ROLE)) {
+        let config = container_config(executor, &guest.host, guest.vmid).await?;
+        goldens.extend(config.and_then(|config| Golden::read(guest.vmid, &guest.host, &config)));
+    }
+    Ok(goldens)
 }
 
 /// Reads every host and what it has.
@@ -101,6 +119,23 @@ pub async fn container(executor: &dyn Executor, host: &HostName, vmid: Vmid) -> 
         Err(error) => return Err(error),
     };
     Ok(Some(Target { host: host.clone(), config, running: status.running }))
+}
+
+/// What the executor's identity may do at these access control paths, inherited rights included; without paths, wherever an entry of the
+/// access control list stands.
+///
+/// # Errors
+/// If Proxmox cannot be asked.
+pub async fn rights(executor: &dyn Executor, paths: &BTreeSet<String>) -> Result<Rights, CallError> {
+    if paths.is_empty() {
+        return Ok(Rights::read(&executor.call(&access::permissions(None)).await?));
+    }
+    let asked = paths.iter().map(|path| async move { executor.call(&access::permissions(Some(path))).await });
+    let mut rights = Rights::default();
+    for reply in futures_util::future::join_all(asked).await {
+        rights.merge(Rights::read(&reply?));
+    }
+    Ok(rights)
 }
 
 /// The interfaces inside a running container.

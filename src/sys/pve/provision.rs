@@ -330,6 +330,14 @@ impl Actor<'_> {
                 .await?;
                 Ok(())
             }
+            Action::AwaitTemplate { host, vmid, limit } => {
+                until(*limit, || async {
+                    let config = observe::container_config(self.executor, host, *vmid).await?;
+                    let done = config.is_some_and(|c| c.lock.is_none() && c.values.get("template").is_some_and(|flag| flag == "1"));
+                    Ok(if done { Ok(()) } else { Err("it is not a template yet; the task's log in Proxmox says why".to_owned()) })
+                })
+                .await
+            }
             Action::Finish { host, notes, mark } => self.finish(host, notes, mark, carried, watch).await,
             Action::RemoveNode(name) => {
                 let mesh = self.mesh()?;

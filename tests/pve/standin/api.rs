@@ -4,10 +4,12 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
-use super::access::Caller;
+use super::access::{Caller, Login};
 use super::http::{Param, Reply, Request, percent_decode};
 use super::schema::{self, Params};
-use super::{Context, Version, clone, guests, ha, inventory, lifecycle, migrate, pmxcfs, qemu, snapshot, storage, tasks};
+use super::{
+    Context, Version, accounts, clone, guests, ha, inventory, lifecycle, migrate, pmxcfs, qemu, snapshot, storage, tasks,
+};
 
 /// The path templates known, split at slashes.
 static TEMPLATES: LazyLock<Vec<(String, Vec<String>)>> = LazyLock::new(|| {
@@ -48,7 +50,12 @@ fn carry_out(context: &mut Context, request: &Request, caller: Option<Caller>) -
         let params = schema::check(properties, &request.parameters()?, context.core.entry().version)?;
         let get = |name: &str| params.get(name).map_or("", String::as_str);
         let user = if get("realm").is_empty() { get("username").to_owned() } else { format!("{}@{}", get("username"), get("realm")) };
-        return Ok(context.core.inner.lock().unwrap().access.log_in(&user, get("password")));
+        let login = Login { user: &user, password: get("password"), otp: get("otp"), challenge: get("tfa-challenge") };
+        if !login.otp.is_empty() && !login.challenge.is_empty() {
+            return Err(Reply::parameter("otp", "the \"otp\" parameter cannot be used together with \"tfa-challenge\""));
+        }
+        let new_format = get("new-format") == "1" || context.core.options.version >= Version(8, 0);
+        return Ok(context.core.inner.lock().unwrap().access.log_in(&login, new_format));
     }
     let on_host = caller.is_some();
     context.caller = match caller {
@@ -156,6 +163,10 @@ fn declared_privileges(context: &Context, method: &str, template: &str, bound: &
         }
         ("DELETE", "/lxc/{vmid}") => need(&guest, "VM.Allocate"),
         ("POST", "/lxc/{vmid}/clone") => need(&guest, "VM.Clone"),
+        ("POST", "/access/roles") | ("PUT", "/access/roles/{roleid}") => need("/access", "Sys.Modify"),
+        ("POST", "/access/users") => need("/access/realm/pve", "Realm.AllocateUser"),
+        ("PUT", "/access/acl") => need("/access", "Permissions.Modify"),
+        ("POST", "/access/users/{userid}/token/{tokenid}") => need("/access/groups", "User.Modify"),
         ("GET", t) if t.starts_with("/storage/{storage}") => {
             need(&format!("/storage/{}", of("storage")), "Datastore.Audit|Datastore.AllocateSpace")
         }
@@ -195,6 +206,13 @@ fn dispatch(context: &Context, method: &str, template: &str, params: &Params) ->
             let inner = context.core.inner.lock().unwrap();
             Ok(Reply::data(inner.access.permissions(&context.caller, params.get("path").map(String::as_str))))
         }
+        ("GET", "/access/roles") => Ok(accounts::roles(context)),
+        ("POST", "/access/roles") => accounts::set_role(context, params, true),
+        ("PUT", "/access/roles/{roleid}") => accounts::set_role(context, params, false),
+        ("GET", "/access/users") => Ok(accounts::users(context)),
+        ("POST", "/access/users") => accounts::add_user(context, params),
+        ("PUT", "/access/acl") => accounts::set_acl(context, params),
+        ("POST", "/access/users/{userid}/token/{tokenid}") => accounts::add_token(context, params),
         ("GET", "/version") => Ok(inventory::version(context)),
         ("GET", "/nodes") => Ok(inventory::nodes(context)),
         ("GET", "/status") => Ok(inventory::node_status(context)),

@@ -65,8 +65,11 @@ pub fn network(context: &Context, params: &Params) -> Reply {
 }
 
 pub fn certificates(context: &Context) -> Reply {
-    let (fingerprint, pem) = (&context.core.fingerprint, &context.core.certificate);
-    Reply::data(json!([{ "filename": "pve-ssl.pem", "fingerprint": fingerprint, "pem": pem, "san": ["127.0.0.1", "localhost"] }]))
+    let (shown, authority) = (&context.core.certificates, context.core.certificates.authority());
+    Reply::data(json!([
+        { "filename": "pve-root-ca.pem", "fingerprint": authority.fingerprint, "pem": authority.pem, "san": [] },
+        { "filename": "pve-ssl.pem", "fingerprint": shown.fingerprint(), "pem": shown.pem(), "san": ["127.0.0.1", "localhost"] },
+    ]))
 }
 
 pub fn next_id(context: &Context, params: &Params) -> Result<Reply, Reply> {

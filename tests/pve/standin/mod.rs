@@ -15,11 +15,14 @@
 )]
 
 pub mod access;
+mod accounts;
 mod api;
 pub mod backend;
 pub mod calls;
+pub mod certificates;
 mod clone;
 pub mod cluster;
+pub mod factor;
 pub mod faults;
 mod formats;
 pub mod guest_config;
@@ -180,8 +183,9 @@ struct Core {
     hosts: Vec<Host>,
     faults: Faults,
     calls: Calls,
+    /// Of the certificate shown at first.
     fingerprint: String,
-    certificate: String,
+    certificates: Arc<certificates::Certificates>,
 }
 
 /// One call: who makes it, and what it is to meet.
@@ -276,14 +280,19 @@ impl std::ops::Deref for Standin {
 }
 
 impl Inside {
-    /// The certificate's SHA-256 fingerprint, as PVE writes it.
+    /// The SHA-256 fingerprint of the certificate shown at first, as PVE writes it.
     pub fn fingerprint(&self) -> &str {
         &self.core.fingerprint
     }
 
-    /// The certificate, PEM.
+    /// The certificate of the cluster's authority, PEM.
     pub fn certificate(&self) -> &str {
-        &self.core.certificate
+        &self.core.certificates.authority().pem
+    }
+
+    /// What it shows to clients, which can be changed.
+    pub fn certificates(&self) -> &certificates::Certificates {
+        &self.core.certificates
     }
 
     /// Changes users, tokens and rights.

@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-use sha2::{Digest as _, Sha256};
 
 use super::access::Caller;
 use super::calls::Calls;
+use super::certificates::{Authority, Certificates};
 use super::cluster::Host;
 use super::faults::{Fault, Faults};
 use super::http::{self, MAX_REQUESTS, Reply};
@@ -22,17 +21,12 @@ use super::{Context, Core, Inner, Inside, Options, Standin, Version, api};
 const IDLE: Duration = Duration::from_secs(5);
 
 pub fn start(options: Options, hosts: Vec<Host>) -> std::io::Result<Standin> {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned(), options.node.clone()]);
-    let made = made.map_err(std::io::Error::other)?;
-    let der = CertificateDer::from(made.cert.der().to_vec());
-    let digest = Sha256::digest(&der);
-    let fingerprint = digest.iter().map(|b| format!("{b:02X}")).collect::<Vec<_>>().join(":");
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).map_err(std::io::Error::other)?;
+    let certificates = Arc::new(Certificates::new(Arc::new(Authority::new()?), &options.node)?);
+    let shown: Arc<dyn rustls::server::ResolvesServerCert> = certificates.clone();
     let tls = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(vec![der], key))
         .map_err(std::io::Error::other)?;
-    let tls = Arc::new(tls);
+    let tls = Arc::new(tls.with_no_client_auth().with_cert_resolver(shown));
 
     let socket = options.dir.join("pvesh.sock");
     let _ = std::fs::remove_file(&socket);
@@ -41,7 +35,7 @@ pub fn start(options: Options, hosts: Vec<Host>) -> std::io::Result<Standin> {
     let address = listener.local_addr()?;
     let mut inner = Inner { next_pid: 15_000, ..Inner::default() };
     inner.access.add_user("root@pam", &options.password);
-    let (faults, certificate) = (Faults::default(), made.cert.pem());
+    let (faults, fingerprint) = (Faults::default(), certificates.fingerprint());
     let core = Arc::new(Core {
         options,
         inner: Mutex::new(inner),
@@ -50,7 +44,7 @@ pub fn start(options: Options, hosts: Vec<Host>) -> std::io::Result<Standin> {
         faults,
         calls: Calls::default(),
         fingerprint,
-        certificate,
+        certificates,
     });
     let stopping = Arc::new(AtomicBool::new(false));
 
