@@ -24,6 +24,7 @@ pub mod options;
 mod refusal;
 pub mod render;
 mod step;
+pub mod sync;
 
 pub use choose::Choice;
 pub use refusal::{Fault, Refusal};

@@ -10,6 +10,7 @@ pub mod call;
 mod error;
 mod guest_file;
 mod identity;
+pub mod machine;
 mod name;
 mod property;
 mod recorder;
