@@ -120,7 +120,7 @@ pub(super) fn config_failure(error: ConfigError) -> Failure {
         ConfigError::Content { .. } => ("correct it, or run pvemesh init again", Exit::Usage),
         ConfigError::Exposed { .. } => ("take the permissions away, and change the secret if somebody may have read it", Exit::Denied),
         ConfigError::NoDirectory => ("name a directory", Exit::Usage),
-        ConfigError::Busy(_) => ("wait until it has ended", Exit::Conflict),
+        ConfigError::Busy(_) | ConfigError::Syncing => ("wait until it has ended", Exit::Conflict),
     };
     Failure::new("read the configuration", error, next).exit(exit)
 }

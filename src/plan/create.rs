@@ -5,14 +5,14 @@ use std::time::Duration;
 use super::choose::{self, Choice, Place};
 use super::lan;
 use super::mark::{Identity as Origin, Mark, RunId, TAG};
-use super::observed::{Observed, Target};
+use super::observed::{Hookscript, Observed, Target};
 use super::options::{GuestOptions, Join, NodeKind, ROOT_VOLUME, Role};
 use super::refusal::Refusal;
 use super::render::{self, Notes};
 use super::step::{Action, RELAY_PORT, Step, Undo};
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::pve::call::{self, Arch, NewContainer};
-use crate::pve::{Device, HostName, Identity, Ipv4Config, Ipv6Config, NetworkInterface, RootVolume, Tag, Version, VolumeId};
+use crate::pve::{Device, HostName, machine, Identity, Ipv4Config, Ipv6Config, NetworkInterface, RootVolume, Tag, Version, VolumeId};
 use crate::settings::{self, DEFAULT_COORDINATOR_PORT, DEFAULT_PORT, Guest, Ipv4Setup, Ipv6Setup, Network};
 use crate::wire::admin::CreateKey;
 
@@ -146,6 +146,7 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
     choices.push(Choice { what: "address", value: address_words(options), why: address_why(options).to_owned() });
     choices.extend(route);
     choices.push(delivery.reason());
+    choices.extend(hookscript(&role, observed));
     let maker = Maker { options, role: &role, observed, image, run, place: &place, name: &name };
     let steps = maker.steps(delivery)?;
     Ok(Outcome::Plan(Plan { vmid: options.vmid, name, role: role.name(), host: place.host.clone(), run, choices, steps }))
@@ -213,6 +214,17 @@ impl Delivery {
     }
 }
 
+/// What Proxmox calls when the guest starts and stops; only nodes have use for it.
+fn hookscript(role: &Role, observed: &Observed) -> Option<Choice> {
+    matches!(role, Role::Node { .. }).then(|| match &observed.hookscript {
+        Hookscript::Ready(volume) => {
+            let why = "names, notes and routes follow its starts and stops".to_owned();
+            Choice { what: "hookscript", value: volume.to_string(), why }
+        }
+        Hookscript::Left(why) => Choice { what: "hookscript", value: "none".to_owned(), why: format!("{why}; `pvemesh sync` does the same, later") },
+    })
+}
+
 fn address_words(options: &GuestOptions) -> String {
     match options.lan.ipv4 {
         Ipv4Setup::Dhcp => "dhcp".to_owned(),
@@ -276,6 +288,10 @@ impl Maker<'_> {
             Action::Call { request: create, task: Some(CREATE_LIMIT) },
             undo,
         ));
+        if let (Role::Node { .. }, Hookscript::Ready(volume)) = (self.role, &self.observed.hookscript) {
+            let request = machine::set_hookscript(machine::Guest { host, vmid, container: true }, Some(volume))?;
+            steps.push(Step::plain("set its hook", Action::Call { request, task: None }));
+        }
         match delivery {
             Delivery::Environment => {
                 steps.push(Step::plain("hand over the configuration", Action::Deliver { host: host.clone(), guest }));

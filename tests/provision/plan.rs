@@ -5,7 +5,7 @@ use pvemesh::plan::create::{self, Image, Outcome, Plan};
 use pvemesh::plan::destroy;
 use pvemesh::plan::journal::{Journal, Recovery};
 use pvemesh::plan::mark::{Mark, RunId, TAG};
-use pvemesh::plan::observed::{HostView, Observed, Target};
+use pvemesh::plan::observed::{HostView, Hookscript, Observed, Target};
 use pvemesh::plan::options::{GuestTexts, Join, KnownCoordinator, NodeKind, Role};
 use pvemesh::plan::{Action, Refusal, render};
 use pvemesh::pve::call::Arch;
@@ -37,7 +37,15 @@ fn host(name: &str) -> HostView {
 }
 
 fn one_host() -> Observed {
-    Observed { identity: Identity::RootTicket, local: None, hosts: vec![host("pve")], guests: Vec::new(), mesh: Vec::new(), target: None }
+    Observed {
+        identity: Identity::RootTicket,
+        local: None,
+        hosts: vec![host("pve")],
+        guests: Vec::new(),
+        mesh: Vec::new(),
+        target: None,
+        hookscript: Hookscript::default(),
+    }
 }
 
 fn image() -> Image {

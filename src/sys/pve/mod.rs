@@ -3,11 +3,15 @@
 //! Everything above talks to an [`Executor`] and does not know which. What is asked for and why is decided in `plan`.
 
 mod door;
+mod handover;
+mod host;
 mod https;
+mod install;
 mod mesh;
 pub mod observe;
 mod provision;
 mod pvesh;
+pub mod reconcile;
 mod stock;
 mod task;
 mod ticket;
@@ -24,6 +28,9 @@ use crate::pve::reply::ReplyError;
 use crate::pve::{ApiError, BuildError, Fingerprint, HostName, Identity, Request, StorageId, Upid};
 
 pub use door::AdminDoor;
+pub use handover::Handover;
+pub use host::{HostFiles, ROOT_VARIABLE};
+pub use install::{InstallError, Installer};
 pub use https::{Https, HttpsOptions};
 pub use mesh::{Door, Mesh, MeshError};
 pub use provision::{Findings, Images, Provisioner, RunError, StepError, Watch};

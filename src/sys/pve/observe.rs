@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{CallError, Executor, Pvesh};
 use crate::ident::{NodeId, NodeName, Vmid};
-use crate::plan::observed::{HostView, Observed, Target};
+use crate::plan::observed::{HostView, Hookscript, Observed, Target};
 use crate::pve::reply::{self, ContainerConfig};
 use crate::pve::{BuildError, ErrorKind, HostName, Identity, Request, call};
 
@@ -49,7 +49,7 @@ pub async fn observe(executor: &dyn Executor, vmid: Vmid, mesh: Vec<(NodeId, Nod
         None => None,
     };
     let local = if identity == Identity::RootHost { Pvesh::local_host() } else { None };
-    Ok(Observed { identity, local, hosts, guests, mesh, target })
+    Ok(Observed { identity, local, hosts, guests, mesh, target, hookscript: Hookscript::default() })
 }
 
 async fn view(executor: &dyn Executor, host: &HostName) -> Result<HostView, CallError> {

@@ -14,7 +14,8 @@ use super::{CallError, Executor, TaskError, Upload, observe, wait_task};
 use crate::ident::{NodeName, Secret, Vmid, is_mesh_address};
 use crate::plan::create::{CONFIG_VARIABLE, Plan};
 use crate::plan::journal::Journal;
-use crate::plan::mark::Mark;
+use crate::plan::identity::first_mac;
+use crate::plan::mark::{Identity, Mark};
 use crate::plan::options::KnownCoordinator;
 use crate::plan::render::{self, Notes, RenderError};
 use crate::plan::{Action, RELAY_PORT, Step, Undo, environment};
@@ -429,6 +430,14 @@ impl Actor<'_> {
             let place = if is_mesh_address(*address) { "in the mesh" } else { "on the LAN" };
             text.push_str(&format!("\n- address {place}: `{address}`"));
         }
+        // What tells the guest from a copy of it is known only now that Proxmox has made it.
+        let config = observe::container_config(self.executor, host, mark.vmid).await?;
+        let v4 = carried.findings.mesh_addresses.iter().find_map(|address| match address {
+            IpAddr::V4(v4) if self.mesh.is_some() => Some(*v4),
+            _ => None,
+        });
+        let identity = Identity { mac: config.as_ref().and_then(first_mac), address: v4, ..mark.identity };
+        let mark = Mark { identity, ..mark.clone() };
         let request = call::set_notes(host, mark.vmid, &mark.attach(&text))?;
         self.call(&request, None, watch).await
     }
