@@ -2,10 +2,12 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the shell may")]
 
+mod attach;
 mod connect;
 mod coordinator;
 mod create;
 mod destroy;
+mod hook;
 mod image;
 mod init;
 mod interrupt;
@@ -16,6 +18,7 @@ mod node;
 mod progress;
 mod relay;
 mod report;
+mod sync;
 
 use std::process::ExitCode;
 
@@ -46,6 +49,14 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Give a guest without a client a name in the mesh, and a route if it is wanted.
+    Attach(attach::Attach),
+    /// Take a guest without a client out of the mesh again.
+    Detach(attach::Detach),
+    /// What Proxmox calls when a guest starts and stops; and its installation.
+    Hook(hook::Hook),
+    /// Bring guests, notes, names and routes up to date: everything that hooks missed.
+    Sync(sync::Sync),
     /// Set up how Proxmox is reached from this machine.
     Init(init::Init),
     /// Make a coordinator in a container: key exchange, addresses and names for the mesh.
@@ -90,6 +101,10 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(&cli.global);
     let result = match cli.command {
+        Command::Attach(args) => run(attach::attach(args, &output)),
+        Command::Detach(args) => run(attach::detach(args, &output)),
+        Command::Hook(args) => hook::run(args, &output),
+        Command::Sync(args) => run(sync::run(args, &output)),
         Command::Init(args) => run(init::run(args, &output)),
         Command::CreateCoordinator(args) => run(create::coordinator(args, &output)),
         Command::CreateExitNode(args) => run(create::exit_node(args, &output)),

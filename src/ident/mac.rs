@@ -78,7 +78,15 @@ mod tests {
         let mac: Mac = "bc:24:11:0a:00:01\n".parse().unwrap();
         assert_eq!(mac.to_string(), "BC:24:11:0A:00:01");
         assert_eq!(mac.to_string().parse::<Mac>().unwrap(), mac);
-        for bad in ["", "bc:24:11:0a:00", "bc:24:11:0a:00:01:02", "bc-24-11-0a-00-01", "00:00:00:00:00:00", "+c:24:11:0a:00:01", "b:c24:11:0a:00:01"] {
+        for bad in [
+            "",
+            "bc:24:11:0a:00",
+            "bc:24:11:0a:00:01:02",
+            "bc-24-11-0a-00-01",
+            "00:00:00:00:00:00",
+            "+c:24:11:0a:00:01",
+            "b:c24:11:0a:00:01",
+        ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }

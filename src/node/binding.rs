@@ -76,12 +76,7 @@ pub enum Verdict {
 pub fn judge(kept: Option<&Binding>, here: &Here, delivered: Option<&Renewal>) -> Verdict {
     let generation = kept.map_or(0, |kept| kept.generation);
     if let Some(renewal) = delivered.filter(|renewal| is_news(kept, renewal)) {
-        let binding = Binding {
-            mac: here.mac,
-            vmid: renewal.vmid,
-            generation: renewal.generation,
-            waiting: renewal.auth_key.is_none(),
-        };
+        let binding = Binding { mac: here.mac, vmid: renewal.vmid, generation: renewal.generation, waiting: renewal.auth_key.is_none() };
         return match renewal.auth_key {
             Some(_) => Verdict::Renew(binding, Cause::Renewed),
             None => Verdict::Discard(binding, Cause::Renewed),
@@ -96,11 +91,7 @@ pub fn judge(kept: Option<&Binding>, here: &Here, delivered: Option<&Renewal>) -
     if kept.vmid != here.vmid {
         // A configuration for this guest: its key is, too.
         let cause = Cause::OtherGuest { was: kept.vmid };
-        return if here.has_key {
-            Verdict::Renew(fresh, cause)
-        } else {
-            Verdict::Discard(Binding { waiting: true, ..fresh }, cause)
-        };
+        return if here.has_key { Verdict::Renew(fresh, cause) } else { Verdict::Discard(Binding { waiting: true, ..fresh }, cause) };
     }
     match (kept.mac, here.mac) {
         (Some(was), Some(is)) if was != is => Verdict::Discard(Binding { waiting: true, ..fresh }, Cause::Copied { was, is }),

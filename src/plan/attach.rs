@@ -136,7 +136,11 @@ mod tests {
             interface("docker0", Some(mac(99)), &["172.17.0.1/16"]),
             interface("tailscale0", None, &["100.64.0.9/32"]),
             interface("eth1", Some(mac(2)), &["10.9.0.5/24"]),
-            interface("eth0", Some(mac(1)), &["169.254.3.4/16", "192.168.50.20/24", "192.168.50.21/24", "fe80::1/64", "fd00::20/64", "fd00::21/64"]),
+            interface(
+                "eth0",
+                Some(mac(1)),
+                &["169.254.3.4/16", "192.168.50.20/24", "192.168.50.21/24", "fe80::1/64", "fd00::20/64", "fd00::21/64"],
+            ),
         ];
         let told = told(&reported, &[mac(1), mac(2)]);
         assert_eq!(told, ["192.168.50.20".parse::<IpAddr>().unwrap(), "fd00::20".parse().unwrap()]);
@@ -148,11 +152,14 @@ mod tests {
         let address: IpAddr = "192.168.50.20".parse().unwrap();
         let lan = "192.168.50.0/24";
         assert_eq!(way(address, &[router(1, true, &[lan], &[lan])]), Way::Carried("router-1".to_owned()));
-        let pair = [router(1, true, &[lan], &[]), router(2, false, &["192.168.0.0/16"], &[]), router(3, true, &["10.0.0.0/8"], &["10.0.0.0/8"])];
+        let pair =
+            [router(1, true, &[lan], &[]), router(2, false, &["192.168.0.0/16"], &[]), router(3, true, &["10.0.0.0/8"], &["10.0.0.0/8"])];
         assert_eq!(way(address, &pair), Way::Approve(vec![NodeId(1), NodeId(2)]));
         // What was approved for it does not count as the whole network.
         assert_eq!(way(address, &[router(1, true, &[lan], &["192.168.50.20/32"])]), Way::Approve(vec![NodeId(1)]));
-        for nobody in [vec![], vec![router(1, false, &[lan], &[lan])], vec![router(1, true, &["0.0.0.0/0", "::/0"], &["0.0.0.0/0", "::/0"])]] {
+        for nobody in
+            [vec![], vec![router(1, false, &[lan], &[lan])], vec![router(1, true, &["0.0.0.0/0", "::/0"], &["0.0.0.0/0", "::/0"])]]
+        {
             assert_eq!(way(address, &nobody), Way::None);
         }
     }

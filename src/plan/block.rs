@@ -73,7 +73,9 @@ mod tests {
 
     #[test]
     fn the_admin_s_text_stays_byte_for_byte_wherever_it_stands() {
-        for (before, after) in [("", ""), ("my <b>notes</b>\n  \t\n", ""), ("", "\nthe rack\u{fc}ber\r\n\n"), ("a\n\n\n", " b <!-- c -->\n")] {
+        for (before, after) in
+            [("", ""), ("my <b>notes</b>\n  \t\n", ""), ("", "\nthe rack\u{fc}ber\r\n\n"), ("a\n\n\n", " b <!-- c -->\n")]
+        {
             let ours = compose("# pvemesh exit node: exit-1\n", &mark(1));
             let notes = format!("{before}{}{after}", ours.trim_end());
             let again = replaced(&notes, "# pvemesh exit node: exit-1\nmore", &mark(2));

@@ -12,7 +12,7 @@ use super::render::{self, Notes};
 use super::step::{Action, RELAY_PORT, Step, Undo};
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::pve::call::{self, Arch, NewContainer};
-use crate::pve::{Device, HostName, machine, Identity, Ipv4Config, Ipv6Config, NetworkInterface, RootVolume, Tag, Version, VolumeId};
+use crate::pve::{Device, HostName, Identity, Ipv4Config, Ipv6Config, NetworkInterface, RootVolume, Tag, Version, VolumeId, machine};
 use crate::settings::{self, DEFAULT_COORDINATOR_PORT, DEFAULT_PORT, Guest, Ipv4Setup, Ipv6Setup, Network};
 use crate::wire::admin::CreateKey;
 
@@ -221,7 +221,9 @@ fn hookscript(role: &Role, observed: &Observed) -> Option<Choice> {
             let why = "names, notes and routes follow its starts and stops".to_owned();
             Choice { what: "hookscript", value: volume.to_string(), why }
         }
-        Hookscript::Left(why) => Choice { what: "hookscript", value: "none".to_owned(), why: format!("{why}; `pvemesh sync` does the same, later") },
+        Hookscript::Left(why) => {
+            Choice { what: "hookscript", value: "none".to_owned(), why: format!("{why}; `pvemesh sync` does the same, later") }
+        }
     })
 }
 
@@ -422,7 +424,14 @@ impl Maker<'_> {
     }
 
     fn mark(&self, ready: bool) -> Mark {
-        Mark { vmid: self.options.vmid, role: self.role.name().to_owned(), name: self.name.clone(), run: self.run, ready, identity: Origin::default() }
+        Mark {
+            vmid: self.options.vmid,
+            role: self.role.name().to_owned(),
+            name: self.name.clone(),
+            run: self.run,
+            ready,
+            identity: Origin::default(),
+        }
     }
 
     fn notes(&self) -> Notes {

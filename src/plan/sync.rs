@@ -248,7 +248,8 @@ impl Pass {
         let nodes = world.mesh.map(|mesh| mesh.nodes).unwrap_or_default();
         // Without the coordinator nobody knows whether a node is missing there.
         let missing_counts = world.mesh.is_some();
-        let reason = judge(guest, &mark, world.ours, kept, nodes).filter(|reason| missing_counts || *reason != super::identity::Reason::Returned);
+        let reason =
+            judge(guest, &mark, world.ours, kept, nodes).filter(|reason| missing_counts || *reason != super::identity::Reason::Returned);
         if let Some(reason) = reason {
             if world.mesh.is_none() {
                 self.said.push(format!("guest {vmid}: {reason}; it gets another identity when the coordinator answers"));
@@ -276,10 +277,12 @@ impl Pass {
         let parent = guest.parent();
         let snapshot = kept.is_some_and(|kept| kept.run == mark.run && kept.parent != parent);
         let generation = mark.identity.generation + u64::from(snapshot || world.started == Some(guest.vmid));
-        let v4 = node.and_then(|node| node.addresses.iter().find_map(|address| match address {
-            IpAddr::V4(v4) => Some(*v4),
-            IpAddr::V6(_) => None,
-        }));
+        let v4 = node.and_then(|node| {
+            node.addresses.iter().find_map(|address| match address {
+                IpAddr::V4(v4) => Some(*v4),
+                IpAddr::V6(_) => None,
+            })
+        });
         let identity = Identity { mac: guest.mac().or(mark.identity.mac), generation, address: v4.or(mark.identity.address) };
         let now = Mark { identity, ..mark.clone() };
         let next = Kept {

@@ -9,8 +9,8 @@ use proxmox_api::nodes::node::qemu::vmid::config::{GetParams, PutParams};
 use proxmox_api::storage::{GetParams as StorageParams, StorageClient};
 use serde_json::Value;
 
-use super::reply::{GuestInterface, ReplyError};
 use super::recorder::{Recorder, record};
+use super::reply::{GuestInterface, ReplyError};
 use super::{BuildError, HostName, Request, StorageId, VolumeId, reply};
 use crate::ident::{NodeName, Vmid};
 
@@ -32,12 +32,16 @@ fn wrong(name: &'static str, shown: impl ToString, why: impl ToString) -> BuildE
 }
 
 fn machine(on: &HostName, vmid: Vmid) -> Result<VmidClient<Recorder>, BuildError> {
-    let number = i128::from(u32::from(vmid)).try_into().map_err(|e: proxmox_api::types::bounded_integer::BoundedIntegerError| wrong("vmid", vmid, e))?;
+    let number = i128::from(u32::from(vmid))
+        .try_into()
+        .map_err(|e: proxmox_api::types::bounded_integer::BoundedIntegerError| wrong("vmid", vmid, e))?;
     Ok(NodesClient::new(Recorder).node(on.as_str()).qemu().vmid(number))
 }
 
 fn container(on: &HostName, vmid: Vmid) -> Result<proxmox_api::nodes::node::lxc::vmid::VmidClient<Recorder>, BuildError> {
-    let number = i128::from(u32::from(vmid)).try_into().map_err(|e: proxmox_api::types::bounded_integer::BoundedIntegerError| wrong("vmid", vmid, e))?;
+    let number = i128::from(u32::from(vmid))
+        .try_into()
+        .map_err(|e: proxmox_api::types::bounded_integer::BoundedIntegerError| wrong("vmid", vmid, e))?;
     Ok(NodesClient::new(Recorder).node(on.as_str()).lxc().vmid(number))
 }
 
@@ -158,11 +162,10 @@ mod tests {
             {"name": "odd"}
         ]});
         let interfaces = read_agent_interfaces(&value).unwrap();
-        assert_eq!(interfaces.iter().map(|i| (i.name.as_str(), i.mac.is_some(), i.addresses.len())).collect::<Vec<_>>(), [
-            ("lo", false, 1),
-            ("ens18", true, 1),
-            ("odd", false, 0)
-        ]);
+        assert_eq!(
+            interfaces.iter().map(|i| (i.name.as_str(), i.mac.is_some(), i.addresses.len())).collect::<Vec<_>>(),
+            [("lo", false, 1), ("ens18", true, 1), ("odd", false, 0)]
+        );
     }
 
     #[test]

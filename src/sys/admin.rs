@@ -19,8 +19,8 @@ use zeroize::Zeroizing;
 use crate::ident::{MachinePrivate, MachinePublic, NodeId, NodeName, UserId};
 use crate::sys::dial::{ControlConnection, DialError, fetch_server_key};
 use crate::wire::admin::{
-    ADMIN_PREFIX, AdminFailure, Approve, ApproveRoutes, Backup, CoordinatorInfo, CreateKey, CreateUser, CreatedKey, DnsSettings, Drain, Expire,
-    KeyInfo, MoveNode, NodeInfo, PolicyReport, PolicyText, Registration, Rename, RenameUser, SetAddress, SetPolicy, SetTags, User,
+    ADMIN_PREFIX, AdminFailure, Approve, ApproveRoutes, Backup, CoordinatorInfo, CreateKey, CreateUser, CreatedKey, DnsSettings, Drain,
+    Expire, KeyInfo, MoveNode, NodeInfo, PolicyReport, PolicyText, Registration, Rename, RenameUser, SetAddress, SetPolicy, SetTags, User,
 };
 use crate::wire::control::DerpRegion;
 

@@ -5,7 +5,7 @@ use pvemesh::plan::create::{self, Image, Outcome, Plan};
 use pvemesh::plan::destroy;
 use pvemesh::plan::journal::{Journal, Recovery};
 use pvemesh::plan::mark::{Mark, RunId, TAG};
-use pvemesh::plan::observed::{HostView, Hookscript, Observed, Target};
+use pvemesh::plan::observed::{Hookscript, HostView, Observed, Target};
 use pvemesh::plan::options::{GuestTexts, Join, KnownCoordinator, NodeKind, Role};
 use pvemesh::plan::{Action, Refusal, render};
 use pvemesh::pve::call::Arch;

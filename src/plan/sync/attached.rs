@@ -109,7 +109,8 @@ fn routes(vmid: Vmid, addresses: &[IpAddr], mesh: MeshView<'_>, pass: &mut Pass)
             // Names of both families are told; a LAN without a router for IPv6 is no fault.
             Way::None if address.is_ipv6() && addresses.len() > 1 => {}
             Way::None => {
-                let net = IpNet::new(*address, if address.is_ipv4() { 24 } else { 64 }).map_or_else(|_| address.to_string(), |net| net.trunc().to_string());
+                let net = IpNet::new(*address, if address.is_ipv4() { 24 } else { 64 })
+                    .map_or_else(|_| address.to_string(), |net| net.trunc().to_string());
                 pass.said.push(format!(
                     "guest {vmid}: no subnet router that is online reaches {address}: pvemesh create-subnet-router ID --route {net}"
                 ));

@@ -11,8 +11,8 @@ use super::hub::Hub;
 use crate::coord::server::{CommandError, Moment, Server};
 use crate::ident::{NodeId, Secret, UserId};
 use crate::wire::admin::{
-    AdminFailure, Approve, ApproveRoutes, Backup, CreateKey, CreateUser, DnsSettings, Drain, Expire, MoveNode, Rename, RenameUser, SetAddress,
-    SetPolicy, SetTags,
+    AdminFailure, Approve, ApproveRoutes, Backup, CreateKey, CreateUser, DnsSettings, Drain, Expire, MoveNode, Rename, RenameUser,
+    SetAddress, SetPolicy, SetTags,
 };
 use crate::wire::control::{DerpRegion, json as lenient};
 

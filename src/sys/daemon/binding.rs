@@ -105,11 +105,8 @@ impl GuestKeys {
     }
 
     fn write_binding(&self, binding: &Binding) -> Result<(), DaemonError> {
-        let failed = |e: toml::ser::Error| DaemonError::File {
-            tried: "write",
-            path: self.binding.clone(),
-            source: std::io::Error::other(e),
-        };
+        let failed =
+            |e: toml::ser::Error| DaemonError::File { tried: "write", path: self.binding.clone(), source: std::io::Error::other(e) };
         write_private(&self.binding, toml::to_string(binding).map_err(failed)?.as_bytes())
     }
 
@@ -152,7 +149,11 @@ fn wipe(path: &Path) -> std::io::Result<()> {
     let zeros = vec![0; length.min(4096)];
     let mut written = 0;
     while written < length && !zeros.is_empty() {
-        written += std::os::unix::fs::FileExt::write_at(&file, zeros.get(..zeros.len().min(length - written)).unwrap_or_default(), written as u64)?;
+        written += std::os::unix::fs::FileExt::write_at(
+            &file,
+            zeros.get(..zeros.len().min(length - written)).unwrap_or_default(),
+            written as u64,
+        )?;
     }
     // A full disk may refuse; the file goes all the same.
     let _ = file.sync_all();
@@ -171,7 +172,8 @@ fn hardware_address(interface: &str) -> Option<Mac> {
 mod tests {
     use super::*;
 
-    const CONFIG: &str = "vmid = 101\nhostname = \"exit-1\"\n[network]\ninterface = \"none-such\"\nipv4 = \"dhcp\"\n[node]\nlogin_server = \"http://c\"\n";
+    const CONFIG: &str =
+        "vmid = 101\nhostname = \"exit-1\"\n[network]\ninterface = \"none-such\"\nipv4 = \"dhcp\"\n[node]\nlogin_server = \"http://c\"\n";
 
     struct Place {
         _dir: tempfile::TempDir,

@@ -131,7 +131,8 @@ mod tests {
         let vmid = |n: u32| Vmid::try_from(n).unwrap();
         std::fs::write(files.path("etc/pve/lxc/101.conf"), "hostname: exit-1\n").unwrap();
         std::fs::write(files.path("etc/pve/qemu-server/200.conf"), "name: nas\n").unwrap();
-        std::fs::write(files.path("proc/net/unix"), "Num RefCount\n0000: 00000002 00000000 00010000 0001 01 1 @/var/lib/lxc/101/command\n").unwrap();
+        std::fs::write(files.path("proc/net/unix"), "Num RefCount\n0000: 00000002 00000000 00010000 0001 01 1 @/var/lib/lxc/101/command\n")
+            .unwrap();
         std::fs::write(files.path("run/qemu-server/200.pid"), "77\n").unwrap();
         assert!(files.facts(vmid(101)).unwrap().running);
         assert!(files.facts(vmid(200)).unwrap().running);

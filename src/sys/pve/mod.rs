@@ -30,8 +30,8 @@ use crate::pve::{ApiError, BuildError, Fingerprint, HostName, Identity, Request,
 pub use door::AdminDoor;
 pub use handover::Handover;
 pub use host::{HostFiles, ROOT_VARIABLE};
-pub use install::{InstallError, Installer};
 pub use https::{Https, HttpsOptions};
+pub use install::{InstallError, Installer};
 pub use mesh::{Door, Mesh, MeshError};
 pub use provision::{Findings, Images, Provisioner, RunError, StepError, Watch};
 pub use pvesh::Pvesh;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{CallError, Executor, Pvesh};
 use crate::ident::{NodeId, NodeName, Vmid};
-use crate::plan::observed::{HostView, Hookscript, Observed, Target};
+use crate::plan::observed::{Hookscript, HostView, Observed, Target};
 use crate::pve::reply::{self, ContainerConfig};
 use crate::pve::{BuildError, ErrorKind, HostName, Identity, Request, call};
 

@@ -257,12 +257,7 @@ impl Reconciler<'_> {
         if renew.rename && joins {
             run_call(self.executor, &machine::set_hostname(&renew.host, renew.vmid, &renew.name)?, None, watch).await?;
         }
-        let renewal = Renewal {
-            vmid: renew.vmid,
-            hostname: renew.name.clone(),
-            generation: renew.mark.identity.generation,
-            auth_key,
-        };
+        let renewal = Renewal { vmid: renew.vmid, hostname: renew.name.clone(), generation: renew.mark.identity.generation, auth_key };
         // First: should anything fail from here on, the next one has to have a higher number, or the guest passes it over.
         ledger.guests.insert(renew.vmid, renew.kept.clone());
         self.store.save_ledger(ledger, self.right)?;
