@@ -12,8 +12,12 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "test code")]
 
+mod attach;
 mod create;
+mod estate;
 mod faults;
+mod hooks;
+mod identity;
 mod join;
 mod login;
 mod plan;

@@ -34,6 +34,11 @@ impl HostFiles {
         Self { root }
     }
 
+    /// Where they are, if that is not `/`.
+    pub fn elsewhere(&self) -> Option<&Path> {
+        (self.root != Path::new("/")).then_some(self.root.as_path())
+    }
+
     /// A file or directory of the host.
     pub fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))

@@ -5,7 +5,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::host::HostFiles;
+use super::host::{HostFiles, ROOT_VARIABLE};
 use crate::plan::hook::HOOK_FILE;
 
 /// The script, with what differs between hosts left open.
@@ -77,7 +77,15 @@ impl Installer {
     /// The script as it is on this host. Single quotes are enough: no name has any.
     pub fn script(&self) -> String {
         let quoted = |path: &Path| format!("'{}'", path.display());
-        SCRIPT.replace("@PROGRAM@", &quoted(&self.program)).replace("@CONFIG@", &quoted(&self.config))
+        let script = SCRIPT.replace("@PROGRAM@", &quoted(&self.program)).replace("@CONFIG@", &quoted(&self.config));
+        match self.files.elsewhere() {
+            // The hook looks at the same host as whoever installed it.
+            Some(root) => script.replace(
+                "export PVEMESH_CONFIG_DIR\n",
+                &format!("{ROOT_VARIABLE}={}\nexport PVEMESH_CONFIG_DIR {ROOT_VARIABLE}\n", quoted(root)),
+            ),
+            None => script,
+        }
     }
 
     fn script_path(&self, directory: &Path) -> PathBuf {

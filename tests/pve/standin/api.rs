@@ -124,6 +124,9 @@ fn declared_privileges(context: &Context, method: &str, template: &str, bound: &
 }
 
 fn dispatch(context: &Context, method: &str, template: &str, params: &Params) -> Result<Reply, Reply> {
+    if template == "/storage" {
+        return Ok(storage::definitions(context));
+    }
     let tail = template.strip_prefix("/nodes/{node}").filter(|t| !t.is_empty());
     match (method, tail.unwrap_or(template)) {
         ("GET", "/access/permissions") => {
