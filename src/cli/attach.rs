@@ -138,7 +138,7 @@ impl Work<'_> {
         let seen = self.look().await?;
         let guest = self.listed().await?.ok_or_else(|| refusal(&self.tried, &Refusal::NoSuchGuest(self.vmid)))?;
         let config = configuration(&*self.session.executor, &guest).await.map_err(|e| self.called(&e))?;
-        let attached = self.wanted(&guest, &config, named, route, &ledger, seen.view())?;
+        let attached = self.wanted(&guest, &config, (named, route), &ledger, seen.view())?;
         let (found, why) = match guest.running {
             true => addresses(&*self.session.executor, &guest, &attached.macs, sync::local(self.session).as_ref()).await,
             false => (Vec::new(), None),
@@ -218,8 +218,7 @@ impl Work<'_> {
         &self,
         guest: &GuestSummary,
         config: &ContainerConfig,
-        named: Option<NodeName>,
-        route: bool,
+        (named, route): (Option<NodeName>, bool),
         ledger: &Ledger,
         mesh: MeshView<'_>,
     ) -> Result<Attached, Failure> {

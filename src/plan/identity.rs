@@ -240,6 +240,7 @@ fn free_name(guest: &Ours, mark: &Mark, taken: &BTreeSet<NodeName>) -> NodeName 
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "test code")]
 mod tests {
     use super::*;
     use crate::ident::NodePublic;

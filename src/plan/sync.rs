@@ -350,4 +350,5 @@ pub fn detach(vmid: Vmid, attached: &Attached, mesh: MeshView<'_>) -> Vec<Change
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "test code")]
 mod tests;

@@ -218,7 +218,8 @@ fn router_helper(memory: &Path) {
 /// What makes a node's keys, in a container's root.
 fn key_files(container: &Container<'_>) -> (Option<String>, bool) {
     let state = std::fs::read_to_string(container.rootfs("var/lib/pvemesh/node/state.json")).ok();
-    let key = state.as_ref().and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok()?["machine_key"].as_str().map(str::to_owned));
+    let key =
+        state.as_ref().and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok()?["machine_key"].as_str().map(str::to_owned));
     (key, container.rootfs("var/lib/pvemesh/renewal.toml").exists())
 }
 

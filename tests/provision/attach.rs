@@ -1,5 +1,9 @@
 //! Guests without a client: named while they run, followed, and let go again.
 
+use futures_util::future::BoxFuture;
+use pvemesh::plan::ledger::{Attached, Ledger};
+use pvemesh::pve::{ApiError, Identity, Request, Upid};
+use pvemesh::sys::pve::{CallError, Executor, Upload, reconcile};
 use serde_json::{Value, json};
 
 use crate::estate::Estate;
@@ -84,4 +88,76 @@ fn a_guest_that_is_destroyed_loses_its_name() {
     estate.sync();
     assert_eq!(records(&estate), json!({}));
     assert!(!estate.world.path("config/guests.json").exists());
+}
+
+/// A Proxmox that knows a few replies, and counts what it is asked.
+struct Replies {
+    known: std::collections::BTreeMap<&'static str, Value>,
+    asked: std::sync::Mutex<Vec<String>>,
+}
+
+impl Executor for Replies {
+    fn call<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<Value, CallError>> {
+        Box::pin(async {
+            self.asked.lock().unwrap().push(request.to_string());
+            let missing = || ApiError::from_text("QEMU guest agent is not running");
+            self.known.get(request.path.as_str()).cloned().ok_or_else(|| CallError::Api(missing()))
+        })
+    }
+
+    fn upload<'a>(&'a self, _: &'a Upload) -> BoxFuture<'a, Result<Upid, CallError>> {
+        Box::pin(async { Err(CallError::Setup("nothing is uploaded".to_owned())) })
+    }
+
+    fn identity(&self) -> Identity {
+        Identity::RootTicket
+    }
+
+    fn place(&self) -> String {
+        "paper".to_owned()
+    }
+}
+
+#[test]
+fn a_pass_asks_once_for_the_list_and_once_for_each_guest_of_ours_and_an_agent_that_is_silent_is_said() {
+    let row = |vmid: u32, kind: &str, tags: &str| json!({"vmid": vmid, "node": "pve", "type": kind, "status": "running", "name": "x", "tags": tags});
+    let guests = json!([
+        row(101, "lxc", "pvemesh;exit-node"),
+        row(102, "lxc", "exit-node;pvemesh"),
+        row(150, "lxc", ""),
+        row(200, "qemu", ""),
+        row(201, "qemu", ""),
+        row(300, "qemu", "pvemesh")
+    ]);
+    let agent = json!({"result": [
+        {"name": "ens18", "hardware-address": "bc:24:11:00:02:00", "ip-addresses": [{"ip-address": "192.168.50.20", "ip-address-type": "ipv4", "prefix": 24}]},
+        {"name": "br-1", "hardware-address": "02:42:00:00:00:01", "ip-addresses": [{"ip-address": "172.18.0.1", "ip-address-type": "ipv4", "prefix": 16}]}
+    ]});
+    let config = json!({"hostname": "x", "tags": "pvemesh", "digest": "0"});
+    let known = [
+        ("/cluster/resources", guests),
+        ("/nodes/pve/lxc/101/config", config.clone()),
+        ("/nodes/pve/lxc/102/config", config),
+        ("/nodes/pve/qemu/200/agent/network-get-interfaces", agent),
+    ];
+    let replies = Replies { known: known.into(), asked: std::sync::Mutex::default() };
+    let attached = |name: &str, mac: &str| Attached {
+        name: name.parse().unwrap(),
+        container: false,
+        macs: vec![mac.parse().unwrap()],
+        route: false,
+        record: None,
+        addresses: Vec::new(),
+        approved: Vec::new(),
+    };
+    let vmid = |n: u32| pvemesh::ident::Vmid::try_from(n).unwrap();
+    let attached = [(vmid(200), attached("nas", "BC:24:11:00:02:00")), (vmid(201), attached("tv", "BC:24:11:00:02:01"))].into();
+    let ledger = Ledger { attached, ..Ledger::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let survey = runtime.block_on(reconcile::survey(&replies, &ledger, None)).unwrap();
+    assert_eq!(survey.seen[&vmid(200)], ["192.168.50.20".parse::<std::net::IpAddr>().unwrap()]);
+    assert!(survey.seen[&vmid(201)].is_empty() && survey.said[0].contains("guest agent is not running"), "{:?}", survey.said);
+    let asked = replies.asked.lock().unwrap();
+    assert_eq!(asked.len(), 1 + 2 + 2, "{asked:#?}");
+    assert!(survey.gone.is_empty());
 }

@@ -136,6 +136,7 @@ pub struct Estate {
     coordinator: Child,
     pub world: World,
     pub guests: Processes,
+    name: String,
 }
 
 impl Drop for Estate {
@@ -151,8 +152,14 @@ fn free_port() -> u16 {
 
 impl Estate {
     pub fn new() -> Self {
+        Self::on("pve")
+    }
+
+    /// On a host of this name.
+    pub fn on(name: &str) -> Self {
         let mut guests = Processes::default();
         let world = World::with(|options: &mut Options| {
+            name.clone_into(&mut options.node);
             guests.dir.clone_from(&options.dir);
             options.backend = Box::new(guests.clone());
         });
@@ -173,7 +180,7 @@ impl Estate {
             .stderr(log)
             .spawn()
             .unwrap();
-        let estate = Self { coordinator, world, guests };
+        let estate = Self { coordinator, world, guests, name: name.to_owned() };
         estate.world.wait("the coordinator answers", || estate.info().is_some());
         let server_key = estate.info().unwrap()["server_key"].as_str().unwrap().parse().unwrap();
         store.remember(KnownCoordinator { vmid: None, lan_url: url.clone(), url, server_key }).unwrap();
@@ -188,7 +195,7 @@ impl Estate {
     /// The node of this name, as the coordinator sees it.
     pub fn node(&self, name: &str) -> Option<Value> {
         let nodes = self.world.run("coordinator nodes list --json --socket {dir}/c.sock").succeeded().json();
-        nodes.as_array().unwrap().iter().find(|node| node["name"] == name).cloned()
+        nodes["nodes"].as_array().unwrap().iter().find(|node| node["name"] == name).cloned()
     }
 
     pub fn wait_online(&self, name: &str) -> Value {
@@ -212,12 +219,16 @@ impl Estate {
         assert!(self.world.standin.settle(Duration::from_secs(20)));
     }
 
+    pub fn node_name(&self) -> &str {
+        &self.name
+    }
+
     pub fn start(&self, id: u32) {
-        self.call("POST", &format!("/nodes/pve/lxc/{id}/status/start"), &[]);
+        self.call("POST", &format!("/nodes/{}/lxc/{id}/status/start", self.name), &[]);
     }
 
     pub fn stop(&self, id: u32) {
-        self.call("POST", &format!("/nodes/pve/lxc/{id}/status/stop"), &[]);
+        self.call("POST", &format!("/nodes/{}/lxc/{id}/status/stop", self.name), &[]);
         self.world.wait("the guest stops", || !self.world.standin.is_running(id));
     }
 

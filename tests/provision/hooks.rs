@@ -208,3 +208,33 @@ fn the_hook_script_goes_with_the_last_guest() {
     assert!(estate.node("exit-1").is_none());
     assert!(!estate.world.path("config/guests.json").exists());
 }
+
+#[test]
+fn the_timer_is_handed_to_systemd_once_and_taken_back() {
+    let world = World::new();
+    world.init();
+    ready_host(&world);
+    for place in ["run/systemd/system", "etc/systemd/system"] {
+        std::fs::create_dir_all(world.path("root").join(place)).unwrap();
+    }
+    let bin = world.path("bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    let log = world.path("systemctl.log");
+    std::fs::write(bin.join("systemctl"), format!("#!/bin/sh\necho \"$*\" >> {}\n", log.display())).unwrap();
+    std::fs::set_permissions(bin.join("systemctl"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let run = |words: &str| {
+        let output = world.command(words).env("PATH", &bin).output().unwrap();
+        assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(run("hook install").contains("timer: installed"));
+    let units = world.path("root/etc/systemd/system");
+    let service = std::fs::read_to_string(units.join("pvemesh-sync.service")).unwrap();
+    assert!(service.contains("/pvemesh\" sync\n") && service.contains("PVEMESH_CONFIG_DIR="), "{service}");
+    assert!(std::fs::read_to_string(units.join("pvemesh-sync.timer")).unwrap().contains("OnUnitInactiveSec=60"));
+    assert!(run("hook install").contains("nothing to do") && run("sync --install-timer").contains("nothing to do"));
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "daemon-reload\nenable --now pvemesh-sync.timer\n");
+    assert!(run("hook uninstall").contains("timer: removed"));
+    assert_eq!(std::fs::read_dir(&units).unwrap().count(), 0);
+    assert!(std::fs::read_to_string(&log).unwrap().ends_with("disable --now pvemesh-sync.timer\ndaemon-reload\n"));
+}

@@ -13,12 +13,12 @@ fn keys(node: &Value) -> (String, String) {
 }
 
 fn clone(estate: &Estate, from: u32, to: u32) {
-    estate.call("POST", &format!("/nodes/pve/lxc/{from}/clone"), &[("newid", &to.to_string()), ("full", "1")]);
+    estate.call("POST", &format!("/nodes/{}/lxc/{from}/clone", estate.node_name()), &[("newid", &to.to_string()), ("full", "1")]);
 }
 
 /// No hook: what `sync` alone does.
 fn without_hook(estate: &Estate, id: u32) {
-    estate.call("PUT", &format!("/nodes/pve/lxc/{id}/config"), &[("delete", "hookscript")]);
+    estate.call("PUT", &format!("/nodes/{}/lxc/{id}/config", estate.node_name()), &[("delete", "hookscript")]);
 }
 
 fn copy(from: std::path::PathBuf, to: std::path::PathBuf) {
@@ -136,4 +136,58 @@ fn a_destroyed_guest_takes_its_node_along_and_one_restored_from_its_backup_gets_
     assert_ne!(keys(&after).1, keys(&before).1);
     assert_eq!(after["addresses"], before["addresses"]);
     estate.at_rest();
+}
+
+/// Scripts in the place of Proxmox's tools: `pvesh` speaks to the stand-in, `pct push` writes into a guest's files. What they are called with
+/// is logged.
+fn tools(estate: &Estate, lab: &std::path::Path) -> std::path::PathBuf {
+    let (bin, log) = (estate.world.path("bin"), estate.world.path("arguments"));
+    std::fs::create_dir_all(&bin).unwrap();
+    let pvesh = format!("exec {} pvesh --socket {} -- \"$@\"", lab.display(), estate.world.standin.socket().display());
+    let pct = format!("[ \"$1\" = push ] && exec cp \"$3\" {}/containers/\"$2\"/rootfs\"$4\"", estate.world.path("host").display());
+    for (name, body) in [("pvesh", pvesh), ("pct", pct)] {
+        let text = format!("#!/bin/sh\nPATH=/usr/bin:/bin\necho \"{name} $*\" >> {}\n{body}\n", log.display());
+        std::fs::write(bin.join(name), text).unwrap();
+        std::fs::set_permissions(bin.join(name), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    bin
+}
+
+#[test]
+fn on_the_host_itself_a_running_clone_is_given_its_identity_without_a_restart_and_no_key_in_an_argument() {
+    let Some(lab) = crate::join::lab().filter(|_| rustix::process::geteuid().is_root()) else {
+        println!("skipped: the example pvemesh-lab is not built, or this is not root");
+        return;
+    };
+    let name = rustix::system::uname().nodename().to_string_lossy().split('.').next().unwrap().to_owned();
+    let estate = Estate::on(&name);
+    estate.create(101);
+    estate.at_rest();
+    let original = keys(&estate.wait_online("exit-1"));
+    without_hook(&estate, 101);
+    estate.stop(101);
+    clone(&estate, 101, 102);
+    estate.start(102);
+    let pid = estate.guests.node_pid(102);
+    // From here on as root on the host: no credentials.
+    let config = estate.world.path("config/config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.split_once("[coordinator]").map(|(_, rest)| format!("[coordinator]{rest}")).unwrap()).unwrap();
+    let bin = tools(&estate, &lab);
+    let run = |words: &str| {
+        let output = estate.world.command(words).env("PATH", &bin).output().unwrap();
+        assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let report = run("sync --json");
+    assert!(report["changes"].to_string().contains("copy of guest 101"), "{report}");
+    let clone = estate.wait_online("exit-2");
+    assert!(keys(&clone).0 != original.0 && keys(&clone).1 != original.1);
+    assert_eq!(estate.guests.node_pid(102), pid, "the same process goes on with other keys");
+    let said = std::fs::read_to_string(estate.world.path("arguments")).unwrap();
+    assert!(said.contains("pct push 102") && !said.contains("pvmkey"), "{said}");
+    let left: Vec<_> =
+        std::fs::read_dir(estate.world.path("config")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(!left.iter().any(|name| name.starts_with("renewal")), "{left:?}");
+    assert_eq!(run("sync --json")["changed"], json!(false));
 }

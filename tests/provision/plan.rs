@@ -4,7 +4,7 @@ use pvemesh::ident::{MachinePublic, Secret};
 use pvemesh::plan::create::{self, Image, Outcome, Plan};
 use pvemesh::plan::destroy;
 use pvemesh::plan::journal::{Journal, Recovery};
-use pvemesh::plan::mark::{Mark, RunId, TAG};
+use pvemesh::plan::mark::{Identity as Origin, Mark, RunId, TAG};
 use pvemesh::plan::observed::{Hookscript, HostView, Observed, Target};
 use pvemesh::plan::options::{GuestTexts, Join, KnownCoordinator, NodeKind, Role};
 use pvemesh::plan::{Action, Refusal, render};
@@ -316,7 +316,14 @@ fn target(mark: &Mark) -> Target {
 }
 
 fn mark(ready: bool) -> Mark {
-    Mark { vmid: "101".parse().unwrap(), role: "exit-node".to_owned(), name: "exit-1".parse().unwrap(), run: RUN, ready }
+    Mark {
+        vmid: "101".parse().unwrap(),
+        role: "exit-node".to_owned(),
+        name: "exit-1".parse().unwrap(),
+        run: RUN,
+        ready,
+        identity: Origin::default(),
+    }
 }
 
 #[test]

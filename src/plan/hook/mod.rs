@@ -155,6 +155,7 @@ pub fn decide(phase: Phase, facts: &Facts, ledger: &Ledger) -> Decision {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "test code")]
 mod tests {
     use super::super::ledger::Attached;
     use super::super::mark::{Identity, RunId};

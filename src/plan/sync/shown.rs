@@ -17,7 +17,7 @@ pub(super) fn text(coordinator: &str, vmid: Vmid, mark: &Mark, node: &NodeInfo) 
         role: mark.role.replace('-', " "),
         coordinator: coordinator.to_owned(),
         offers: node.advertised_routes.clone(),
-        version: node.client.clone(),
+        version: node.client.trim_start_matches("pvemesh-").to_owned(),
     };
     let mut text = render::notes(&notes).ok()?;
     let (mesh, other): (Vec<IpAddr>, Vec<IpAddr>) =
