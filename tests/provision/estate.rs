@@ -151,12 +151,15 @@ fn free_port() -> u16 {
 }
 
 impl Estate {
+    /// On the host itself, so that new nodes get the hook.
     pub fn new() -> Self {
-        Self::on("pve")
+        let estate = Self::remote("pve");
+        host_files(&estate.world);
+        estate
     }
 
-    /// On a host of this name.
-    pub fn on(name: &str) -> Self {
+    /// From another machine than the host, which has this name: nobody calls a hook.
+    pub fn remote(name: &str) -> Self {
         let mut guests = Processes::default();
         let world = World::with(|options: &mut Options| {
             name.clone_into(&mut options.node);
@@ -164,7 +167,6 @@ impl Estate {
             options.backend = Box::new(guests.clone());
         });
         world.init();
-        host_files(&world);
         let store = Store::at(world.path("config"));
         let key = store.admin_key([7; 32]).unwrap().public();
         let url = format!("http://127.0.0.1:{}", free_port());

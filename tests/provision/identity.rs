@@ -16,11 +16,6 @@ fn clone(estate: &Estate, from: u32, to: u32) {
     estate.call("POST", &format!("/nodes/{}/lxc/{from}/clone", estate.node_name()), &[("newid", &to.to_string()), ("full", "1")]);
 }
 
-/// No hook: what `sync` alone does.
-fn without_hook(estate: &Estate, id: u32) {
-    estate.call("PUT", &format!("/nodes/{}/lxc/{id}/config", estate.node_name()), &[("delete", "hookscript")]);
-}
-
 fn copy(from: std::path::PathBuf, to: std::path::PathBuf) {
     let _ = std::fs::remove_dir_all(&to);
     assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
@@ -28,11 +23,10 @@ fn copy(from: std::path::PathBuf, to: std::path::PathBuf) {
 
 #[test]
 fn a_clone_gets_keys_and_a_name_of_its_own_and_the_original_keeps_its_own() {
-    let estate = Estate::new();
+    let estate = Estate::remote("pve");
     estate.create(101);
     estate.at_rest();
     let original = keys(&estate.wait_online("exit-1"));
-    without_hook(&estate, 101);
     estate.stop(101);
     clone(&estate, 101, 102);
     estate.start(101);
@@ -61,7 +55,7 @@ fn a_clone_gets_keys_and_a_name_of_its_own_and_the_original_keeps_its_own() {
 
 #[test]
 fn a_refused_clone_has_no_keys_at_all() {
-    let estate = Estate::new();
+    let estate = Estate::remote("pve");
     std::fs::write(
         estate.world.path("config/config.toml"),
         std::fs::read_to_string(estate.world.path("config/config.toml")).unwrap() + "\n[guests]\nclones = \"refuse\"\n",
@@ -69,7 +63,6 @@ fn a_refused_clone_has_no_keys_at_all() {
     .unwrap();
     estate.create(101);
     estate.at_rest();
-    without_hook(&estate, 101);
     estate.stop(101);
     clone(&estate, 101, 102);
     estate.start(102);
@@ -83,7 +76,7 @@ fn a_refused_clone_has_no_keys_at_all() {
 
 #[test]
 fn a_rolled_back_guest_gets_new_keys_and_keeps_name_and_address() {
-    let estate = Estate::new();
+    let estate = Estate::remote("pve");
     estate.create(101);
     estate.at_rest();
     let before = estate.wait_online("exit-1");
@@ -94,9 +87,9 @@ fn a_rolled_back_guest_gets_new_keys_and_keeps_name_and_address() {
     let notes = estate.notes(101);
     estate.start(101);
     estate.wait_online("exit-1");
-    estate.world.wait("the start is written down", || estate.notes(101) != notes);
-    estate.at_rest();
-    without_hook(&estate, 101);
+    // What the hook starts after a start.
+    estate.world.run("hook 101 settle").succeeded();
+    assert!(estate.notes(101).contains(" gen=1 ") && !notes.contains(" gen="), "{}", estate.notes(101));
     estate.stop(101);
     copy(estate.world.path("snapshot"), rootfs);
     estate.call("PUT", "/nodes/pve/lxc/101/config", &[("description", &notes)]);
@@ -111,12 +104,11 @@ fn a_rolled_back_guest_gets_new_keys_and_keeps_name_and_address() {
 
 #[test]
 fn a_destroyed_guest_takes_its_node_along_and_one_restored_from_its_backup_gets_its_place_back() {
-    let estate = Estate::new();
+    let estate = Estate::remote("pve");
     estate.create(101);
     estate.at_rest();
     let before = estate.wait_online("exit-1");
     let (rootfs, config) = (estate.world.path("host/containers/101/rootfs"), estate.world.standin.config(101).unwrap());
-    without_hook(&estate, 101);
     estate.stop(101);
     copy(rootfs.clone(), estate.world.path("backup"));
     estate.call("DELETE", "/nodes/pve/lxc/101?purge=1", &[]);
@@ -128,7 +120,6 @@ fn a_destroyed_guest_takes_its_node_along_and_one_restored_from_its_backup_gets_
     std::fs::create_dir_all(rootfs.parent().unwrap()).unwrap();
     copy(estate.world.path("backup"), rootfs);
     estate.world.standin.add_guest(101, config);
-    without_hook(&estate, 101);
     estate.start(101);
     let report = estate.sync();
     assert!(report["changes"].to_string().contains("restored after its node had been removed"), "{report}");
@@ -160,16 +151,16 @@ fn on_the_host_itself_a_running_clone_is_given_its_identity_without_a_restart_an
         return;
     };
     let name = rustix::system::uname().nodename().to_string_lossy().split('.').next().unwrap().to_owned();
-    let estate = Estate::on(&name);
+    let estate = Estate::remote(&name);
     estate.create(101);
     estate.at_rest();
     let original = keys(&estate.wait_online("exit-1"));
-    without_hook(&estate, 101);
     estate.stop(101);
     clone(&estate, 101, 102);
     estate.start(102);
     let pid = estate.guests.node_pid(102);
     // From here on as root on the host: no credentials.
+    crate::estate::host_files(&estate.world);
     let config = estate.world.path("config/config.toml");
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.split_once("[coordinator]").map(|(_, rest)| format!("[coordinator]{rest}")).unwrap()).unwrap();
