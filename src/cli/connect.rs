@@ -50,24 +50,33 @@ impl Session {
 
     /// The known coordinator, opened.
     pub(super) async fn mesh(&self) -> Result<Option<(KnownCoordinator, Box<dyn Mesh>)>, Failure> {
-        let Some(kept) = self.config.coordinator.clone() else { return Ok(None) };
-        let known = KnownCoordinator::from(kept);
-        let door = self.door()?;
-        let mesh = door.open(&known.lan_url, Some(known.server_key)).await.map_err(|e| {
-            let next = match known.vmid {
-                Some(vmid) => format!("is container {vmid} running? pvemesh status {vmid}; is this machine on its network?"),
-                None => "is it running, and is this machine on its network?".to_owned(),
-            };
-            Failure::new(format!("reach the coordinator at {}", known.lan_url), e, next).exit(Exit::Unreachable)
-        })?;
-        Ok(Some((known, mesh)))
+        coordinator(&self.store, &self.config).await
     }
 
     /// The way to coordinators with this machine's admin key.
     pub(super) fn door(&self) -> Result<AdminDoor, Failure> {
-        let seed = entropy::seed().map_err(|e| Failure::new("make the admin key", e, "this system has no randomness"))?;
-        Ok(AdminDoor::new(self.store.admin_key(seed).map_err(config_failure)?))
+        door(&self.store)
     }
+}
+
+fn door(store: &Store) -> Result<AdminDoor, Failure> {
+    let seed = entropy::seed().map_err(|e| Failure::new("make the admin key", e, "this system has no randomness"))?;
+    Ok(AdminDoor::new(store.admin_key(seed).map_err(config_failure)?))
+}
+
+/// The coordinator that a configuration knows, opened; without a way to Proxmox.
+pub(super) async fn coordinator(store: &Store, config: &Config) -> Result<Option<(KnownCoordinator, Box<dyn Mesh>)>, Failure> {
+    let Some(kept) = config.coordinator.clone() else { return Ok(None) };
+    let known = KnownCoordinator::from(kept);
+    let door = door(store)?;
+    let mesh = door.open(&known.lan_url, Some(known.server_key)).await.map_err(|e| {
+        let next = match known.vmid {
+            Some(vmid) => format!("is container {vmid} running? pvemesh status {vmid}; is this machine on its network?"),
+            None => "is it running, and is this machine on its network?".to_owned(),
+        };
+        Failure::new(format!("reach the coordinator at {}", known.lan_url), e, next).exit(Exit::Unreachable)
+    })?;
+    Ok(Some((known, mesh)))
 }
 
 /// Opens the first of a cluster's addresses that answers.
@@ -154,7 +163,7 @@ pub(super) fn config_failure(error: ConfigError) -> Failure {
         ConfigError::Content { .. } => ("correct it, or run pvemesh init again", Exit::Usage),
         ConfigError::Exposed { .. } => ("take the permissions away, and change the secret if somebody may have read it", Exit::Denied),
         ConfigError::NoDirectory => ("name a directory", Exit::Usage),
-        ConfigError::Busy(_) => ("wait until it has ended", Exit::Conflict),
+        ConfigError::Busy(_) | ConfigError::Syncing => ("wait until it has ended", Exit::Conflict),
     };
     Failure::new("read the configuration", error, next).exit(exit)
 }

@@ -1,6 +1,7 @@
 //! `pvemesh destroy`: a guest with everything that belongs to it.
 
 use std::io::IsTerminal as _;
+use std::time::Duration;
 
 use super::connect::{ConnectArgs, Session, call_failure, config_failure, refusal, step_advice};
 use super::interrupt::Interrupt;
@@ -10,6 +11,7 @@ use crate::ident::Vmid;
 use crate::plan::destroy::{self, Removal};
 use crate::plan::options::OptionError;
 use crate::plan::{Action, Refusal};
+use crate::sys::config::ConfigError;
 use crate::sys::image::{Image, ImageError};
 use crate::sys::pve::{Images, Mesh, Provisioner, Undoer, observe};
 
@@ -90,12 +92,26 @@ pub(super) async fn run(args: Destroy, output: &Output) -> Result<(), Failure> {
         }
         Failure::new(&tried, format!("{}: {}", error.step, error.error), next).exit(exit)
     })?;
+    if let Err(error) = forget(&session, vmid) {
+        output.note(format!("what is remembered of it stays: {error}"));
+    }
+    super::hook::forget_script(&session).await;
     output.result(&value(&removal, false, &left), format!("{} {} ({}) is gone", removal.role, removal.vmid, removal.name));
     if left.is_empty() {
         Ok(())
     } else {
         Err(Failure::new(tried, left.join("; "), "the container is gone; remove the rest by hand").exit(Exit::Left))
     }
+}
+
+/// Nothing is remembered of a guest that was meant to go.
+fn forget(session: &Session, vmid: Vmid) -> Result<(), ConfigError> {
+    let mut ledger = session.store.ledger()?;
+    if ledger.guests.remove(&vmid).is_some() {
+        let right = session.store.sync_lock(Duration::from_secs(5))?;
+        session.store.save_ledger(&ledger, &right)?;
+    }
+    Ok(())
 }
 
 async fn reachable_mesh(session: &Session, output: &Output) -> Option<Box<dyn Mesh>> {

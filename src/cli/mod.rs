@@ -4,12 +4,14 @@
 
 mod apply;
 mod ask;
+mod attach;
 mod carry;
 mod connect;
 mod coordinator;
 mod create;
 mod destroy;
 mod golden;
+mod hook;
 mod hosts;
 mod image;
 mod init;
@@ -23,6 +25,7 @@ mod progress;
 mod relay;
 mod report;
 mod rights;
+mod sync;
 
 use std::process::ExitCode;
 
@@ -53,6 +56,14 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Give a guest without a client a name in the mesh, and a route if it is wanted.
+    Attach(attach::Attach),
+    /// Take a guest without a client out of the mesh again.
+    Detach(attach::Detach),
+    /// What Proxmox calls when a guest starts and stops; and its installation.
+    Hook(hook::Hook),
+    /// Bring guests, notes, names and routes up to date: everything that hooks missed.
+    Sync(sync::Sync),
     /// Set up how Proxmox is reached from this machine.
     Init(init::Init),
     /// Make a coordinator in a container: key exchange, addresses and names for the mesh.
@@ -102,6 +113,10 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(&cli.global);
     let result = match cli.command {
+        Command::Attach(args) => run(attach::attach(args, &output)),
+        Command::Detach(args) => run(attach::detach(args, &output)),
+        Command::Hook(args) => hook::run(args, &output),
+        Command::Sync(args) => run(sync::run(args, &output)),
         Command::Init(args) => run(init::run(args, &output)),
         Command::CreateCoordinator(args) => run(create::coordinator(args, &output)),
         Command::CreateExitNode(args) => run(create::exit_node(args, &output)),

@@ -90,6 +90,7 @@ pub fn recorded(dns: &DnsSettings, name: &str, addresses: &[IpAddr]) -> Option<D
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "test code")]
 mod tests {
     use super::*;
     use crate::ident::NodePublic;

@@ -160,17 +160,22 @@ pub struct Renew {
     pub kept: Kept,
 }
 
-/// Decides what a guest gets instead of the identity that it may not have. `taken` are names that others have.
-pub fn renew(
-    guest: &Ours,
-    mark: &Mark,
-    reason: Reason,
-    kept: Option<&Kept>,
-    nodes: &[NodeInfo],
-    taken: &BTreeSet<NodeName>,
-    run: RunId,
-    clones: Clones,
-) -> Renew {
+/// What a new identity depends on besides its guest.
+#[derive(Debug, Clone, Copy)]
+pub struct Around<'a> {
+    /// What our coordinator knows.
+    pub nodes: &'a [NodeInfo],
+    /// Names that others have.
+    pub taken: &'a BTreeSet<NodeName>,
+    /// The number of this run, for a guest that becomes another.
+    pub run: RunId,
+    /// What a copy gets.
+    pub clones: Clones,
+}
+
+/// Decides what a guest gets instead of the identity that it may not have. `kept` is what is remembered of its number.
+pub fn renew(guest: &Ours, mark: &Mark, reason: Reason, kept: Option<&Kept>, around: Around<'_>) -> Renew {
+    let Around { nodes, taken, run, clones } = around;
     let keeps = reason.keeps_place();
     let named = nodes.iter().filter(|node| node.name == mark.name);
     let name = if keeps { mark.name.clone() } else { free_name(guest, mark, taken) };
@@ -235,6 +240,7 @@ fn free_name(guest: &Ours, mark: &Mark, taken: &BTreeSet<NodeName>) -> NodeName 
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "test code")]
 mod tests {
     use super::*;
     use crate::ident::NodePublic;
@@ -285,6 +291,10 @@ mod tests {
         .unwrap()
     }
 
+    fn around<'a>(nodes: &'a [NodeInfo], taken: &'a BTreeSet<NodeName>, clones: Clones) -> Around<'a> {
+        Around { nodes, taken, run: RunId::new(9), clones }
+    }
+
     fn judged(guest: &Ours, others: &[Ours], kept: Option<&Kept>, nodes: &[NodeInfo]) -> Option<Reason> {
         judge(guest, &guest.mark().unwrap(), others, kept, nodes)
     }
@@ -307,14 +317,14 @@ mod tests {
         let reason = judged(&clone, std::slice::from_ref(&original), None, &[node()]).unwrap();
         assert_eq!(reason, Reason::CopyOf(vmid(101)));
         let taken = ["exit-1", "exit-2"].map(|name| name.parse().unwrap()).into();
-        let renewed = renew(&clone, &mark(), reason.clone(), None, &[node()], &taken, RunId::new(9), Clones::NewName);
+        let renewed = renew(&clone, &mark(), reason.clone(), None, around(&[node()], &taken, Clones::NewName));
         assert_eq!((renewed.name.as_str(), renewed.remove.len(), renewed.rename), ("exit-3", 0, true));
         let key = renewed.key.unwrap();
         assert_eq!((key.only_for.unwrap().as_str(), key.address, key.reusable), ("exit-3", None, false));
         assert_eq!(key.approve_routes, node().approved_routes);
         assert_eq!((renewed.mark.vmid, renewed.mark.run, renewed.mark.identity.mac), (vmid(102), RunId::new(9), Some(OTHER)));
         assert_eq!(renewed.mark.identity.address, None, "it comes with the node");
-        let refused = renew(&clone, &mark(), reason, None, &[node()], &taken, RunId::new(9), Clones::Refuse);
+        let refused = renew(&clone, &mark(), reason, None, around(&[node()], &taken, Clones::Refuse));
         assert_eq!(refused.key, None);
     }
 
@@ -340,7 +350,7 @@ mod tests {
         // Its number may have gone to another guest meanwhile.
         let stranger = guest(101, OTHER, &Mark { run: RunId::new(99), ..mark() });
         assert_eq!(judged(&heir, &[stranger], None, &[]), Some(Reason::HeirOf(vmid(101))));
-        let renewed = renew(&heir, &mark(), reason, None, &[node()], &BTreeSet::new(), RunId::new(9), Clones::Refuse);
+        let renewed = renew(&heir, &mark(), reason, None, around(&[node()], &BTreeSet::new(), Clones::Refuse));
         assert_eq!((renewed.name.as_str(), renewed.remove), ("exit-1", vec![NodeId(1)]));
         let key = renewed.key.unwrap();
         assert_eq!((key.only_for.unwrap().as_str(), key.address), ("exit-1", Some([100, 64, 0, 5].into())));
@@ -351,16 +361,9 @@ mod tests {
     fn going_back_in_time_is_seen_by_the_number_that_the_host_keeps() {
         let back = guest(101, MAC, &mark());
         assert_eq!(judged(&back, &[], Some(&kept(4)), &[node()]), Some(Reason::WentBack { from: 4, to: 3 }));
-        let renewed = renew(
-            &back,
-            &mark(),
-            Reason::WentBack { from: 4, to: 3 },
-            Some(&kept(4)),
-            &[node()],
-            &BTreeSet::new(),
-            RunId::new(9),
-            Clones::NewName,
-        );
+        let (nodes, taken) = ([node()], BTreeSet::new());
+        let around = around(&nodes, &taken, Clones::NewName);
+        let renewed = renew(&back, &mark(), Reason::WentBack { from: 4, to: 3 }, Some(&kept(4)), around);
         assert_eq!((renewed.mark.identity.generation, renewed.kept.generation), (5, 5), "above both");
         // Another guest had the number before: what is remembered of it says nothing of this one.
         let before = Kept { run: RunId::new(1), ..kept(9) };

@@ -29,6 +29,7 @@ pub mod permission;
 mod refusal;
 pub mod render;
 mod step;
+pub mod sync;
 mod told;
 
 pub use change::Difference;

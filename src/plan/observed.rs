@@ -22,6 +22,23 @@ pub struct Observed {
     pub goldens: Vec<Golden>,
     /// The container with the number asked about, if there is one.
     pub target: Option<Target>,
+    /// What Proxmox is to call when a new guest starts and stops.
+    pub hookscript: Hookscript,
+}
+
+/// The hook script for new guests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hookscript {
+    /// Every host that may run the guest has it.
+    Ready(VolumeId),
+    /// It is not set, for this reason.
+    Left(String),
+}
+
+impl Default for Hookscript {
+    fn default() -> Self {
+        Self::Left("nobody has looked for it".to_owned())
+    }
 }
 
 /// A host and what it has.

@@ -12,6 +12,7 @@ mod error;
 pub mod golden;
 mod guest_file;
 mod identity;
+pub mod machine;
 mod name;
 pub mod privilege;
 mod property;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use super::machine::StorageDefinition;
 use super::{HostName, StorageId, Upid, Version, VolumeId};
 use crate::ident::{Mac, Vmid};
 
@@ -131,6 +132,23 @@ pub fn storages(value: &Value) -> Result<Vec<Storage>, ReplyError> {
             usable: flag(item.get("active"), true) && flag(item.get("enabled"), true),
             shared: flag(item.get("shared"), false),
             available: number(item.get("avail")),
+        })
+    })
+}
+
+/// Reads `GET /storage`.
+pub(super) fn definitions(value: &Value) -> Result<Vec<StorageDefinition>, ReplyError> {
+    list(value, "the storages", |item| {
+        let kind = text(item.get("type")).unwrap_or_default();
+        let networked = matches!(kind.as_str(), "nfs" | "cifs" | "cephfs" | "glusterfs");
+        Some(StorageDefinition {
+            name: parsed(item.get("storage"))?,
+            path: text(item.get("path")).map(Into::into),
+            content: text(item.get("content")).unwrap_or_default().split(',').map(|c| c.trim().to_owned()).collect(),
+            shared: flag(item.get("shared"), networked),
+            limited: text(item.get("nodes")).is_some_and(|nodes| !nodes.is_empty()),
+            enabled: !flag(item.get("disable"), false),
+            kind,
         })
     })
 }

@@ -4,6 +4,8 @@
 //! cluster; else in `/etc/pvemesh` for root and `~/.config/pvemesh` for others. Everything written here has mode 0600 and replaces its
 //! predecessor in one rename.
 
+mod ledger;
+
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -11,9 +13,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::ident::{MachinePrivate, MachinePublic, Secret, Vmid};
+use crate::plan::identity::Clones;
 use crate::plan::journal::Journal;
 use crate::plan::options::KnownCoordinator;
 use crate::pve::Fingerprint;
+pub use ledger::SyncLock;
 
 /// Names the directory, before the usual places.
 pub const DIRECTORY_VARIABLE: &str = "PVEMESH_CONFIG_DIR";
@@ -56,6 +60,9 @@ pub enum ConfigError {
     /// There is no home directory to keep them in.
     #[error("no directory for the configuration: set {DIRECTORY_VARIABLE} or HOME")]
     NoDirectory,
+    /// Another run brings the guests up to date.
+    #[error("another pvemesh brings the guests up to date right now")]
+    Syncing,
     /// Another run works on the same guest.
     #[error("another pvemesh is at work on guest {0}")]
     Busy(Vmid),
@@ -77,6 +84,27 @@ pub struct Config {
     /// The coordinator new guests join.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coordinator: Option<Coordinator>,
+    /// How guests are treated when they start, and when they turn out to be copies.
+    #[serde(default, skip_serializing_if = "Guests::is_usual")]
+    pub guests: Guests,
+}
+
+/// How guests are treated.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guests {
+    /// A guest whose host lacks what it needs does not start; else it starts, and the task log says what is wrong.
+    #[serde(default)]
+    pub strict: bool,
+    /// What a copy of a guest gets.
+    #[serde(default)]
+    pub clones: Clones,
+}
+
+impl Guests {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A coordinator that this machine does not administer: Headscale, Tailscale, or ours of somebody else.

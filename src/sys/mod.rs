@@ -20,6 +20,7 @@ pub mod image;
 pub mod init;
 pub mod local_api;
 mod names;
+pub mod neighbours;
 pub mod nft;
 pub mod noise_stream;
 mod offload;

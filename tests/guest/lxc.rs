@@ -214,3 +214,62 @@ fn router_helper(memory: &Path) {
         router.clear().await.unwrap();
     });
 }
+
+/// What makes a node's keys, in a container's root.
+fn key_files(container: &Container<'_>) -> (Option<String>, bool) {
+    let state = std::fs::read_to_string(container.rootfs("var/lib/pvemesh/node/state.json")).ok();
+    let key =
+        state.as_ref().and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok()?["machine_key"].as_str().map(str::to_owned));
+    (key, container.rootfs("var/lib/pvemesh/renewal.toml").exists())
+}
+
+#[test]
+fn a_cloned_container_discards_the_original_s_keys_and_waits_for_a_join_key() {
+    if !root() || !has("lxc-start") {
+        return;
+    }
+    let lan = Lan::new();
+    let variable = encode(&guest("ipv4 = \"192.168.77.9/24\"\nipv6 = \"none\"", NODE));
+    let original = Container::new(&lan, &variable);
+    original.start();
+    let made = wait_for("the original's keys", 20, || key_files(&original).0);
+    wait_for("the binding", 10, || original.rootfs("var/lib/pvemesh/binding.toml").exists().then_some(()));
+    original.lxc("lxc-stop", &["--nokill", "--timeout", "5"]);
+    assert!(original.pid().is_none());
+
+    // As Proxmox clones: everything but the hardware address.
+    let copy = Container::new(&lan, &variable);
+    let (from, to) = (original.rootfs(""), copy.rootfs(""));
+    std::fs::remove_dir_all(&to).unwrap();
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    assert_eq!(key_files(&copy).0.as_ref(), Some(&made), "it starts with the original's keys");
+    lan.guest.run("ip link set eth0 address bc:24:11:00:00:02");
+    copy.start();
+    wait_for("the copy to notice", 20, || copy.console().contains("this guest is a copy").then_some(()));
+    wait_for("the keys to go", 5, || key_files(&copy).0.is_none().then_some(()));
+    assert!(copy.console().contains("waits for a join key"), "{}", copy.console());
+    let stored = std::fs::read_to_string(copy.rootfs("var/lib/pvemesh/guest.toml")).unwrap();
+    assert!(!stored.contains("auth_key"), "the original's join key goes, too");
+
+    // As the host pushes it: a file of the container's root.
+    let renewal = copy.rootfs("var/lib/pvemesh/renewal.toml");
+    let fresh = copy.rootfs("var/lib/pvemesh/renewal.new");
+    std::fs::write(&fresh, "vmid = 102\nhostname = \"exit-2\"\ngeneration = 1\nauth_key = \"fresh-join-key\"\n").unwrap();
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::chown(&fresh, Some(FIRST_ID), Some(FIRST_ID)).unwrap();
+    std::fs::rename(&fresh, &renewal).unwrap();
+    let own = wait_for("keys of its own", 20, || key_files(&copy).0);
+    assert_ne!(own, made);
+    wait_for("the file to be taken away", 5, || (!key_files(&copy).1).then_some(()));
+    let stored = std::fs::read_to_string(copy.rootfs("var/lib/pvemesh/guest.toml")).unwrap();
+    assert!(stored.contains("vmid = 102") && stored.contains("exit-2") && stored.contains("fresh-join-key"));
+    assert!(!copy.console().contains("fresh-join-key"));
+    copy.lxc("lxc-stop", &["--nokill", "--timeout", "5"]);
+
+    // A second start is no copy any more.
+    let before = copy.console().len();
+    copy.start();
+    // There is no TUN for it here, so it ends after it has looked at its keys.
+    wait_for("the second start", 20, || copy.console().get(before..).is_some_and(|text| text.contains("node exited")).then_some(()));
+    assert_eq!(key_files(&copy).0, Some(own));
+}

@@ -44,6 +44,7 @@ fn there(version: Version, description: &str) -> Observed {
         guests: Vec::new(),
         mesh: Vec::new(),
         goldens: Vec::new(),
+        hookscript: pvemesh::plan::observed::Hookscript::default(),
         target: Some(Target { host: "pve".parse().unwrap(), config, running: true }),
     }
 }

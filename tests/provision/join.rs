@@ -345,7 +345,7 @@ fn on_the_host_itself_everything_goes_through_pvesh_and_no_secret_into_an_argume
 }
 
 /// The lab's program, where cargo puts examples.
-fn lab() -> Option<PathBuf> {
+pub fn lab() -> Option<PathBuf> {
     let here = std::env::current_exe().unwrap();
     Some(here.parent()?.parent()?.join("examples/pvemesh-lab")).filter(|path| path.exists())
 }

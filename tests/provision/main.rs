@@ -12,12 +12,16 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "test code")]
 
+mod attach;
 mod change;
 mod create;
+mod estate;
 mod faults;
 mod fleet;
 mod golden;
+mod hooks;
 mod hosts;
+mod identity;
 mod join;
 mod login;
 mod plan;

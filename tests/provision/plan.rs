@@ -4,8 +4,8 @@ use pvemesh::ident::{MachinePublic, Secret};
 use pvemesh::plan::create::{self, Image, Outcome, Plan};
 use pvemesh::plan::destroy;
 use pvemesh::plan::journal::{Journal, Recovery};
-use pvemesh::plan::mark::{Mark, RunId, TAG};
-use pvemesh::plan::observed::{HostView, Observed, Target};
+use pvemesh::plan::mark::{Identity as Origin, Mark, RunId, TAG};
+use pvemesh::plan::observed::{Hookscript, HostView, Observed, Target};
 use pvemesh::plan::options::{GuestTexts, Join, KnownCoordinator, NodeKind, Role};
 use pvemesh::plan::{Action, Refusal, render};
 use pvemesh::pve::call::Arch;
@@ -45,6 +45,7 @@ fn one_host() -> Observed {
         mesh: Vec::new(),
         goldens: Vec::new(),
         target: None,
+        hookscript: Hookscript::default(),
     }
 }
 
@@ -330,7 +331,7 @@ fn mark(ready: bool) -> Mark {
         name: "exit-1".parse().unwrap(),
         run: RUN,
         ready,
-        identity: pvemesh::plan::mark::Identity::default(),
+        identity: Origin::default(),
     }
 }
 

@@ -120,13 +120,16 @@ impl World {
         path
     }
 
-    fn command(&self, words: &str) -> Command {
+    pub fn command(&self, words: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pvemesh"));
         let expanded = words
             .replace("{dir}", &self.dir.path().display().to_string())
             .replace("{url}", &self.standin.url())
             .replace("{fingerprint}", self.standin.fingerprint());
         command.args(expanded.split_whitespace()).env_clear().env("PATH", "/nowhere").env("PVEMESH_CONFIG_DIR", self.path("config"));
+        if self.path("root").is_dir() {
+            command.env("PVEMESH_HOST_ROOT", self.path("root"));
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

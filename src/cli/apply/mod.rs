@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::connect::{ConnectArgs, Session, call_failure, config_failure, refusal};
 use super::create::{self, Asked, How};
-use super::{Exit, Failure, Output};
+use super::{Exit, Failure, Output, hook};
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::plan::create::{Image, Plan};
 use crate::plan::fleet::{self, AfterFailure, Declared, Draft, Limits, Member, View, Want, Work};
@@ -69,7 +69,7 @@ pub(super) async fn run(args: Apply, output: &Output) -> Result<(), Failure> {
     let stock = Stock::prepare(&session.store, args.image.as_deref()).map_err(|e| create::image_failure(&tried, &e))?;
     let image = Image::new(env!("CARGO_PKG_VERSION"), &stock.shared().sha256, create::architecture(&tried)?);
     let door = mesh.as_ref().map(|(_, mesh)| &**mesh);
-    let (view, draft) = plan(&session, door, &declared, &image, &tried).await?;
+    let (view, draft) = plan(&session, door, &declared, &image, (&tried, args.dry_run)).await?;
     let changes: Vec<Change<'_>> = draft.works.iter().map(|(vmid, work)| Change::of(*vmid, work)).collect();
     for remark in &draft.remarks {
         output.note(remark);
@@ -175,7 +175,7 @@ async fn plan(
     mesh: Option<&dyn Mesh>,
     declared: &[Declared<'_>],
     image: &Image,
-    tried: &str,
+    (tried, dry_run): (&str, bool),
 ) -> Result<(View, Draft), Failure> {
     let nodes: Vec<(NodeId, NodeName)> = match mesh {
         Some(mesh) => {
@@ -197,6 +197,7 @@ async fn plan(
         }
     }
     look_at_hosts(executor, &mut view).await.map_err(|e| call_failure(tried, &e))?;
+    view.observed.hookscript = hook::for_new_guests(session, &view.observed, dry_run).await;
     let draft = fleet::draw(declared, &view, image).map_err(blocked)?;
     Ok((view, draft))
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::report::{Report, Timed, dry_run_text, dry_run_value};
 use crate::cli::connect::{Session, call_failure, config_failure, refusal};
+use crate::cli::hook;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::progress::Progress;
 use crate::cli::{Exit, Failure, Output, carry, rights};
@@ -57,6 +58,10 @@ impl Making<'_> {
             None => Vec::new(),
         };
         let observed = observe::observe(&*self.session.executor, vmid, mesh).await.map_err(|e| call_failure(&self.tried, &e))?;
+        let mut observed = observed;
+        if observed.target.is_none() && matches!(self.role, Role::Node { .. }) {
+            observed.hookscript = hook::for_new_guests(self.session, &observed, self.how.dry_run).await;
+        }
         let image = Image::new(env!("CARGO_PKG_VERSION"), &stock.shared().sha256, architecture(&self.tried)?);
         let random = entropy::bytes::<16>().map_err(|e| Failure::new(&self.tried, e, "this system has no randomness"))?;
         let run = RunId::new(u128::from_be_bytes(random));

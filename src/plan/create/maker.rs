@@ -7,13 +7,13 @@ use crate::ident::{NodeId, NodeName};
 use crate::plan::choose::{self, Place};
 use crate::plan::golden::Golden;
 use crate::plan::mark::{RunId, TAG};
-use crate::plan::observed::Observed;
+use crate::plan::observed::{Hookscript, Observed};
 use crate::plan::options::{self, DEFAULT_CORES, DEFAULT_MEMORY, GuestOptions, Join, NodeKind, ROOT_VOLUME, Role};
 use crate::plan::refusal::Refusal;
 use crate::plan::render::{self, Notes};
 use crate::plan::step::{Action, Step, Undo};
 use crate::pve::call::{self, NewContainer};
-use crate::pve::{Device, Ipv4Config, Ipv6Config, NetworkInterface, RootVolume, Tag, VolumeId};
+use crate::pve::{Device, Ipv4Config, Ipv6Config, NetworkInterface, RootVolume, Tag, VolumeId, machine};
 use crate::settings::{DEFAULT_COORDINATOR_PORT, Guest, Ipv4Setup, Ipv6Setup};
 use crate::wire::admin::CreateKey;
 
@@ -94,6 +94,10 @@ impl Maker<'_> {
             Action::Call { request: create, task: Some(CREATE_LIMIT) },
             undo,
         ));
+        if let (Role::Node { .. }, Hookscript::Ready(volume)) = (self.role, &self.observed.hookscript) {
+            let request = machine::set_hookscript(machine::Guest { host, vmid, container: true }, Some(volume))?;
+            steps.push(Step::plain("set its hook", Action::Call { request, task: None }));
+        }
         match delivery {
             Delivery::Environment => {
                 steps.push(Step::plain("hand over the configuration", Action::Deliver { host: host.clone(), guest }));

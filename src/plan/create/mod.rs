@@ -17,7 +17,7 @@ use super::choose::{self, Choice, Source};
 use super::golden::{self, Golden};
 use super::lan;
 use super::mark::RunId;
-use super::observed::Observed;
+use super::observed::{Hookscript, Observed};
 use super::options::{GuestOptions, Role};
 use super::refusal::Refusal;
 use super::step::Step;
@@ -99,6 +99,7 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
     choices.push(Choice { what: "address", value: address_words(options), why: address_why(options).to_owned() });
     choices.extend(route);
     choices.push(delivery.reason());
+    choices.extend(hookscript(&role, observed));
     choices.extend(golden.map(|golden| cloning::reason(golden, image)));
     let maker = Maker { options, role: &role, observed, image, run, place: &place, name: &name, golden };
     let steps = maker.steps(delivery)?;
@@ -126,6 +127,19 @@ fn golden<'o>(options: &GuestOptions, role: &Role, observed: &'o Observed, image
         return Err(Refusal::NeedsRoot { identity: observed.identity.clone(), host, golden });
     }
     Ok(fit)
+}
+
+/// What Proxmox calls when the guest starts and stops; only nodes have use for it.
+fn hookscript(role: &Role, observed: &Observed) -> Option<Choice> {
+    matches!(role, Role::Node { .. }).then(|| match &observed.hookscript {
+        Hookscript::Ready(volume) => {
+            let why = "names, notes and routes follow its starts and stops".to_owned();
+            Choice { what: "hookscript", value: volume.to_string(), why }
+        }
+        Hookscript::Left(why) => {
+            Choice { what: "hookscript", value: "none".to_owned(), why: format!("{why}; `pvemesh sync` does the same, later") }
+        }
+    })
 }
 
 fn address_words(options: &GuestOptions) -> String {

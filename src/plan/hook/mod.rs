@@ -4,6 +4,7 @@
 //! for `post-stop`, which holds no lock and may come after the next start). So what has to wait, or to change the guest, is left to a
 //! job of its own ([`Action::Settle`]); the rest is bounded. docs/decisions/hooks.md.
 
+mod place;
 mod tun;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use super::ledger::Ledger;
 use super::mark::{Mark, TAG};
 use crate::ident::{NodeName, Vmid};
 use crate::pve::GuestFile;
+pub use place::{HOOK_FILE, Place, place};
 pub use tun::{Fault, Heal, HostFacts, MODULES, Module, Tun, check};
 
 /// How long a router that is stopped is kept from routes that others can carry: longer than a stop takes. Its return ends it.
@@ -153,6 +155,7 @@ pub fn decide(phase: Phase, facts: &Facts, ledger: &Ledger) -> Decision {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "test code")]
 mod tests {
     use super::super::ledger::Attached;
     use super::super::mark::{Identity, RunId};

@@ -118,6 +118,7 @@ pub fn check(file: &GuestFile, vmid: impl fmt::Display, host: &HostFacts) -> (Ve
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "test code")]
 mod tests {
     use super::*;
 

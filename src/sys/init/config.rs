@@ -16,7 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 
-use crate::settings::{Guest, GuestError};
+use crate::settings::{Guest, GuestError, RENEWAL_FILE, RENEWAL_VARIABLE, Renewal};
 use crate::sys::image::GUEST_CONFIG;
 
 /// The environment variable.
@@ -99,6 +99,20 @@ pub fn read(root: &Path, variable: Option<&str>) -> Result<Guest, ConfigError> {
     Ok(guest)
 }
 
+/// Puts a new identity that came by the environment where the node takes it from. The variable may be there at later starts, too; the
+/// node passes over what it has taken once.
+///
+/// # Errors
+///
+/// When it does not read, or cannot be stored.
+pub(super) fn take_renewal(root: &Path, variable: &str) -> Result<(), ConfigError> {
+    let text = decode(variable)?;
+    Renewal::from_toml(&text).map_err(|error| ConfigError::Refused { place: RENEWAL_VARIABLE, error })?;
+    let path = below(root, RENEWAL_FILE);
+    private_directory(path.parent().unwrap_or(root))?;
+    write_private(&path, text.as_bytes())
+}
+
 fn parse(place: &'static str, text: &str) -> Result<Guest, ConfigError> {
     Guest::from_toml(text).map_err(|error| ConfigError::Refused { place, error })
 }
@@ -178,6 +192,18 @@ mod tests {
         let guest = read(root.path(), None).unwrap();
         assert!(!file.exists());
         assert_eq!(read(root.path(), None).unwrap(), guest);
+    }
+
+    #[test]
+    fn a_new_identity_is_put_where_the_node_takes_it_from() {
+        let root = tempfile::tempdir().unwrap();
+        let text = "vmid = 102\nhostname = \"exit-2\"\ngeneration = 1\nauth_key = \"hidden-key\"\n";
+        take_renewal(root.path(), &STANDARD.encode(text)).unwrap();
+        let path = below(root.path(), RENEWAL_FILE);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let error = take_renewal(root.path(), &STANDARD.encode(text.replace("vmid", "wmid"))).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hidden-key"), "{error}");
     }
 
     #[test]

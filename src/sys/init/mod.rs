@@ -24,7 +24,7 @@ use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::settings::Guest;
+use crate::settings::{Guest, RENEWAL_VARIABLE};
 use crate::time::Time;
 use services::Services;
 
@@ -47,6 +47,7 @@ pub fn main() -> ExitCode {
     take_console();
     start_log();
     let variable = std::env::var(VARIABLE).ok();
+    let renewal = std::env::var(RENEWAL_VARIABLE).ok();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -54,7 +55,7 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(run(variable));
+    let result = runtime.block_on(run(variable, renewal));
     // Not waiting for what is still storing.
     runtime.shutdown_background();
     match result {
@@ -119,13 +120,16 @@ impl Signals {
     }
 }
 
-async fn run(variable: Option<String>) -> std::io::Result<()> {
+async fn run(variable: Option<String>, renewal: Option<String>) -> std::io::Result<()> {
     // First of all: PID 1 ignores signals that it has no handler for.
     let mut signals = Signals::listen()?;
     let clock = Instant::now();
     let now = || Time::from_start(clock.elapsed());
     let mut services = Services::default();
     let guest = prepare(variable.as_deref());
+    if let Some(error) = renewal.and_then(|renewal| config::take_renewal(Path::new("/"), &renewal).err()) {
+        tracing::error!("{error}; the node stays who it is");
+    }
     let ready = Notify::new();
     let network = async {
         match &guest {
@@ -216,7 +220,7 @@ fn start_due(services: &mut Services, now: Time) {
     for service in services.due(now) {
         let mut command = Command::new("/proc/self/exe");
         // The configuration is in the file; the join key has no place in every child's environment.
-        command.arg0("pvemesh").args(&service.arguments).env_remove(VARIABLE).stdin(Stdio::null());
+        command.arg0("pvemesh").args(&service.arguments).env_remove(VARIABLE).env_remove(RENEWAL_VARIABLE).stdin(Stdio::null());
         if std::env::var_os("PATH").is_none() {
             command.env("PATH", OsString::from("/sbin:/bin"));
         }

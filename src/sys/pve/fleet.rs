@@ -8,7 +8,7 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use super::{CallError, Executor, observe};
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::plan::fleet::View;
-use crate::plan::observed::{Observed, Target};
+use crate::plan::observed::{Hookscript, Observed, Target};
 use crate::pve::{call, reply};
 
 /// Configurations read at once; a host has three workers for its API.
@@ -36,7 +36,7 @@ pub async fn look(executor: &dyn Executor, declared: &BTreeSet<Vmid>, mesh: Vec<
         .try_filter_map(|found| async move { Ok(found) })
         .try_collect()
         .await?;
-    let observed = Observed { identity: executor.identity(), local: None, hosts: Vec::new(), guests, mesh, goldens: Vec::new(), target: None };
+    let observed = Observed { identity: executor.identity(), local: None, hosts: Vec::new(), guests, mesh, goldens: Vec::new(), target: None, hookscript: Hookscript::default() };
     Ok(View { observed, targets })
 }
 

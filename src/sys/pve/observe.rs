@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{CallError, Executor, Pvesh};
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::plan::golden::{self, Golden};
-use crate::plan::observed::{HostView, Observed, Target};
+use crate::plan::observed::{Hookscript, HostView, Observed, Target};
 use crate::pve::access::{self, Rights};
 use crate::pve::reply::{self, ContainerConfig, GuestSummary};
 use crate::pve::{BuildError, ErrorKind, HostName, Identity, Request, call};
@@ -32,7 +32,7 @@ pub async fn observe(executor: &dyn Executor, vmid: Vmid, mesh: Vec<(NodeId, Nod
     };
     let goldens = goldens(executor, &guests).await?;
     let local = if identity == Identity::RootHost { Pvesh::local_host() } else { None };
-    Ok(Observed { identity, local, hosts, guests, mesh, goldens, target })
+    Ok(Observed { identity, local, hosts, guests, mesh, goldens, target, hookscript: Hookscript::default() })
 }
 
 /// The golden containers among these guests.

@@ -13,9 +13,11 @@ use super::mesh::{Door, Mesh, MeshError};
 use super::undo::Undoer;
 use super::{CallError, Executor, TaskError, Upload, observe, wait_task};
 use crate::ident::{NodeName, Secret, Vmid, is_mesh_address};
+use crate::plan::block;
 use crate::plan::create::{CONFIG_VARIABLE, Plan};
+use crate::plan::identity::first_mac;
 use crate::plan::journal::Journal;
-use crate::plan::mark::Mark;
+use crate::plan::mark::{Identity, Mark};
 use crate::plan::options::KnownCoordinator;
 use crate::plan::render::{self, Notes, RenderError};
 use crate::plan::{Action, RELAY_PORT, Step, Undo, environment};
@@ -428,7 +430,16 @@ impl Actor<'_> {
             let place = if is_mesh_address(*address) { "in the mesh" } else { "on the LAN" };
             text.push_str(&format!("\n- address {place}: `{address}`"));
         }
-        let request = call::set_notes(host, mark.vmid, &mark.attach(&text))?;
+        // What tells the guest from a copy of it is known only now that Proxmox has made it.
+        let config = observe::container_config(self.executor, host, mark.vmid).await?;
+        let v4 = carried.findings.mesh_addresses.iter().find_map(|address| match address {
+            IpAddr::V4(v4) if self.mesh.is_some() => Some(*v4),
+            _ => None,
+        });
+        let identity = Identity { mac: config.as_ref().and_then(first_mac), address: v4.or(mark.identity.address), ..mark.identity };
+        let mark = Mark { identity, ..mark.clone() };
+        let there = config.map(|config| config.description).unwrap_or_default();
+        let request = call::set_notes(host, mark.vmid, &block::replaced(&there, &text, &mark))?;
         self.call(&request, None, watch).await
     }
 }

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use futures_util::future::BoxFuture;
@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
+use super::host::HostFiles;
 use super::{CallError, Executor, Upload};
 use crate::pve::{ApiError, HostName, Identity, Method, Request, Upid, reply};
 
@@ -44,7 +45,7 @@ impl Pvesh {
     /// Whether this is a Proxmox host and we are its root.
     pub fn is_here() -> bool {
         let in_path = std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("pvesh").is_file()));
-        rustix::process::geteuid().is_root() && Path::new(CLUSTER_FILES).is_dir() && in_path
+        rustix::process::geteuid().is_root() && HostFiles::here().path(CLUSTER_FILES).is_dir() && in_path
     }
 
     /// The name of this host as the cluster knows it.

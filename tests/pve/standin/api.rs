@@ -197,6 +197,9 @@ fn dispatch_wide(context: &Context, method: &str, tail: &str, params: &Params) -
 }
 
 fn dispatch(context: &Context, method: &str, template: &str, params: &Params) -> Result<Reply, Reply> {
+    if template == "/storage" {
+        return Ok(storage::definitions(context));
+    }
     let tail = template.strip_prefix("/nodes/{node}").filter(|t| !t.is_empty());
     if let Some(answer) = dispatch_wide(context, method, tail.unwrap_or(template), params) {
         return answer;

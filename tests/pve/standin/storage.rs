@@ -85,6 +85,19 @@ pub fn list(context: &Context, params: &Params) -> Reply {
     Reply::data(rows.filter(|s| wanted.is_empty() || wanted.iter().any(|c| s.holds(c))).map(|s| row(context, &inner, s)).collect())
 }
 
+/// `GET /storage`: how they are defined for the whole cluster.
+pub fn definitions(context: &Context) -> Reply {
+    let inner = context.core.inner.lock().unwrap();
+    let shown = |storage: &Storage| {
+        let mut row = json!({ "storage": storage.name, "type": storage.kind, "content": storage.content, "digest": "0" });
+        if storage.kind == "dir" {
+            row["path"] = json!(context.core.options.dir.join("storage").join(&storage.name));
+        }
+        row
+    };
+    Reply::data(visible(context, &inner).map(shown).collect())
+}
+
 pub fn status(context: &Context, params: &Params) -> Result<Reply, Reply> {
     let storage = find(context, &params["storage"]).map_err(|_| Reply::parameter("storage", "No such storage."))?;
     Ok(Reply::data(row(context, &context.core.inner.lock().unwrap(), storage)))
