@@ -13,7 +13,7 @@ use crate::pve::{ErrorKind, Identity, call};
 use crate::sys::config::{Config, ConfigError, Pve, Store, read_secret};
 use crate::sys::entropy;
 use crate::sys::pve::{
-    AdminDoor, CallError, Counted, Credentials, Door as _, Executor as _, Https, HttpsOptions, Mesh, SecondFactor, StepError, TaskError, Trust,
+    AdminDoor, CallError, Calls, Counted, Credentials, Door as _, Executor, Https, HttpsOptions, Mesh, SecondFactor, StepError, TaskError, Trust,
 };
 
 /// What every command that talks to Proxmox takes.
@@ -32,12 +32,20 @@ pub(super) struct ConnectArgs {
 
 /// An open way to Proxmox, and the files of this machine.
 pub(super) struct Session {
-    pub(super) executor: Box<Counted>,
+    pub(super) executor: Box<dyn Executor>,
+    /// How many calls were made through it.
+    pub(super) calls: Calls,
     pub(super) store: Store,
     pub(super) config: Config,
 }
 
 impl Session {
+    /// A session through this executor.
+    pub(super) fn new(executor: Box<dyn Executor>, store: Store, config: Config) -> Self {
+        let (counted, calls) = Counted::new(executor);
+        Self { executor: Box::new(counted), calls, store, config }
+    }
+
     /// Opens the way that is set up, or the one named; without any, `pvesh` on a Proxmox host. Fails if there are several and none is named.
     pub(super) async fn open(args: &ConnectArgs) -> Result<Self, Failure> {
         hosts::only(args).await

@@ -10,7 +10,7 @@ use super::{Exit, Failure, Output};
 use crate::ident::Vmid;
 use crate::pve::{call, reply};
 use crate::sys::config::{Config, Pve, Store};
-use crate::sys::pve::{Counted, Executor as _, Pvesh};
+use crate::sys::pve::{Executor as _, Pvesh};
 
 /// How many are asked at once.
 const AT_ONCE: usize = 8;
@@ -169,12 +169,12 @@ async fn open(store: &Store, config: &Config, name: &str, pve: &Pve, code: &Arc<
     if let Some(coordinator) = config.coordinator.as_mut().filter(|coordinator| coordinator.host != pve.name) {
         coordinator.vmid = None;
     }
-    Ok(Session { executor: Box::new(Counted::new(Box::new(https))), store: store.scoped(pve.name.as_deref()), config })
+    Ok(Session::new(Box::new(https), store.scoped(pve.name.as_deref()), config))
 }
 
 fn here(store: Store, config: Config) -> Result<Session, Failure> {
     if Pvesh::is_here() {
-        return Ok(Session { executor: Box::new(Counted::new(Box::new(Pvesh::default()))), store, config });
+        return Ok(Session::new(Box::new(Pvesh::default()), store, config));
     }
     let happened = "this is no Proxmox host (or we are not its root), and no other one is set up";
     let next = "on the host, run it as root; elsewhere: pvemesh init --url https://HOST:8006 --user root@pam";

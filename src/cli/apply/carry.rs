@@ -15,7 +15,7 @@ use crate::plan::create::Plan;
 use crate::plan::fleet::{AfterFailure, Draft, Job, Limits, Schedule, View, Work};
 use crate::plan::high_availability;
 use crate::pve::{HostName, Version, VolumeId, call, reply};
-use crate::sys::pve::{CallError, Door, Executor as _, Mesh, Provisioner, Stock, Watch, upload_image, wait_task};
+use crate::sys::pve::{CallError, Door, Mesh, Provisioner, Stock, Watch, upload_image, wait_task};
 
 /// How long the removal of an image nobody uses may take.
 const DELETE_LIMIT: Duration = Duration::from_secs(60);

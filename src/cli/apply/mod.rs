@@ -87,7 +87,7 @@ pub(super) async fn run(args: Apply, output: &Output) -> Result<(), Failure> {
     if failure.is_none() {
         crew.keep_apart(&draft, &view).await?;
     }
-    let report = Report::new(rows, &draft, begun.elapsed().as_secs_f64(), session.executor.calls());
+    let report = Report::new(rows, &draft, begun.elapsed().as_secs_f64(), session.calls.count());
     output.result(&report, report.text());
     failure.map_or(Ok(()), Err)
 }

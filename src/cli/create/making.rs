@@ -15,7 +15,7 @@ use crate::plan::options::{GuestOptions, Join, KnownCoordinator, Role};
 use crate::pve::call::Arch;
 use crate::sys::entropy;
 use crate::sys::image::ImageError;
-use crate::sys::pve::{Executor as _, Findings, Images as _, Mesh, Provisioner, Stock, observe};
+use crate::sys::pve::{Findings, Images as _, Mesh, Provisioner, Stock, observe};
 
 /// How a guest is made, whatever it is.
 #[derive(Clone, Copy)]
@@ -143,7 +143,7 @@ impl Making<'_> {
             url: known.map(|known| known.url),
             steps: findings.timings.into_iter().map(|(step, took)| Timed { step, seconds: took.as_secs_f64() }).collect(),
             seconds,
-            calls: self.session.executor.calls(),
+            calls: self.session.calls.count(),
         }
     }
 }

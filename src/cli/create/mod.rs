@@ -14,7 +14,6 @@ use crate::plan::options::{
 use crate::pve::{call, reply};
 use crate::sys::config::read_secret;
 use crate::sys::entropy;
-use crate::sys::pve::Executor as _;
 use args::Tun;
 pub(super) use args::{CreateCoordinator, CreateRelay, CreateSubnetRouter, NodeArgs};
 use making::Making;

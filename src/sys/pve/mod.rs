@@ -32,7 +32,7 @@ use crate::ident::Secret;
 use crate::pve::reply::ReplyError;
 use crate::pve::{ApiError, BuildError, Fingerprint, HostName, Identity, Request, StorageId, Upid};
 
-pub use counted::Counted;
+pub use counted::{Calls, Counted};
 pub use door::AdminDoor;
 pub use handover::Handover;
 pub use host::{HostFiles, ROOT_VARIABLE};
