@@ -221,6 +221,10 @@ pub(super) fn step_advice(error: &StepError) -> (String, Exit, &[String]) {
                 (next, exit, &[])
             }
         },
+        StepError::Inside(error) => {
+            let (next, exit) = super::ways::inside_advice(error);
+            (next, exit, &[])
+        }
         StepError::Mesh(_) => ("is the coordinator running? pvemesh list".to_owned(), Exit::Unreachable, &[]),
         StepError::TooLong { .. } => ("pvemesh status and the container's console in Proxmox show more".to_owned(), Exit::Unreachable, &[]),
         StepError::Interrupted => ("run the command again when you like".to_owned(), Exit::Failed, &[]),

@@ -490,6 +490,7 @@ impl Maker<'_> {
                     advertise_exit_node: *kind == NodeKind::ExitNode,
                     advertise_routes: if let NodeKind::SubnetRouter { routes, .. } = kind { routes.clone() } else { Vec::new() },
                     accept_routes: false,
+                    accept_dns: true,
                     snat_subnet_routes: !matches!(kind, NodeKind::SubnetRouter { snat: false, .. }),
                     userspace: *userspace,
                     lan_gateway: matches!(kind, NodeKind::SubnetRouter { gateway: true, .. }),
@@ -500,6 +501,6 @@ impl Maker<'_> {
     }
 }
 
-fn exit_routes() -> Vec<ipnet::IpNet> {
+pub(super) fn exit_routes() -> Vec<ipnet::IpNet> {
     vec![ipnet::Ipv4Net::default().into(), ipnet::Ipv6Net::default().into()]
 }

@@ -11,14 +11,20 @@
 mod choose;
 pub mod create;
 pub mod destroy;
+pub mod doctor;
+pub mod enroll;
+pub mod guest;
+pub mod inside;
 pub mod journal;
 mod lan;
 pub mod mark;
 pub mod observed;
 pub mod options;
 mod refusal;
+pub mod rekey;
 pub mod render;
 mod step;
+pub mod upgrade;
 
 pub use choose::Choice;
 pub use refusal::{Fault, Refusal};

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::inside::{InsideAction, InsideUndo};
 use super::mark::{Mark, RunId};
 use super::render::Notes;
 use crate::ident::{NodeId, NodeName, Vmid};
@@ -126,6 +127,8 @@ pub enum Action {
     RemoveRelay(NodeName),
     /// Forgets the known coordinator.
     ForgetCoordinator(Vmid),
+    /// Does something within a running guest.
+    Inside(InsideAction),
 }
 
 /// What takes a step back.
@@ -174,6 +177,8 @@ pub enum Undo {
         /// The guest.
         vmid: Vmid,
     },
+    /// Take back what was done within a guest.
+    Inside(InsideUndo),
 }
 
 impl fmt::Display for Undo {
@@ -186,6 +191,7 @@ impl fmt::Display for Undo {
             Self::RemoveNode { name, .. } => write!(f, "remove node {name} from the coordinator"),
             Self::RemoveRelay { name, .. } => write!(f, "take relay {name} out of the relay map"),
             Self::ForgetCoordinator { vmid } => write!(f, "forget the coordinator in container {vmid}"),
+            Self::Inside(undo) => undo.fmt(f),
         }
     }
 }
@@ -247,6 +253,7 @@ impl fmt::Display for Action {
             }
             Self::RemoveNode(name) => write!(f, "coordinator: DELETE node {name}"),
             Self::RemoveRelay(name) => write!(f, "coordinator: DELETE relay {name}"),
+            Self::Inside(action) => action.fmt(f),
             Self::ForgetCoordinator(vmid) => write!(f, "this machine: forget the coordinator in container {vmid}"),
         }
     }

@@ -10,7 +10,7 @@ use proxmox_api::nodes::NodesClient;
 use proxmox_api::nodes::node::lxc::vmid::DeleteParams;
 use proxmox_api::nodes::node::lxc::vmid::VmidClient;
 use proxmox_api::nodes::node::lxc::vmid::config::{GetParams as ConfigParams, PutParams};
-use proxmox_api::nodes::node::lxc::vmid::status::{shutdown, start, stop};
+use proxmox_api::nodes::node::lxc::vmid::status::{reboot, shutdown, start, stop};
 use proxmox_api::nodes::node::lxc::{Arch as ApiArch, Cmode, Ostype, PostParams};
 use proxmox_api::nodes::node::network::{GetParams as NetworkParams, Type as NetworkType};
 use proxmox_api::nodes::node::storage::GetParams as StorageParams;
@@ -219,6 +219,11 @@ pub fn shutdown(on: &HostName, vmid: Vmid, timeout_secs: u16) -> Built {
     record(container(on, vmid)?.status().shutdown().post(params))
 }
 
+/// Stops a container and starts it again, with what was pending in force; replies with a task.
+pub fn reboot(on: &HostName, vmid: Vmid) -> Built {
+    record(container(on, vmid)?.status().reboot().post(reboot::PostParams::default()))
+}
+
 /// Removes a stopped container with its volumes and its entries in backup, replication and HA jobs; replies with a task.
 pub fn destroy(on: &HostName, vmid: Vmid) -> Built {
     let params = DeleteParams { purge: Some(true), ..Default::default() };
@@ -311,6 +316,7 @@ mod tests {
             (start(&pve(), vmid()), "POST /nodes/pve/lxc/101/status/start"),
             (stop(&pve(), vmid()), "POST /nodes/pve/lxc/101/status/stop"),
             (shutdown(&pve(), vmid(), 10), "POST /nodes/pve/lxc/101/status/shutdown forceStop=1 timeout=10"),
+            (reboot(&pve(), vmid()), "POST /nodes/pve/lxc/101/status/reboot"),
             (destroy(&pve(), vmid()), "DELETE /nodes/pve/lxc/101 purge=1"),
             (task_status(&task), "GET /nodes/pve/tasks/UPID:pve:00003B61:00050BD6:6B02A9D3:vzcreate:190:root@pam!tb:/status"),
             (

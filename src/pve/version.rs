@@ -14,6 +14,8 @@ pub struct Version {
 impl Version {
     /// `dev[n]`, the passing through of devices: pve-container 5.0.7.
     pub const DEVICES: Self = Self::new(8, 1, 0);
+    /// Devices plugged into a running container: pve-container 6.0.4.
+    pub const HOT_PLUG: Self = Self::new(9, 0, 0);
     /// `env` and `entrypoint`: pve-container 6.0.15.
     pub const ENVIRONMENT: Self = Self::new(9, 1, 0);
 

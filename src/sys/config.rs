@@ -58,6 +58,9 @@ pub enum ConfigError {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// Where `ssh` logs in to enter guests, as in `root@{node}`; absent on a Proxmox host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<String>,
     /// How Proxmox is reached; absent on a Proxmox host, where `pvesh` needs nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pve: Option<Pve>,
@@ -361,7 +364,7 @@ mod tests {
         assert_eq!(store.load().unwrap(), Config::default());
         let pve =
             Pve { url: "https://pve:8006".to_owned(), user: None, password_file: None, token_file: None, fingerprint: None, ca_file: None };
-        let config = Config { pve: Some(pve), coordinator: None };
+        let config = Config { pve: Some(pve), ssh: None, coordinator: None };
         store.save(&config).unwrap();
         assert_eq!(store.load().unwrap(), config);
         let mode = std::fs::metadata(store.path("config.toml")).unwrap().permissions().mode();

@@ -99,7 +99,7 @@ impl Making<'_> {
         let vmid = self.options.vmid;
         let Some(journal) = self.session.store.journal(vmid).map_err(config_failure)? else { return Ok(()) };
         self.how.output.note(format!("an earlier run for {vmid} did not come to its end; taking back what it left"));
-        let undoer = Undoer { executor: &*self.session.executor, mesh: self.mesh, store: &self.session.store };
+        let undoer = Undoer { executor: &*self.session.executor, mesh: self.mesh, inside: None, store: &self.session.store };
         let tried = format!("take back what an earlier run left for {vmid}");
         match undoer.recover(&journal, progress).await {
             Ok((_, left)) if left.is_empty() => Ok(()),
@@ -118,6 +118,7 @@ impl Making<'_> {
             executor: &*self.session.executor,
             door: &door,
             mesh: self.mesh,
+            inside: None,
             images: stock,
             store: &self.session.store,
             watch: progress,

@@ -5,28 +5,28 @@ use crate::plan::Choice;
 use crate::plan::create::Plan;
 
 #[derive(serde::Serialize)]
-pub(super) struct Report {
-    pub(super) vmid: Vmid,
-    pub(super) name: NodeName,
-    pub(super) role: &'static str,
-    pub(super) node: String,
-    pub(super) changed: bool,
+pub(in crate::cli) struct Report {
+    pub(in crate::cli) vmid: Vmid,
+    pub(in crate::cli) name: NodeName,
+    pub(in crate::cli) role: &'static str,
+    pub(in crate::cli) node: String,
+    pub(in crate::cli) changed: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) choices: Vec<Choice>,
+    pub(in crate::cli) choices: Vec<Choice>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) lan_address: Option<std::net::IpAddr>,
+    pub(in crate::cli) lan_address: Option<std::net::IpAddr>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) mesh_addresses: Vec<std::net::IpAddr>,
+    pub(in crate::cli) mesh_addresses: Vec<std::net::IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) url: Option<String>,
-    pub(super) steps: Vec<Timed>,
-    pub(super) seconds: f64,
+    pub(in crate::cli) url: Option<String>,
+    pub(in crate::cli) steps: Vec<Timed>,
+    pub(in crate::cli) seconds: f64,
 }
 
 #[derive(serde::Serialize)]
-pub(super) struct Timed {
-    pub(super) step: String,
-    pub(super) seconds: f64,
+pub(in crate::cli) struct Timed {
+    pub(in crate::cli) step: String,
+    pub(in crate::cli) seconds: f64,
 }
 
 pub(super) fn summary(report: &Report) -> String {
@@ -52,7 +52,7 @@ pub(super) fn summary(report: &Report) -> String {
     text
 }
 
-pub(super) fn dry_run_text(plan: &Plan, place: &str) -> String {
+pub(in crate::cli) fn dry_run_text(plan: &Plan, place: &str) -> String {
     let mut text = format!("would make {} {} ({}) on {} at {place}\n", plan.role, plan.vmid, plan.name, plan.host);
     for choice in &plan.choices {
         text.push_str(&format!("  {:<17} {}  ({})\n", choice.what, choice.value, choice.why));
@@ -67,7 +67,7 @@ pub(super) fn dry_run_text(plan: &Plan, place: &str) -> String {
     text
 }
 
-pub(super) fn dry_run_value(plan: &Plan) -> serde_json::Value {
+pub(in crate::cli) fn dry_run_value(plan: &Plan) -> serde_json::Value {
     let steps: Vec<_> = plan
         .steps
         .iter()

@@ -1,11 +1,12 @@
 //! The way to real coordinators: `sys::admin` with this machine's admin key.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use futures_util::future::BoxFuture;
+use ipnet::IpNet;
 
 use super::mesh::{Door, Mesh, MeshError};
-use crate::ident::{MachinePrivate, MachinePublic, NodeId};
+use crate::ident::{MachinePrivate, MachinePublic, NodeId, NodeName};
 use crate::sys::admin::{AdminClient, AdminError};
 use crate::sys::relay::dial;
 use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
@@ -65,6 +66,18 @@ impl Mesh for AdminClient {
 
     fn delete_node(&self, id: NodeId) -> Answer<'_, ()> {
         Box::pin(async move { Ok(Self::delete_node(self, id).await?) })
+    }
+
+    fn approve_routes<'a>(&'a self, id: NodeId, routes: &'a [IpNet]) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(Self::approve_routes(self, id, routes).await.map(drop)?) })
+    }
+
+    fn rename_node<'a>(&'a self, id: NodeId, name: &'a NodeName) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(Self::rename_node(self, id, name).await.map(drop)?) })
+    }
+
+    fn set_address(&self, id: NodeId, address: Ipv4Addr) -> Answer<'_, ()> {
+        Box::pin(async move { Ok(Self::set_address(self, id, address).await.map(drop)?) })
     }
 
     fn relays(&self) -> Answer<'_, Vec<DerpRegion>> {

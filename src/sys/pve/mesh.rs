@@ -1,10 +1,11 @@
 //! What provisioning needs of a coordinator, as a trait, so that the order of steps and undoing can be tested without one.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use futures_util::future::BoxFuture;
+use ipnet::IpNet;
 
-use crate::ident::{MachinePublic, NodeId};
+use crate::ident::{MachinePublic, NodeId, NodeName};
 use crate::wire::admin::{CoordinatorInfo, CreateKey, CreatedKey, NodeInfo};
 use crate::wire::control::DerpRegion;
 
@@ -34,6 +35,15 @@ pub trait Mesh: Send + Sync {
 
     /// Removes a node.
     fn delete_node(&self, id: NodeId) -> Answer<'_, ()>;
+
+    /// Lets a node carry these networks, and no others.
+    fn approve_routes<'a>(&'a self, id: NodeId, routes: &'a [IpNet]) -> Answer<'a, ()>;
+
+    /// Gives a node another name.
+    fn rename_node<'a>(&'a self, id: NodeId, name: &'a NodeName) -> Answer<'a, ()>;
+
+    /// Gives a node another address.
+    fn set_address(&self, id: NodeId, address: Ipv4Addr) -> Answer<'_, ()>;
 
     /// The relays added to its relay map.
     fn relays(&self) -> Answer<'_, Vec<DerpRegion>>;

@@ -2,6 +2,7 @@
 //!
 //! Everything above talks to an [`Executor`] and does not know which. What is asked for and why is decided in `plan`.
 
+mod deeds;
 mod door;
 mod https;
 pub mod inside;
@@ -15,6 +16,7 @@ mod task;
 mod ticket;
 mod trust;
 mod undo;
+mod upgrade;
 
 use std::path::PathBuf;
 
@@ -36,6 +38,7 @@ pub use stock::Stock;
 pub use task::{TaskError, wait_task};
 pub use trust::{Trust, probe_fingerprint};
 pub use undo::Undoer;
+pub use upgrade::{Fate, NewProgram, Ping, Upgraded, Upgrader, facts};
 
 /// How long the task that stores an upload may take.
 const UPLOAD_TASK_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);

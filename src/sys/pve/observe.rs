@@ -20,6 +20,21 @@ async fn ask(executor: &dyn Executor, request: Result<Request, BuildError>) -> R
 /// If the API cannot be read at all.
 pub async fn observe(executor: &dyn Executor, vmid: Vmid, mesh: Vec<(NodeId, NodeName)>) -> Result<Observed, CallError> {
     let identity = executor.identity();
+    let hosts = hosts(executor).await?;
+    let guests = reply::guests(&ask(executor, call::guests()).await?)?;
+    let target = match guests.iter().find(|guest| guest.vmid == vmid && guest.container) {
+        Some(guest) => container(executor, &guest.host, vmid).await?,
+        None => None,
+    };
+    let local = if identity == Identity::RootHost { Pvesh::local_host() } else { None };
+    Ok(Observed { identity, local, hosts, guests, mesh, target })
+}
+
+/// The hosts of the cluster with what they have; one that does not answer is shown as offline.
+///
+/// # Errors
+/// If the API cannot be read at all.
+pub async fn hosts(executor: &dyn Executor) -> Result<Vec<HostView>, CallError> {
     let mut hosts = Vec::new();
     for host in reply::hosts(&ask(executor, call::hosts()).await?)? {
         let offline = HostView {
@@ -43,13 +58,15 @@ pub async fn observe(executor: &dyn Executor, vmid: Vmid, mesh: Vec<(NodeId, Nod
             Err(error) => return Err(error),
         }
     }
-    let guests = reply::guests(&ask(executor, call::guests()).await?)?;
-    let target = match guests.iter().find(|guest| guest.vmid == vmid && guest.container) {
-        Some(guest) => container(executor, &guest.host, vmid).await?,
-        None => None,
-    };
-    let local = if identity == Identity::RootHost { Pvesh::local_host() } else { None };
-    Ok(Observed { identity, local, hosts, guests, mesh, target })
+    Ok(hosts)
+}
+
+/// The guests of the cluster.
+///
+/// # Errors
+/// If they cannot be read.
+pub async fn guests(executor: &dyn Executor) -> Result<Vec<reply::GuestSummary>, CallError> {
+    Ok(reply::guests(&ask(executor, call::guests()).await?)?)
 }
 
 async fn view(executor: &dyn Executor, host: &HostName) -> Result<HostView, CallError> {

@@ -2,11 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use super::deeds::Doer;
+use super::inside::Inside;
 use super::mesh::Mesh;
 use super::provision::{StepError, Watch, run_call};
 use super::{Executor, observe};
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::plan::Undo;
+use crate::plan::inside::InsideUndo;
 use crate::plan::journal::{Journal, Recovery};
 use crate::plan::mark::{Mark, RunId};
 use crate::pve::{ErrorKind, HostName, VolumeId, call};
@@ -27,6 +30,8 @@ pub struct Undoer<'a> {
     pub executor: &'a dyn Executor,
     /// The known coordinator, if it can be reached.
     pub mesh: Option<&'a dyn Mesh>,
+    /// The way into the guest, if there is one.
+    pub inside: Option<&'a dyn Inside>,
     /// The files of this machine.
     pub store: &'a Store,
 }
@@ -39,7 +44,7 @@ impl Undoer<'_> {
     pub async fn recover(&self, journal: &Journal, watch: &mut dyn Watch) -> Result<(Vec<String>, Vec<String>), StepError> {
         let mut there = None;
         for undo in &journal.undo {
-            if let Undo::RemoveContainer { host, vmid, .. } = undo {
+            if let Undo::RemoveContainer { host, vmid, .. } | Undo::Inside(InsideUndo { host, vmid, .. }) = undo {
                 there = observe::container_config(self.executor, host, *vmid).await?;
             }
         }
@@ -102,6 +107,7 @@ impl Undoer<'_> {
                 }
                 Ok(there)
             }
+            Undo::Inside(undo) => Doer { executor: self.executor, inside: self.inside, mesh: self.mesh }.take_back(undo).await,
             Undo::ForgetCoordinator { vmid } => {
                 let config = self.store.load()?;
                 let known = config.coordinator.is_some_and(|c| c.vmid == Some(*vmid));
