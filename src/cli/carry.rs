@@ -38,7 +38,7 @@ pub(super) async fn recover(
 ) -> Result<(), Failure> {
     let Some(journal) = session.store.journal(vmid).map_err(config_failure)? else { return Ok(()) };
     output.note(format!("an earlier run for {vmid} did not come to its end; taking back what it left"));
-    let undoer = Undoer { executor: &*session.executor, mesh, store: &session.store };
+    let undoer = Undoer { executor: &*session.executor, mesh, inside: None, store: &session.store };
     let tried = format!("take back what an earlier run left for {vmid}");
     match undoer.recover(&journal, watch).await {
         Ok((_, left)) if left.is_empty() => Ok(()),

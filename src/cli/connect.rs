@@ -17,7 +17,7 @@ use crate::sys::pve::{
 };
 
 /// What every command that talks to Proxmox takes.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct ConnectArgs {
     /// The code of a second factor, if the user has one: six digits, or a recovery key. Asked for on a terminal if absent.
     #[arg(long, value_name = "CODE")]
@@ -284,6 +284,10 @@ pub(super) fn step_advice(error: &StepError) -> (String, Exit, &[String]) {
                 (next, exit, &[])
             }
         },
+        StepError::Inside(error) => {
+            let (next, exit) = super::ways::inside_advice(error);
+            (next, exit, &[])
+        }
         StepError::Mesh(_) => ("is the coordinator running? pvemesh list".to_owned(), Exit::Unreachable, &[]),
         StepError::TooLong { .. } => ("pvemesh status and the container's console in Proxmox show more".to_owned(), Exit::Unreachable, &[]),
         StepError::Interrupted => ("run the command again when you like".to_owned(), Exit::Failed, &[]),

@@ -13,7 +13,7 @@ use crate::plan::options::OptionError;
 use crate::plan::{Action, Refusal};
 use crate::sys::config::ConfigError;
 use crate::sys::image::{Image, ImageError};
-use crate::sys::pve::{Images, Mesh, Provisioner, Undoer, observe};
+use crate::sys::pve::{Images, Inside, Mesh, Provisioner, Undoer, observe};
 
 /// Removes a guest that pvemesh made: the container, its node at the coordinator, and the image if no other guest is left.
 #[derive(Debug, clap::Args)]
@@ -31,8 +31,14 @@ pub(super) struct Destroy {
     connect: ConnectArgs,
 }
 
-/// Nothing is uploaded by a removal.
-struct NoImages(Image);
+/// Nothing is uploaded by a removal, nor by what is done within a guest.
+pub(super) struct NoImages(Image);
+
+impl Default for NoImages {
+    fn default() -> Self {
+        Self(Image { path: std::path::PathBuf::new(), size: 0, sha256: String::new() })
+    }
+}
 
 impl Images for NoImages {
     fn shared(&self) -> &Image {
@@ -54,7 +60,7 @@ pub(super) async fn run(args: Destroy, output: &Output) -> Result<(), Failure> {
     // Removing the coordinator itself must work when it does not answer.
     let mesh = if known == Some(Some(vmid)) { None } else { reachable_mesh(&session, output).await };
     let mut progress = Progress::new(output);
-    let undone = if lock.is_some() { recover(&session, vmid, mesh.as_deref(), &mut progress).await? } else { Vec::new() };
+    let undone = if lock.is_some() { recover(&session, vmid, mesh.as_deref(), None, &mut progress).await? } else { Vec::new() };
     let observed = observe::observe(&*session.executor, vmid, Vec::new()).await.map_err(|e| call_failure(&tried, &e))?;
     if observed.guest(vmid).is_none() && !undone.is_empty() {
         output.result(&serde_json::json!({ "vmid": vmid, "taken_back": undone }), format!("what a run for {vmid} had left is gone"));
@@ -69,17 +75,18 @@ pub(super) async fn run(args: Destroy, output: &Output) -> Result<(), Failure> {
         output.note(format!("  {}: {}  ({})", choice.what, choice.value, choice.why));
     }
     if args.dry_run {
-        output.result(&value(&removal, true, &[]), text(&removal));
+        output.result(&removal_value(&removal, true, &[]), removal_text(&removal));
         return Ok(());
     }
-    confirm(&args, &removal, &tried, output)?;
+    confirm_removal(args.yes, &removal, &tried, output)?;
     let door = session.door()?;
-    let images = NoImages(Image { path: std::path::PathBuf::new(), size: 0, sha256: String::new() });
+    let images = NoImages::default();
     let mut interrupt = Interrupt::listen(output)?;
     let provisioner = Provisioner {
         executor: &*session.executor,
         door: &door,
         mesh: mesh.as_deref(),
+        inside: None,
         images: &images,
         store: &session.store,
         watch: &mut progress,
@@ -96,7 +103,7 @@ pub(super) async fn run(args: Destroy, output: &Output) -> Result<(), Failure> {
         output.note(format!("what is remembered of it stays: {error}"));
     }
     super::hook::forget_script(&session).await;
-    output.result(&value(&removal, false, &left), format!("{} {} ({}) is gone", removal.role, removal.vmid, removal.name));
+    output.result(&removal_value(&removal, false, &left), format!("{} {} ({}) is gone", removal.role, removal.vmid, removal.name));
     if left.is_empty() {
         Ok(())
     } else {
@@ -124,9 +131,16 @@ async fn reachable_mesh(session: &Session, output: &Output) -> Option<Box<dyn Me
     }
 }
 
-async fn recover(session: &Session, vmid: Vmid, mesh: Option<&dyn Mesh>, progress: &mut Progress<'_>) -> Result<Vec<String>, Failure> {
+/// Takes back what an earlier run for this guest left; gives what that was.
+pub(super) async fn recover(
+    session: &Session,
+    vmid: Vmid,
+    mesh: Option<&dyn Mesh>,
+    inside: Option<&dyn Inside>,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<String>, Failure> {
     let Some(journal) = session.store.journal(vmid).map_err(config_failure)? else { return Ok(Vec::new()) };
-    let undoer = Undoer { executor: &*session.executor, mesh, store: &session.store };
+    let undoer = Undoer { executor: &*session.executor, mesh, inside, store: &session.store };
     let tried = format!("take back what an earlier run left for {vmid}");
     match undoer.recover(&journal, progress).await {
         Ok((undone, left)) if left.is_empty() => Ok(undone),
@@ -138,14 +152,15 @@ async fn recover(session: &Session, vmid: Vmid, mesh: Option<&dyn Mesh>, progres
     }
 }
 
-fn confirm(args: &Destroy, removal: &Removal, tried: &str, output: &Output) -> Result<(), Failure> {
-    if args.yes {
+/// Asks whether it is meant.
+pub(super) fn confirm_removal(yes: bool, removal: &Removal, tried: &str, output: &Output) -> Result<(), Failure> {
+    if yes {
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
         return Err(Failure::new(tried, "removing asks for a yes, and there is no terminal to ask on", "add --yes").exit(Exit::Usage));
     }
-    output.note(text(removal).trim_end_matches("\nnothing was changed"));
+    output.note(removal_text(removal).trim_end_matches("\nnothing was changed"));
     output.note(format!("type {} to remove it:", removal.vmid));
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).map_err(|e| Failure::new(tried, e, "add --yes"))?;
@@ -156,7 +171,8 @@ fn confirm(args: &Destroy, removal: &Removal, tried: &str, output: &Output) -> R
     }
 }
 
-fn text(removal: &Removal) -> String {
+/// What would be done.
+pub(super) fn removal_text(removal: &Removal) -> String {
     let mut text = format!("would remove {} {} ({}) from {}\n", removal.role, removal.vmid, removal.name, removal.host);
     for (number, step) in removal.steps.iter().enumerate() {
         text.push_str(&format!("{:>3}. {}\n     {}\n", number + 1, step.title, step.action));
@@ -165,7 +181,8 @@ fn text(removal: &Removal) -> String {
     text
 }
 
-fn value(removal: &Removal, dry_run: bool, left: &[String]) -> serde_json::Value {
+/// The same for programs.
+pub(super) fn removal_value(removal: &Removal, dry_run: bool, left: &[String]) -> serde_json::Value {
     let calls: Vec<String> = removal.steps.iter().map(|step| Action::to_string(&step.action)).collect();
     serde_json::json!({
         "vmid": removal.vmid, "name": removal.name, "role": removal.role, "node": removal.host, "dry_run": dry_run, "calls": calls, "left": left

@@ -80,6 +80,7 @@ pub(super) async fn run(args: Golden, output: &Output) -> Result<(), Failure> {
         executor: &*session.executor,
         door: &door,
         mesh: None,
+        inside: None,
         images: &stock,
         store: &session.store,
         watch: &mut progress,

@@ -10,6 +10,8 @@ mod connect;
 mod coordinator;
 mod create;
 mod destroy;
+mod doctor;
+mod enroll;
 mod golden;
 mod hook;
 mod hosts;
@@ -20,12 +22,17 @@ mod interrupt;
 mod keys;
 mod list;
 mod log;
+mod logs;
 mod node;
 mod progress;
+mod rekey;
 mod relay;
 mod report;
+mod resident;
 mod rights;
 mod sync;
+mod upgrade;
+mod ways;
 
 use std::process::ExitCode;
 
@@ -80,6 +87,18 @@ enum Command {
     Apply(apply::Apply),
     /// Remove a guest that pvemesh made, with everything that belongs to it.
     Destroy(destroy::Destroy),
+    /// Put a node into an existing container, of any distribution.
+    Enroll(enroll::Enroll),
+    /// Take a node out of a container again, and leave that as it was.
+    Unenroll(enroll::Unenroll),
+    /// Show what a guest's node, coordinator or relay has said.
+    Logs(logs::Logs),
+    /// Say what is wrong with guests, hosts and mesh, and what to do about it.
+    Doctor(doctor::Doctor),
+    /// Give guests a new program, look at them from outside, and roll back what is not well.
+    Upgrade(upgrade::Upgrade),
+    /// Give a node new keys, because its key has expired or may be known to others.
+    Rekey(rekey::Rekey),
     /// Join keys of the known coordinator, for phones, laptops and servers.
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -125,6 +144,12 @@ pub fn main() -> ExitCode {
         Command::CreateSubnetRouter(args) => run(create::subnet_router(args, &output)),
         Command::Apply(args) => run(apply::run(args, &output)),
         Command::Destroy(args) => run(destroy::run(args, &output)),
+        Command::Enroll(args) => run(enroll::enroll(args, &output)),
+        Command::Unenroll(args) => run(enroll::unenroll(args, &output)),
+        Command::Logs(args) => run(logs::run(args, &output)),
+        Command::Doctor(args) => run(doctor::run(args, &output)),
+        Command::Upgrade(args) => run(upgrade::run(args, &output)),
+        Command::Rekey(args) => run(rekey::run(args, &output)),
         Command::Keys(command) => run(keys::run(command, &output)),
         Command::List(args) => run(list::list(args, &output)),
         Command::Status(args) => run(list::status(args, &output)),

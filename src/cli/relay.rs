@@ -112,6 +112,7 @@ pub(super) struct Serve {
 /// Runs a command.
 pub(super) fn run(command: Relay, output: &Output) -> Result<(), Failure> {
     let Relay::Serve(serve) = command;
+    crate::sys::chores::trial::become_it();
     super::log::start(output);
     let rates = Rates { file: serve.config.clone(), rate: serve.rate, burst: serve.rate_burst };
     let serve = serve.complete()?;

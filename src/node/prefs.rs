@@ -118,6 +118,7 @@ impl Prefs {
         self.want_running = true;
         self.hostname = Some(hostname.clone());
         self.accept_routes = guest.accept_routes;
+        self.accept_dns = guest.accept_dns;
         self.advertise_exit_node = guest.advertise_exit_node;
         self.advertise_routes.clone_from(&guest.advertise_routes);
         self.snat_subnet_routes = guest.snat_subnet_routes;

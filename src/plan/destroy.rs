@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::create::Image;
+use super::enroll::ENROLLED;
 use super::high_availability;
 use super::mark::{Mark, TAG};
 use super::observed::Observed;
@@ -48,6 +49,10 @@ pub fn destroy(vmid: Vmid, observed: &Observed, known_coordinator: Option<Option
     let Some(mark) = Mark::of_container(vmid, &target.config) else {
         return Err(Refusal::NotOurs { vmid, name: target.config.hostname.clone().unwrap_or_default() });
     };
+    if mark.role.starts_with(ENROLLED) {
+        let why = format!("container {vmid} is its owner's; pvemesh has put a node into it");
+        return Err(Refusal::Guest { why, next: format!("take the node out again: pvemesh unenroll {vmid}") });
+    }
     if let Some(lock) = &target.config.lock {
         return Err(Refusal::Locked { vmid, lock: lock.clone() });
     }

@@ -268,6 +268,14 @@ pub enum Refusal {
         /// Its name.
         name: String,
     },
+    /// The guest is not what the command can work on, or lacks something.
+    #[error("{why}")]
+    Guest {
+        /// Why.
+        why: String,
+        /// What to do.
+        next: String,
+    },
     /// No such guest.
     #[error("there is no guest {0}")]
     NoSuchGuest(Vmid),
@@ -321,6 +329,7 @@ impl Refusal {
             Self::NoNetwork { .. } => "say which: --route 192.168.1.0/24".to_owned(),
             Self::NoBridge(host) => format!("make a bridge on {host}: Node > System > Network > Create > Linux Bridge"),
             Self::NotOurs { .. } => "remove it with Proxmox's own tools if you mean it".to_owned(),
+            Self::Guest { next, .. } => next.clone(),
             Self::NoSuchGuest(_) => "pvemesh list shows what is there".to_owned(),
             Self::Build(_) | Self::Render(_) => "this is a defect of pvemesh; please report it".to_owned(),
         }

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use tera::{Context, Tera};
 
+use super::guest::{LOG, SETTINGS, Service};
 use crate::ident::{NodeName, Vmid};
 use crate::settings::{self, Guest};
 
@@ -19,6 +20,11 @@ const NODE: &str = include_str!("../../templates/node.toml");
 const COORDINATOR: &str = include_str!("../../templates/coordinator.toml");
 const RELAY: &str = include_str!("../../templates/relay.toml");
 const NOTES: &str = include_str!("../../templates/notes.md");
+const ENROLLED: &str = include_str!("../../templates/enrolled.md");
+const SYSTEMD: &str = include_str!("../../templates/services/systemd.service");
+const OPENRC: &str = include_str!("../../templates/services/openrc");
+const RUNIT: &str = include_str!("../../templates/services/runit");
+const SYSV: &str = include_str!("../../templates/services/sysv");
 
 /// The bytes Proxmox takes as a guest's Notes (`description`, pve-container's schema).
 pub const MAX_NOTES: usize = 8192;
@@ -143,6 +149,38 @@ pub fn guest(guest: &Guest) -> Result<String, RenderError> {
 ///
 /// When the template and its variables differ, or the text is longer than [`MAX_NOTES`].
 pub fn notes(notes: &Notes) -> Result<String, RenderError> {
+    noted("notes.md", NOTES, notes)
+}
+
+/// Renders our part of the Notes of a container that is somebody else's.
+///
+/// # Errors
+///
+/// As [`notes`].
+pub fn enrolled(notes: &Notes) -> Result<String, RenderError> {
+    noted("enrolled.md", ENROLLED, notes)
+}
+
+/// Renders the file that describes the node's service to a service manager; nothing for our own init.
+///
+/// # Errors
+///
+/// When the template and its variables differ.
+pub fn service(service: Service, program: &str) -> Result<Option<String>, RenderError> {
+    let file = service.file().map_or("", |(path, _)| path);
+    let value = |name, text: &str| (name, text.to_owned());
+    let (program, settings, log) = (value("program", program), value("settings", SETTINGS), value("log", LOG));
+    let rendered = match service {
+        Service::Appliance => return Ok(None),
+        Service::Systemd => render("services/systemd.service", SYSTEMD, &[program, settings]),
+        Service::Openrc => render("services/openrc", OPENRC, &[program, settings, log]),
+        Service::Runit => render("services/runit", RUNIT, &[program, settings, log]),
+        Service::Sysv | Service::Rcs => render("services/sysv", SYSV, &[program, settings, log, value("file", file)]),
+    };
+    rendered.map(Some)
+}
+
+fn noted(name: &'static str, template: &'static str, notes: &Notes) -> Result<String, RenderError> {
     let internet = notes.offers.iter().any(|net| net.prefix_len() == 0);
     let mut offers: Vec<String> = notes.offers.iter().filter(|net| net.prefix_len() > 0).map(|net| code(&net.to_string())).collect();
     if internet {
@@ -156,7 +194,7 @@ pub fn notes(notes: &Notes) -> Result<String, RenderError> {
         ("offers", if offers.is_empty() { "nothing".to_owned() } else { offers.join(", ") }),
         ("version", plain(&notes.version)),
     ];
-    let mut text = render("notes.md", NOTES, &values)?;
+    let mut text = render(name, template, &values)?;
     // Without it a later change cannot be told from what was asked for first; the notes are of use all the same.
     if let Some(told) = notes.told.as_ref().filter(|told| text.len() + told.len() + ROOM_FOR_MORE <= MAX_NOTES) {
         text.push('\n');
@@ -192,6 +230,7 @@ fn node_values(node: &settings::Node) -> Result<Values, RenderError> {
         literal("advertise_exit_node", &node.advertise_exit_node)?,
         literal("advertise_routes", &node.advertise_routes)?,
         literal("accept_routes", &node.accept_routes)?,
+        optional("accept_dns", (!node.accept_dns).then_some(&false))?,
         optional("snat_subnet_routes", (!node.snat_subnet_routes).then_some(&false))?,
         optional("userspace", node.userspace.then_some(&true))?,
         optional("lan_gateway", node.lan_gateway.then_some(&true))?,

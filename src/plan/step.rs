@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::inside::{InsideAction, InsideUndo};
 use super::mark::{Mark, RunId};
 use super::render::Notes;
 use crate::ident::{NodeId, NodeName, Vmid};
@@ -160,6 +161,8 @@ pub enum Action {
     RemoveRelay(NodeName),
     /// Forgets the known coordinator.
     ForgetCoordinator(Vmid),
+    /// Does something within a running guest.
+    Inside(InsideAction),
 }
 
 /// What takes a step back.
@@ -249,6 +252,8 @@ pub enum Undo {
         /// The name it had.
         to: NodeName,
     },
+    /// Take back what was done within a guest.
+    Inside(InsideUndo),
 }
 
 impl Undo {
@@ -257,6 +262,7 @@ impl Undo {
         match self {
             Self::RemoveContainer { host, vmid, .. } | Self::PutBack { host, vmid, .. } => (*vmid == guest).then_some(host),
             Self::HandBack { host, settings, .. } => (settings.vmid == guest).then_some(host),
+            Self::Inside(InsideUndo { host, vmid, .. }) => (*vmid == guest).then_some(host),
             _ => None,
         }
     }
@@ -280,6 +286,7 @@ impl fmt::Display for Undo {
             Self::ApproveRoutes { name, .. } => write!(f, "approve the earlier routes of {name} again"),
             Self::LeaveHighAvailability { vmid } => write!(f, "take container {vmid} out of high availability"),
             Self::RenameNode { to, .. } => write!(f, "name the node {to} again"),
+            Self::Inside(undo) => undo.fmt(f),
         }
     }
 }
@@ -350,6 +357,7 @@ impl fmt::Display for Action {
             }
             Self::RemoveNode(name) => write!(f, "coordinator: DELETE node {name}"),
             Self::RemoveRelay(name) => write!(f, "coordinator: DELETE relay {name}"),
+            Self::Inside(action) => action.fmt(f),
             Self::ForgetCoordinator(vmid) => write!(f, "this machine: forget the coordinator in container {vmid}"),
         }
     }

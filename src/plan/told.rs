@@ -58,6 +58,7 @@ mod tests {
             advertise_exit_node: true,
             advertise_routes: Vec::new(),
             accept_routes: false,
+            accept_dns: true,
             snat_subnet_routes: true,
             userspace: false,
             lan_gateway: false,

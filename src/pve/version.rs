@@ -16,6 +16,8 @@ impl Version {
     pub const DEVICES: Self = Self::new(8, 1, 0);
     /// Rules of the high availability manager, in the place of groups: pve-ha-manager 5.0.
     pub const HA_RULES: Self = Self::new(9, 0, 0);
+    /// Devices plugged into a running container: pve-container 6.0.4.
+    pub const HOT_PLUG: Self = Self::new(9, 0, 0);
     /// `env` and `entrypoint`: pve-container 6.0.15.
     pub const ENVIRONMENT: Self = Self::new(9, 1, 0);
 

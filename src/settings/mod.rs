@@ -194,6 +194,9 @@ pub struct Node {
     /// Use the networks that other nodes offer.
     #[serde(default)]
     pub accept_routes: bool,
+    /// Resolve names as the coordinator says.
+    #[serde(default = "yes")]
+    pub accept_dns: bool,
     /// What enters a carried network has this node's own address there.
     #[serde(default = "yes")]
     pub snat_subnet_routes: bool,

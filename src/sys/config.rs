@@ -72,6 +72,9 @@ pub enum ConfigError {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// Where `ssh` logs in to enter guests, as in `root@{node}`; absent on a Proxmox host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<String>,
     /// How Proxmox is reached; absent on a Proxmox host, where `pvesh` needs nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pve: Option<Pve>,

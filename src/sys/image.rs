@@ -90,6 +90,21 @@ pub fn own_binary() -> Result<PathBuf, ImageError> {
     std::env::current_exe().map_err(|error| ImageError::File { tried: "find", path: "/proc/self/exe".into(), error })
 }
 
+/// The machine a static program is for, as the kernel names it.
+///
+/// # Errors
+///
+/// When it is no static program, or for another kind of machine.
+pub fn machine(path: &Path) -> Result<&'static str, ImageError> {
+    let program = read_program(path)?;
+    // `e_machine` (System V ABI, chapter 4).
+    match program.get(18..20) {
+        Some([62, 0]) => Ok("x86_64"),
+        Some([183, 0]) => Ok("aarch64"),
+        _ => Err(ImageError::NotElf(path.to_owned())),
+    }
+}
+
 fn read_program(path: &Path) -> Result<Vec<u8>, ImageError> {
     let failed = |error| ImageError::File { tried: "read", path: path.to_owned(), error };
     let mut program = Vec::new();

@@ -19,6 +19,7 @@ mod gate;
 pub mod image;
 pub mod init;
 pub mod local_api;
+pub mod log_ring;
 mod names;
 pub mod neighbours;
 pub mod nft;

@@ -15,7 +15,10 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "test code")]
 
+mod doctor;
+mod enroll;
 mod site;
 #[path = "../pve/standin/mod.rs"]
 mod standin;
+mod upgrade;
 mod way;

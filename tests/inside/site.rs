@@ -128,6 +128,12 @@ impl Site {
             password.display(),
             site.standin.fingerprint()
         );
+        // Packing the image takes long in a debug build; all sites share one.
+        let images = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("inside-images");
+        std::fs::create_dir_all(&images).unwrap();
+        std::fs::create_dir(site.path("config")).unwrap();
+        std::fs::set_permissions(site.path("config"), Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::symlink(&images, site.path("config/images")).unwrap();
         site.run(&init).succeeded();
         Some(site)
     }
@@ -165,6 +171,11 @@ impl Site {
     /// `pct` with these words.
     pub fn pct(&self, words: &[&str]) -> Ran {
         read(self.command(self.path("bin/pct")).args(words).output().unwrap())
+    }
+
+    /// The nodes that the coordinator in container 100 knows.
+    pub fn nodes(&self) -> Value {
+        self.pct(&["exec", "100", "--keep-env", "0", "--", "/sbin/init", "--json", "coordinator", "nodes", "list"]).succeeded().json()["nodes"].clone()
     }
 
     /// A file of a container, seen from the host.
@@ -255,9 +266,11 @@ impl Drop for Site {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for entry in std::fs::read_dir(self.path("host/containers")).into_iter().flatten().flatten() {
-                let text = std::fs::read_to_string(entry.path().join("console.log")).unwrap_or_default();
-                let lines: Vec<_> = text.lines().collect();
-                println!("--- {}\n{}", entry.path().display(), lines[lines.len().saturating_sub(40)..].join("\n"));
+                for log in ["console.log", "rootfs/var/lib/pvemesh/log"] {
+                    let text = std::fs::read_to_string(entry.path().join(log)).unwrap_or_default();
+                    let lines: Vec<_> = text.lines().collect();
+                    println!("--- {}/{log}\n{}", entry.path().display(), lines[lines.len().saturating_sub(40)..].join("\n"));
+                }
             }
         }
         // The containers go with the stand-in, which is dropped after this.

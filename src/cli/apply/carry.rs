@@ -93,6 +93,7 @@ impl Crew<'_> {
                 executor: &*self.session.executor,
                 door,
                 mesh: self.mesh,
+                inside: None,
                 images: self.stock,
                 store: &self.session.store,
                 watch: &mut watch,

@@ -107,6 +107,7 @@ pub(crate) struct Serve {
 }
 
 pub(super) fn run(serve: Serve, output: &Output) -> Result<(), Failure> {
+    crate::sys::chores::trial::become_it();
     crate::cli::log::start(output);
     let options = options(serve)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

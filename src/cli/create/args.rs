@@ -106,7 +106,7 @@ pub(in crate::cli) struct CreateRelay {
 
 /// What packets go through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Tun {
+pub(in crate::cli) enum Tun {
     /// /dev/net/tun.
     Device,
     /// The process.

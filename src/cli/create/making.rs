@@ -117,6 +117,7 @@ impl Making<'_> {
             executor: &*self.session.executor,
             door: &door,
             mesh: self.mesh,
+            inside: None,
             images: stock,
             store: &self.session.store,
             watch: progress,

@@ -14,12 +14,12 @@ use crate::plan::options::{
 use crate::pve::{call, reply};
 use crate::sys::config::read_secret;
 use crate::sys::entropy;
-use args::Tun;
+pub(super) use args::Tun;
 pub(super) use args::{CreateCoordinator, CreateRelay, CreateSubnetRouter, NodeArgs};
 use making::Making;
 pub(super) use making::{How, architecture, image_failure};
-pub(super) use report::Report;
 use report::summary;
+pub(super) use report::{Report, Timed, dry_run_text, dry_run_value};
 
 /// Runs `create-coordinator`.
 pub(super) async fn coordinator(args: CreateCoordinator, output: &Output) -> Result<(), Failure> {

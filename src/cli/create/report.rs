@@ -56,7 +56,7 @@ pub(super) fn summary(report: &Report) -> String {
     text
 }
 
-pub(super) fn dry_run_text(plan: &Plan, place: &str) -> String {
+pub(in crate::cli) fn dry_run_text(plan: &Plan, place: &str) -> String {
     let verb = if plan.differences.is_empty() { "make" } else { "change" };
     let mut text = format!("would {verb} {} {} ({}) on {} at {place}\n", plan.role, plan.vmid, plan.name, plan.host);
     for difference in &plan.differences {
@@ -75,7 +75,7 @@ pub(super) fn dry_run_text(plan: &Plan, place: &str) -> String {
     text
 }
 
-pub(super) fn dry_run_value(plan: &Plan) -> serde_json::Value {
+pub(in crate::cli) fn dry_run_value(plan: &Plan) -> serde_json::Value {
     let steps: Vec<_> = plan
         .steps
         .iter()

@@ -34,7 +34,7 @@ pub(super) fn detach(vmid: Vmid) -> Result<(), Failure> {
 pub(super) async fn run(vmid: Vmid, output: &Output) -> Result<(), Failure> {
     // A session of its own, so that nothing that ends the hook's caller ends it. It fails only where it is one already.
     let _ = rustix::process::setsid();
-    let session = Session::open(&ConnectArgs { otp: None }).await;
+    let session = Session::open(&ConnectArgs::default()).await;
     let outcome = match session {
         Ok(session) => settled(&session, vmid, output).await,
         Err(failure) => Err(failure),

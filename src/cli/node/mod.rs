@@ -78,6 +78,9 @@ enum Command {
     Set(Wishes),
     /// Give this node up at the coordinator and forget its keys.
     Logout,
+    /// Say as JSON what `pvemesh doctor` asks of a guest.
+    #[command(hide = true)]
+    SelfCheck,
 }
 
 /// Where the node's process keeps and finds things.
@@ -91,6 +94,9 @@ struct Run {
     /// Started by `up`: a session of its own, ended by `down`.
     #[arg(long, hide = true)]
     background: bool,
+    /// Keep the log in this file too, within a bound.
+    #[arg(long, value_name = "FILE", hide = true)]
+    log_ring: Option<PathBuf>,
 }
 
 /// Files, interface and port of a node.
@@ -247,6 +253,11 @@ fn readable(path: &Path) -> Result<PathBuf, Failure> {
 pub(super) async fn run(node: &Node, output: &Output) -> Result<(), Failure> {
     let client = Client::new(&node.socket);
     match &node.command {
+        Command::SelfCheck => {
+            let facts = crate::sys::chores::look(&node.socket).await;
+            Output::new(&crate::cli::Global { json: true, verbose: 0 }).result(&facts, "");
+            Ok(())
+        }
         Command::Run(run) => serve(run, node, output).await,
         Command::Up(up) => up::run(up, node, &client, output).await,
         Command::Down => down(&client, output).await,
@@ -276,7 +287,11 @@ async fn serve(run: &Run, node: &Node, output: &Output) -> Result<(), Failure> {
         // A session of its own, so that closing the terminal does not end the node. It fails only where there is one already.
         let _ = rustix::process::setsid();
     }
-    super::log::start(output);
+    crate::sys::chores::trial::become_it();
+    match &run.log_ring {
+        Some(path) => super::log::start_kept(output, path),
+        None => super::log::start(output),
+    }
     let options = Options {
         state_dir: run.place.state_dir.clone(),
         socket: node.socket.clone(),

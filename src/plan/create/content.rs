@@ -78,6 +78,7 @@ impl Maker<'_> {
                     advertise_exit_node: *kind == NodeKind::ExitNode,
                     advertise_routes: if let NodeKind::SubnetRouter { routes, .. } = kind { routes.clone() } else { Vec::new() },
                     accept_routes: false,
+                    accept_dns: true,
                     snat_subnet_routes: !matches!(kind, NodeKind::SubnetRouter { snat: Some(false), .. }),
                     userspace: *userspace == Some(true),
                     lan_gateway: matches!(kind, NodeKind::SubnetRouter { gateway: Some(true), .. }),

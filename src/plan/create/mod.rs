@@ -157,6 +157,6 @@ fn address_why(options: &GuestOptions) -> &'static str {
     }
 }
 
-fn exit_routes() -> Vec<ipnet::IpNet> {
+pub(super) fn exit_routes() -> Vec<ipnet::IpNet> {
     vec![ipnet::Ipv4Net::default().into(), ipnet::Ipv6Net::default().into()]
 }

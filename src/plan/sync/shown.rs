@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::ident::{Vmid, is_mesh_address};
+use crate::plan::enroll::ENROLLED;
 use crate::plan::mark::Mark;
 use crate::plan::render::{self, Notes};
 use crate::wire::admin::NodeInfo;
@@ -14,12 +15,14 @@ pub(super) fn text(coordinator: &str, vmid: Vmid, mark: &Mark, node: &NodeInfo) 
     let notes = Notes {
         vmid,
         name: node.name.clone(),
-        role: mark.role.replace('-', " "),
+        role: mark.role.trim_start_matches(ENROLLED).replace('-', " "),
         coordinator: coordinator.to_owned(),
         offers: node.advertised_routes.clone(),
         version: node.client.trim_start_matches("pvemesh-").to_owned(),
+        told: None,
     };
-    let mut text = render::notes(&notes).ok()?;
+    let rendered = if mark.role.starts_with(ENROLLED) { render::enrolled(&notes) } else { render::notes(&notes) };
+    let mut text = rendered.ok()?;
     let (mesh, other): (Vec<IpAddr>, Vec<IpAddr>) =
         node.addresses.iter().copied().chain(node.endpoints.iter().map(|e| e.ip())).partition(|address| is_mesh_address(*address));
     let (lan, outside): (Vec<IpAddr>, Vec<IpAddr>) = other.into_iter().partition(is_private);

@@ -2,5 +2,8 @@
 //! all, and checked.
 
 mod files;
+mod look;
+pub mod trial;
 
 pub use files::{ChoreError, place, remove, sha256, write};
+pub use look::look;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::state::{State, Store};
-use super::{DaemonError, guest};
+use super::{DaemonError, guest, rejoin};
 use crate::ident::{DiscoPublic, MachinePublic, NodePrivate};
 use crate::node::Prefs;
 use crate::sys::control::{Identity, Pin};
@@ -22,6 +22,7 @@ impl Membership {
     /// Reads what is on disk and takes the guest's configuration over, if there is one. Gives the port that it asks for.
     pub(super) fn load(store: Store, guest_config: Option<&Path>) -> Result<(Self, Option<u16>), DaemonError> {
         let mut state = store.load()?;
+        rejoin::obey(&store, store.directory(), &mut state)?;
         let mut port = None;
         if let Some(path) = guest_config {
             port = Some(adopt_guest(&mut state, path)?);

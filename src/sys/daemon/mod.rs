@@ -15,6 +15,7 @@ mod naming;
 mod outside;
 mod pings;
 mod questions;
+pub mod rejoin;
 mod resolver;
 mod session;
 pub mod state;

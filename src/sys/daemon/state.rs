@@ -88,6 +88,18 @@ impl State {
         })
     }
 
+    /// Forgets every key and the coordinator's knowledge of them; which coordinator it is, and its key, stay.
+    ///
+    /// # Errors
+    /// The system has no randomness.
+    pub fn discard_keys(&mut self) -> io::Result<()> {
+        let pinned = self.server_key;
+        self.leave()?;
+        self.machine = entropy::machine_key()?;
+        self.server_key = pinned;
+        Ok(())
+    }
+
     /// Forgets what belongs to the coordinator: another one gets another node key, and neither pin nor registration carries over.
     ///
     /// # Errors
@@ -119,6 +131,11 @@ impl Store {
     pub fn open(directory: &Path) -> Result<Self, DaemonError> {
         private_directory(directory)?;
         Ok(Self { directory: directory.to_owned() })
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Takes the lock that keeps a second node off these files. It lasts as long as the file is open.

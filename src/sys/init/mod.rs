@@ -8,6 +8,7 @@
 //! asks for a reboot, which Proxmox does itself by starting the container again.
 
 mod config;
+mod log;
 mod network;
 mod services;
 
@@ -81,11 +82,10 @@ fn take_console() {
     }
 }
 
-/// The console is standard error.
+/// The console is standard error; what goes there is also kept.
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log =
-        tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).without_time().with_env_filter(filter);
+    let log = tracing_subscriber::fmt().with_writer(log::Tee).with_ansi(false).with_target(false).without_time().with_env_filter(filter);
     let _ = log.try_init();
 }
 
@@ -96,6 +96,7 @@ struct Signals {
     terminate: Listener,
     interrupt: Listener,
     halt: Listener,
+    hangup: Listener,
 }
 
 impl Signals {
@@ -106,6 +107,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             halt: signal(SignalKind::from_raw(libc::SIGRTMIN() + 3))?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
@@ -121,6 +123,8 @@ impl Signals {
 }
 
 async fn run(variable: Option<String>, renewal: Option<String>) -> std::io::Result<()> {
+    // While it still has its name.
+    program();
     // First of all: PID 1 ignores signals that it has no handler for.
     let mut signals = Signals::listen()?;
     let clock = Instant::now();
@@ -149,13 +153,18 @@ async fn run(variable: Option<String>, renewal: Option<String>) -> std::io::Resu
                 None => std::future::pending().await,
             }
         };
-        let Signals { child, power, terminate, interrupt, halt } = &mut signals;
+        let Signals { child, power, terminate, interrupt, halt, hangup } = &mut signals;
         tokio::select! {
             name = Signals::stop(power, terminate, interrupt, halt) => {
                 tracing::info!("{name}: stopping");
                 break;
             }
             _ = child.recv() => reap(&mut services, now()),
+            _ = hangup.recv() => {
+                tracing::info!("SIGHUP: restarting what runs");
+                services.restart();
+                tell(&services, Signal::TERM);
+            }
             () = start => start_due(&mut services, now()),
             _ = &mut first, if waiting => {
                 waiting = false;
@@ -216,11 +225,19 @@ fn add_services(services: &mut Services, guest: Option<&Guest>, now: Time) {
     }
 }
 
+/// What the children are made of: our own file under its name, which an upgrade may have put another one in the place of.
+fn program() -> &'static Path {
+    static PROGRAM: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
+    let path = PROGRAM.get_or_init(|| std::env::current_exe().unwrap_or_default());
+    if path.is_file() { path } else { Path::new("/proc/self/exe") }
+}
+
 fn start_due(services: &mut Services, now: Time) {
     for service in services.due(now) {
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = Command::new(program());
         // The configuration is in the file; the join key has no place in every child's environment.
         command.arg0("pvemesh").args(&service.arguments).env_remove(VARIABLE).env_remove(RENEWAL_VARIABLE).stdin(Stdio::null());
+        log::keep(&mut command);
         if std::env::var_os("PATH").is_none() {
             command.env("PATH", OsString::from("/sbin:/bin"));
         }
@@ -255,13 +272,14 @@ fn words(status: WaitStatus) -> String {
     }
 }
 
+fn tell(services: &Services, signal: Signal) {
+    for pid in services.running().into_iter().filter_map(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
 /// Asks the children to end, ends those that do not, and stores what is in memory.
 async fn stop(services: &mut Services, child: &mut Listener, now: &impl Fn() -> Time) {
-    let tell = |services: &Services, signal: Signal| {
-        for pid in services.running().into_iter().filter_map(Pid::from_raw) {
-            let _ = rustix::process::kill_process(pid, signal);
-        }
-    };
     let ended = |services: &mut Services| {
         while let Ok(Some((pid, _))) = rustix::process::wait(WaitOptions::NOHANG) {
             services.ended(now(), pid.as_raw_nonzero().get());

@@ -26,6 +26,8 @@ pub(super) struct Service {
     pub(super) arguments: Vec<String>,
     state: State,
     failures: u32,
+    /// It is to end and to start again at once.
+    restarting: bool,
 }
 
 /// A child that ended.
@@ -46,7 +48,7 @@ pub(super) struct Services(Vec<Service>);
 impl Services {
     /// Adds a child to be started at `now`.
     pub(super) fn add(&mut self, now: Time, name: &'static str, arguments: Vec<String>) {
-        self.0.push(Service { name, arguments, state: State::Waiting { until: now }, failures: 0 });
+        self.0.push(Service { name, arguments, state: State::Waiting { until: now }, failures: 0, restarting: false });
     }
 
     /// The children to start now.
@@ -61,6 +63,17 @@ impl Services {
             State::Running { .. } => None,
         });
         waiting.min().map(|at| Deadline { at, why: "start a child" })
+    }
+
+    /// All that run are about to be told to end, to start again at once; those that wait for their next try need not wait any more.
+    pub(super) fn restart(&mut self) {
+        for service in &mut self.0 {
+            service.failures = 0;
+            match &mut service.state {
+                State::Running { .. } => service.restarting = true,
+                State::Waiting { until } => *until = Time::default(),
+            }
+        }
     }
 
     /// The process ids of the running children.
@@ -79,6 +92,10 @@ impl Services {
                 let ran = now.since(since);
                 if ran >= WELL_AFTER {
                     service.failures = 0;
+                }
+                if std::mem::take(&mut service.restarting) {
+                    service.state = State::Waiting { until: now };
+                    return Some(Ended { name: service.name, ran, pause: Duration::ZERO });
                 }
                 Some(Ended { name: service.name, ran, pause: service.pause(now) })
             }

@@ -239,6 +239,20 @@ fn answers(bytes: &[u8]) -> impl Iterator<Item = io::Result<()>> {
     })
 }
 
+/// Why the packet filter cannot be used here; `None` if it can. Nothing is changed.
+pub fn trouble() -> Option<String> {
+    let opened = Socket::new(NETLINK_NETFILTER).and_then(|mut socket| {
+        socket.bind_auto()?;
+        socket.set_non_blocking(true)?;
+        Ok(socket)
+    });
+    let counted = opened.and_then(|socket| Firewall { socket, set: None, clamps: true }.count_rules());
+    counted.err().map(|error| match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::EPROTONOSUPPORT) => "the kernel has no nf_tables".to_owned(),
+        _ => error.to_string(),
+    })
+}
+
 /// Removes a table that nobody owns, as an older kernel keeps after a crash. That there is none, or no nf_tables at all, is no error.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! The way to real coordinators: `sys::admin` with this machine's admin key.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use futures_util::future::BoxFuture;
 use ipnet::IpNet;
@@ -86,6 +86,10 @@ impl Mesh for AdminClient {
 
     fn set_dns<'a>(&'a self, dns: &'a DnsSettings) -> Answer<'a, DnsSettings> {
         Box::pin(async move { Ok(Self::set_dns(self, dns).await?) })
+    }
+
+    fn set_address(&self, id: NodeId, address: Ipv4Addr) -> Answer<'_, ()> {
+        Box::pin(async move { Ok(Self::set_address(self, id, address).await.map(drop)?) })
     }
 
     fn relays(&self) -> Answer<'_, Vec<DerpRegion>> {

@@ -205,6 +205,12 @@ pub trait Inside: Send + Sync {
     /// Reads a file, at most `limit` bytes of it; `None` if there is none.
     fn pull<'a>(&'a self, vmid: Vmid, path: &'a str, limit: usize) -> Answer<'a, Option<Zeroizing<Vec<u8>>>>;
 
+    /// Reads a file of the host itself, at most `limit` bytes of it; `None` if there is none.
+    fn host_file<'a>(&'a self, path: &'a str, limit: usize) -> Answer<'a, Option<String>>;
+
+    /// Whether the host itself has something of this name.
+    fn host_has<'a>(&'a self, path: &'a str) -> Answer<'a, bool>;
+
     /// Where the way leads, for messages.
     fn place(&self) -> String;
 }

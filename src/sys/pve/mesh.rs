@@ -1,6 +1,6 @@
 //! What provisioning needs of a coordinator, as a trait, so that the order of steps and undoing can be tested without one.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use futures_util::future::BoxFuture;
 use ipnet::IpNet;
@@ -62,6 +62,11 @@ pub trait Mesh: Send + Sync {
 
     /// Replaces how names are resolved.
     fn set_dns<'a>(&'a self, _dns: &'a DnsSettings) -> Answer<'a, DnsSettings> {
+        Box::pin(async { Err(unable()) })
+    }
+
+    /// Gives a node another address.
+    fn set_address(&self, _id: NodeId, _address: Ipv4Addr) -> Answer<'_, ()> {
         Box::pin(async { Err(unable()) })
     }
 

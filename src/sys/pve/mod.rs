@@ -4,6 +4,7 @@
 
 mod changing;
 mod counted;
+mod deeds;
 mod door;
 pub mod fleet;
 mod handover;
@@ -22,6 +23,7 @@ mod task;
 mod ticket;
 mod trust;
 mod undo;
+mod upgrade;
 
 use std::path::PathBuf;
 
@@ -48,6 +50,7 @@ pub use task::{TaskError, wait_task};
 pub use ticket::{Challenge, SecondFactor};
 pub use trust::{Trust, probe_fingerprint, probe_trust};
 pub use undo::Undoer;
+pub use upgrade::{Fate, NewProgram, Ping, Upgraded, Upgrader, facts};
 
 /// How long the task that stores an upload may take.
 const UPLOAD_TASK_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);

@@ -52,7 +52,7 @@ pub(super) async fn goldens(executor: &dyn Executor, guests: &[GuestSummary]) ->
 ///
 /// # Errors
 /// As [`observe`].
-pub(super) async fn hosts(executor: &dyn Executor) -> Result<Vec<HostView>, CallError> {
+pub async fn hosts(executor: &dyn Executor) -> Result<Vec<HostView>, CallError> {
     let mut hosts = Vec::new();
     for host in reply::hosts(&ask(executor, call::hosts()).await?)? {
         let offline = HostView {
@@ -77,6 +77,14 @@ pub(super) async fn hosts(executor: &dyn Executor) -> Result<Vec<HostView>, Call
         }
     }
     Ok(hosts)
+}
+
+/// The guests of the cluster.
+///
+/// # Errors
+/// If they cannot be read.
+pub async fn guests(executor: &dyn Executor) -> Result<Vec<GuestSummary>, CallError> {
+    Ok(reply::guests(&ask(executor, call::guests()).await?)?)
 }
 
 async fn view(executor: &dyn Executor, host: &HostName) -> Result<HostView, CallError> {

@@ -146,6 +146,16 @@ impl Pct {
         }
     }
 
+    /// A line for the host's own shell.
+    async fn on_host(&self, line: &str, limit: usize) -> Result<Ran, InsideError> {
+        match self.exchange(line, Feed::Bytes(&[]), SLACK, limit).await {
+            Ok(ran) if ran.code == Some(255) => Err(self.no_way(ran.last_words())),
+            Ok(ran) => Ok(ran),
+            Err(Trouble::TooLong) => Err(self.no_way("no answer")),
+            Err(Trouble::Spawn(error) | Trouble::Io(error) | Trouble::File(_, error)) => Err(self.no_way(error)),
+        }
+    }
+
     fn no_way(&self, why: impl ToString) -> InsideError {
         InsideError::NoWay { place: self.place(), why: why.to_string() }
     }
@@ -373,6 +383,17 @@ impl Inside for Pct {
 
     fn pull<'a>(&'a self, vmid: Vmid, path: &'a str, limit: usize) -> BoxFuture<'a, Result<Option<Zeroizing<Vec<u8>>>, InsideError>> {
         Box::pin(self.copy_out(vmid, path, limit))
+    }
+
+    fn host_file<'a>(&'a self, path: &'a str, limit: usize) -> BoxFuture<'a, Result<Option<String>, InsideError>> {
+        Box::pin(async move {
+            let ran = self.on_host(&format!("cat {}", quoted(path)), limit).await?;
+            Ok((ran.code == Some(0)).then(|| ran.text()))
+        })
+    }
+
+    fn host_has<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<bool, InsideError>> {
+        Box::pin(async move { Ok(self.on_host(&format!("test -e {}", quoted(path)), 0).await?.code == Some(0)) })
     }
 
     fn place(&self) -> String {

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::changing;
+use super::deeds::{Doer, Known};
+use super::inside::{Inside, InsideError};
 use super::mesh::{Door, Mesh, MeshError};
 use super::undo::Undoer;
 use super::{CallError, Executor, TaskError, Upload, observe, wait_task};
@@ -26,6 +28,7 @@ use crate::relay::region;
 use crate::settings::{DEFAULT_STUN_PORT, Guest};
 use crate::sys::config::{ConfigError, Store};
 use crate::sys::image::{Image, ImageError};
+use crate::wire::admin::NodeInfo;
 use crate::wire::control::DerpRegion;
 
 /// Pause between two looks at something that is about to happen.
@@ -40,6 +43,9 @@ pub enum StepError {
     /// A task of Proxmox.
     #[error(transparent)]
     Task(Box<TaskError>),
+    /// The way into a guest, or what was done there.
+    #[error(transparent)]
+    Inside(Box<InsideError>),
     /// The coordinator.
     #[error("the coordinator: {0}")]
     Mesh(#[from] MeshError),
@@ -71,6 +77,12 @@ pub enum StepError {
 impl From<reply::ReplyError> for StepError {
     fn from(error: reply::ReplyError) -> Self {
         Self::Call(error.into())
+    }
+}
+
+impl From<InsideError> for StepError {
+    fn from(error: InsideError) -> Self {
+        Self::Inside(Box::new(error))
     }
 }
 
@@ -142,6 +154,8 @@ pub struct Provisioner<'a> {
     pub door: &'a dyn Door,
     /// The known coordinator, already open.
     pub mesh: Option<&'a dyn Mesh>,
+    /// The way into the guest, for plans that need one.
+    pub inside: Option<&'a dyn Inside>,
     /// Where images come from.
     pub images: &'a dyn Images,
     /// The files of this machine.
@@ -160,6 +174,8 @@ struct Carried {
     minted: Option<i64>,
     /// The number of a relay's region just added, until the journal has it.
     relayed: Option<i32>,
+    /// A node that has joined in another's place.
+    successor: Option<NodeInfo>,
     findings: Findings,
 }
 
@@ -212,7 +228,7 @@ impl<'a> Provisioner<'a> {
     }
 
     fn actor(&self) -> Actor<'a> {
-        Actor { executor: self.executor, door: self.door, mesh: self.mesh, images: self.images, store: self.store }
+        Actor { executor: self.executor, door: self.door, mesh: self.mesh, inside: self.inside, images: self.images, store: self.store }
     }
 
     async fn step(&mut self, step: &Step, journal: &mut Journal, carried: &mut Carried) -> Result<(), StepError> {
@@ -246,7 +262,7 @@ impl<'a> Provisioner<'a> {
     }
 
     async fn take_back(&mut self, journal: &Journal) -> (Vec<String>, Vec<String>) {
-        let undoer = Undoer { executor: self.executor, mesh: self.mesh, store: self.store };
+        let undoer = Undoer { executor: self.executor, mesh: self.mesh, inside: self.inside, store: self.store };
         let wanted: Vec<Undo> = journal.undo.iter().rev().cloned().collect();
         undoer.take_back(journal, &wanted, self.watch).await
     }
@@ -256,6 +272,7 @@ struct Actor<'a> {
     executor: &'a dyn Executor,
     door: &'a dyn Door,
     mesh: Option<&'a dyn Mesh>,
+    inside: Option<&'a dyn Inside>,
     images: &'a dyn Images,
     store: &'a Store,
 }
@@ -356,6 +373,11 @@ impl Actor<'_> {
                 Ok(())
             }
             Action::ForgetCoordinator(vmid) => Ok(self.store.forget(*vmid)?),
+            Action::Inside(action) => {
+                let Carried { join_key, successor, findings, .. } = carried;
+                let known = Known { join_key: join_key.as_ref(), addresses: &findings.mesh_addresses, successor };
+                Doer { executor: self.executor, inside: self.inside, mesh: self.mesh }.act(action, known).await
+            }
         }
     }
 
@@ -509,7 +531,7 @@ fn with_key(guest: &Guest, carried: &Carried) -> Guest {
 }
 
 /// Looks again and again until `look` gives a value, at most for `limit`. Losing the connection meanwhile counts as "not yet".
-async fn until<T, F>(limit: Duration, look: impl Fn() -> F) -> Result<T, StepError>
+pub(super) async fn until<T, F>(limit: Duration, look: impl Fn() -> F) -> Result<T, StepError>
 where
     F: Future<Output = Result<Result<T, String>, StepError>>,
 {

@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::changing;
+use super::deeds::Doer;
+use super::inside::Inside;
 use super::mesh::Mesh;
 use super::provision::{StepError, Watch, run_call};
 use super::{Executor, observe};
@@ -28,6 +30,8 @@ pub struct Undoer<'a> {
     pub executor: &'a dyn Executor,
     /// The known coordinator, if it can be reached.
     pub mesh: Option<&'a dyn Mesh>,
+    /// The way into the guest, if there is one.
+    pub inside: Option<&'a dyn Inside>,
     /// The files of this machine.
     pub store: &'a Store,
 }
@@ -123,6 +127,7 @@ impl Undoer<'_> {
                 changing::rename_node(self.mesh()?, from, to).await?;
                 Ok(true)
             }
+            Undo::Inside(undo) => Doer { executor: self.executor, inside: self.inside, mesh: self.mesh }.take_back(undo).await,
             Undo::ForgetCoordinator { vmid } => {
                 let config = self.store.load()?;
                 let known = config.coordinator.is_some_and(|c| c.vmid == Some(*vmid));

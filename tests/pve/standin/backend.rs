@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::guest_config::Config;
+use super::schema::Params;
 use super::tasks::TaskLog;
 
 /// How a container is asked to end.
@@ -33,6 +34,13 @@ pub trait Backend: Send + Sync {
     fn start(&self, id: u32, config: &Config, post_stop: Option<&Path>) -> Result<(), String>;
     /// Ends a container; false if it did not within the time.
     fn stop(&self, id: u32, how: Stop) -> bool;
+    /// Plugs a device into a running container.
+    ///
+    /// # Errors
+    /// What the call reports.
+    fn plug(&self, _id: u32, _device: &Params) -> Result<(), String> {
+        Ok(())
+    }
     /// Removes the root file system.
     fn destroy(&self, id: u32);
     /// The first process of a running container, as the host counts.

@@ -302,7 +302,20 @@ pub fn set_config(context: &Context, params: &Params) -> Result<Reply, Reply> {
             }
         }
         deleted.iter().for_each(|key| config.delete(key, running));
-        config.apply(params, running);
+        // From 9.0 on a new device is plugged into a running container; a changed one waits for the next start.
+        let mut params = params.clone();
+        if running && context.host().version >= Version::V9_0 {
+            let new = |key: &str| key.strip_prefix("dev").is_some_and(|n| n.parse::<u8>().is_ok()) && config.get(key).is_none();
+            let plugged: Vec<_> = params.iter().filter(|(k, _)| new(k)).map(|(k, v)| (k.clone(), v.clone())).collect();
+            for (key, value) in plugged {
+                let device = property_string(&key, &value).unwrap_or_default();
+                let done = core.options.backend.plug(id, &device);
+                done.map_err(|why| Reply::parameter(&key, &format!("unable to hotplug {key}: {why}\n")))?;
+                config.set(&key, &value);
+                params.remove(&key);
+            }
+        }
+        config.apply(&params, running);
         pmxcfs::save(core, &mut inner, id);
         Ok(())
     });

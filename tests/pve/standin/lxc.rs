@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::backend::{Backend, Stop};
 use super::guest_config::Config;
+use super::schema::Params;
 use super::tasks::TaskLog;
 
 /// The first host id of an unprivileged container's ids.
@@ -261,6 +262,23 @@ impl Backend for Lxc {
             Stop::Halt(limit) => self.lxc("lxc-stop", id, &["--nokill", "-t", &limit.as_secs().max(1).to_string()]),
         };
         self.pid(id).is_none()
+    }
+
+    /// A real host mounts the node into the container's namespace. Here it is made in the root file system, which is the host's own and so
+    /// may hold devices, and a link leads to it.
+    fn plug(&self, id: u32, device: &Params) -> Result<(), String> {
+        let path = device.get("path").map_or("", String::as_str);
+        let get = |key: &str, default: &str| device.get(key).map_or(default, String::as_str).to_owned();
+        let inside = path.trim_start_matches('/');
+        let place = format!(".plugged/{inside}");
+        let node = device_node(path, &get("mode", "0660"), &get("uid", "0"), &get("gid", "0"), true)?.replace(inside, &place);
+        let pid = self.pid(id).ok_or("not running")?;
+        // The container's /dev belongs to its own users, so the link is made by its root.
+        let link = format!("d=/proc/{pid}/root/{inside}; mkdir -p $(dirname $d) && {{ [ -e $d ] || ln -s /{place} $d; }}");
+        let rootfs = self.home(id).join("rootfs");
+        let line = format!("set -e\ncd {}\nrm -f {place}\n{node}nsenter -t {pid} -U sh -c '{link}'\n", rootfs.display());
+        let output = Command::new("sh").args(["-c", &line]).output().map_err(|e| e.to_string())?;
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     }
 
     fn destroy(&self, id: u32) {

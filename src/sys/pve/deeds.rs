@@ -1,0 +1,235 @@
+//! Carries out the steps within a guest, and takes them back.
+
+use std::time::Duration;
+
+use super::inside::{Inside, InsideError, Push, Run, Source, run_well};
+use super::mesh::Mesh;
+use super::provision::{StepError, until};
+use super::{Executor, observe};
+use crate::ident::{NodeId, NodeName, Secret, Vmid, is_mesh_address};
+use crate::plan::enroll;
+use crate::plan::guest::Command;
+use crate::plan::inside::{Content, Deed, InsideAction, InsideUndo, UndoDeed, is_successor_name};
+use crate::plan::render;
+use crate::pve::{ErrorKind, Method, Request, call};
+use crate::settings::Guest;
+use crate::wire::admin::NodeInfo;
+
+/// How long a service manager may take to start or stop something.
+const SERVICE_LIMIT: Duration = Duration::from_secs(60);
+/// How often giving the new node the old one's name is tried: by then the old one is gone, so giving up is no way back.
+const SUCCESSION_TRIES: u32 = 5;
+
+/// What the steps work with.
+pub(super) struct Doer<'a> {
+    pub(super) executor: &'a dyn Executor,
+    pub(super) inside: Option<&'a dyn Inside>,
+    pub(super) mesh: Option<&'a dyn Mesh>,
+}
+
+/// What a step found out for later ones.
+pub(super) struct Known<'a> {
+    pub(super) join_key: Option<&'a Secret>,
+    pub(super) addresses: &'a [std::net::IpAddr],
+    /// The node that has joined in the place of another.
+    pub(super) successor: &'a mut Option<NodeInfo>,
+}
+
+impl Doer<'_> {
+    fn inside(&self) -> Result<&dyn Inside, StepError> {
+        self.inside.ok_or(StepError::Missing("there is no way into the container"))
+    }
+
+    fn mesh(&self) -> Result<&dyn Mesh, StepError> {
+        self.mesh.ok_or(StepError::Missing("the coordinator is not known"))
+    }
+
+    /// Does it.
+    pub(super) async fn act(&self, action: &InsideAction, known: Known<'_>) -> Result<(), StepError> {
+        let vmid = action.vmid;
+        match &action.deed {
+            Deed::Program { source, to } => put_program(self.inside()?, vmid, source, to).await?,
+            Deed::Write { program, to, mode, content } => {
+                let bytes = match content {
+                    Content::Text(text) => text.clone().into_bytes(),
+                    Content::Settings(guest) => render::guest(&with_key(guest, known.join_key))?.into_bytes(),
+                };
+                let run = Run::new([program.as_str(), "inside", "write", to, "--mode", &format!("{mode:o}")]).input(bytes);
+                run_well(self.inside()?, vmid, &run).await?;
+            }
+            Deed::Run { commands, with_key } => {
+                let last = commands.len().saturating_sub(1);
+                for (number, command) in commands.iter().enumerate() {
+                    let mut run = Run::new(command.clone()).limit(SERVICE_LIMIT);
+                    if *with_key && number == last {
+                        let key = known.join_key.ok_or(StepError::Missing("there is no join key"))?;
+                        run = run.input(key.expose());
+                    }
+                    run_well(self.inside()?, vmid, &run).await?;
+                }
+            }
+            Deed::Remove { program, paths } => {
+                let run = Run::new([program.as_str(), "inside", "remove"].into_iter().chain(paths.iter().map(String::as_str)));
+                run_well(self.inside()?, vmid, &run).await?;
+            }
+            Deed::Approve { name, routes } => {
+                let node = self.node(name).await?;
+                self.mesh()?.approve_routes(node.id, routes).await?;
+            }
+            Deed::AwaitSuccessor { name, before, limit_secs } => {
+                *known.successor = Some(self.successor(name, before, Duration::from_secs(*limit_secs)).await?);
+            }
+            Deed::Succeed { old, name, addresses } => {
+                let successor = known.successor.take().ok_or(StepError::Missing("no node has joined in its place"))?;
+                self.succeed(*old, successor.id, name, addresses).await?;
+            }
+            Deed::Notes { ours } => {
+                let mut more = String::new();
+                for address in known.addresses.iter().filter(|address| is_mesh_address(**address)) {
+                    more.push_str(&format!("- address in the mesh: `{address}`\n"));
+                }
+                let config = observe::container_config(self.executor, &action.host, vmid).await?;
+                let there = config.map(|config| config.description).unwrap_or_default();
+                let text = enroll::joined_notes(&there, ours.as_deref(), &more)?;
+                let request = call::set_notes(&action.host, vmid, &text)?;
+                self.executor.call(&request).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn node(&self, name: &NodeName) -> Result<NodeInfo, StepError> {
+        let nodes = self.mesh()?.nodes().await?;
+        nodes.into_iter().find(|node| node.name == *name).ok_or(StepError::Missing("the coordinator does not know the node"))
+    }
+
+    async fn successor(&self, name: &NodeName, before: &[NodeId], limit: Duration) -> Result<NodeInfo, StepError> {
+        let mesh = self.mesh()?;
+        until(limit, || async {
+            let nodes = mesh.nodes().await?;
+            Ok(match nodes.into_iter().find(|node| !before.contains(&node.id) && is_successor_name(&node.name, name)) {
+                Some(node) if node.online => Ok(node),
+                Some(_) => Err("it has joined with its new keys but is not connected".to_owned()),
+                None => Err("the coordinator has not heard of a node with new keys".to_owned()),
+            })
+        })
+        .await
+    }
+
+    /// The new node is in and online; the old one goes, and the new one takes its name and address.
+    async fn succeed(&self, old: NodeId, new: NodeId, name: &NodeName, addresses: &[std::net::IpAddr]) -> Result<(), StepError> {
+        self.mesh()?.delete_node(old).await?;
+        self.name_successor(new, name, addresses).await
+    }
+
+    async fn name_successor(&self, new: NodeId, name: &NodeName, addresses: &[std::net::IpAddr]) -> Result<(), StepError> {
+        let mesh = self.mesh()?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let done = async {
+                mesh.rename_node(new, name).await?;
+                match addresses.iter().find_map(|address| if let std::net::IpAddr::V4(v4) = address { Some(*v4) } else { None }) {
+                    Some(v4) => mesh.set_address(new, v4).await,
+                    None => Ok(()),
+                }
+            };
+            match done.await {
+                Ok(()) => return Ok(()),
+                Err(error) if tries == SUCCESSION_TRIES => return Err(error.into()),
+                Err(error) => tracing::warn!(%error, "the new node does not have the old one's name and address yet"),
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Takes it back; true if there was something to take back.
+    pub(super) async fn take_back(&self, undo: &InsideUndo) -> Result<bool, StepError> {
+        let (host, vmid) = (&undo.host, undo.vmid);
+        match &undo.deed {
+            UndoDeed::Remove { program, paths } => {
+                let run = Run::new([program.as_str(), "inside", "remove"].into_iter().chain(paths.iter().map(String::as_str)));
+                match run_well(self.inside()?, vmid, &run).await {
+                    Ok(_) => Ok(true),
+                    // The program itself is not there: nothing was put there, for it was the first.
+                    Err(InsideError::NoProgram { .. } | InsideError::NotThere { .. }) => Ok(false),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            UndoDeed::Run { commands } => self.run_all(vmid, commands).await,
+            UndoDeed::Restore { keys } => {
+                let Some(config) = observe::container_config(self.executor, host, vmid).await? else { return Ok(false) };
+                // What somebody has changed since is his.
+                let ours = keys
+                    .iter()
+                    .filter(|(key, changed)| config.values.get(*key).cloned() == changed.after && changed.before != changed.after);
+                let ours = ours.map(|(key, changed)| (key.clone(), changed.clone())).collect();
+                let put = Request::new(Method::Put, format!("/nodes/{host}/lxc/{vmid}/config"));
+                let request = enroll::restored(put, &ours, |changed| changed.before.clone());
+                if request.params.is_empty() {
+                    return Ok(false);
+                }
+                match self.executor.call(&request).await {
+                    Err(error) if error.kind() == Some(ErrorKind::NoSuchGuest) => Ok(false),
+                    other => Ok(other.map(|_| true)?),
+                }
+            }
+            UndoDeed::Unrekey { old, name, addresses, before, back } => {
+                let mesh = self.mesh()?;
+                let nodes = mesh.nodes().await?;
+                let mut joined = nodes.iter().filter(|node| !before.contains(&node.id) && is_successor_name(&node.name, name));
+                if nodes.iter().any(|node| node.id == *old) {
+                    let was = self.run_all(vmid, std::slice::from_ref(back)).await?;
+                    for node in joined {
+                        mesh.delete_node(node.id).await?;
+                    }
+                    return Ok(was);
+                }
+                match joined.next() {
+                    Some(node) => self.name_successor(node.id, name, addresses).await.map(|()| true),
+                    None => Ok(false),
+                }
+            }
+        }
+    }
+
+    async fn run_all(&self, vmid: Vmid, commands: &[Command]) -> Result<bool, StepError> {
+        let mut first = None;
+        for command in commands {
+            match run_well(self.inside()?, vmid, &Run::new(command.clone()).limit(SERVICE_LIMIT)).await {
+                Ok(_) => {}
+                // What was never set up cannot be taken down.
+                Err(InsideError::NoProgram { .. } | InsideError::NotThere { .. }) => {}
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        first.map_or(Ok(true), |error| Err(error.into()))
+    }
+}
+
+/// Puts a program into its place: beside it at first, where it has to run and to be what was sent; then by a rename, for a program that runs
+/// cannot be written over. The old one is kept.
+pub(super) async fn put_program(inside: &dyn Inside, vmid: Vmid, source: &std::path::Path, to: &str) -> Result<(), InsideError> {
+    let beside = push_beside(inside, vmid, source, to).await?;
+    let keep = format!("{to}.before");
+    run_well(inside, vmid, &Run::new([&*beside, "inside", "place", &*beside, to, "--keep", &*keep])).await.map(drop)
+}
+
+/// Pushes a program beside its place; gives where it is.
+pub(super) async fn push_beside(inside: &dyn Inside, vmid: Vmid, source: &std::path::Path, to: &str) -> Result<String, InsideError> {
+    let beside = format!("{to}.new");
+    let directory = to.rsplit_once('/').map_or("/", |(directory, _)| directory);
+    // Only the last resort may be missing; where there is no `mkdir`, the directory is there.
+    let _ = inside.run(vmid, &Run::new(["mkdir", "-p", directory])).await;
+    let push = Push { source: Source::File(source.to_owned()), to: beside.clone(), mode: 0o755, owner: (0, 0) };
+    inside.push(vmid, &push).await?;
+    Ok(beside)
+}
+
+fn with_key(guest: &Guest, key: Option<&Secret>) -> Guest {
+    let mut guest = guest.clone();
+    if let (Some(node), Some(key)) = (guest.node.as_mut(), key) {
+        node.auth_key = Some(key.clone());
+    }
+    guest
+}
