@@ -69,19 +69,19 @@ mod tests {
     #[test]
     fn a_single_host_uses_what_holds_snippets_and_else_local() {
         let local = storage("local", "iso,vztmpl", false, false);
-        let place = |storages: &[StorageDefinition]| super::place(storages, 1, None).unwrap();
-        let found = place(std::slice::from_ref(&local));
+        let single = |storages: &[StorageDefinition]| place(storages, 1, None).unwrap();
+        let found = single(std::slice::from_ref(&local));
         assert_eq!((found.volume.to_string(), found.everywhere), ("local:snippets/pvemesh-hook".to_owned(), true));
         assert_eq!(found.directory, PathBuf::from("/mnt/local/snippets"));
-        assert_eq!(place(&[local, storage("extra", "snippets", false, true)]).volume.storage().as_str(), "extra");
+        assert_eq!(single(&[local, storage("extra", "snippets", false, true)]).volume.storage().as_str(), "extra");
     }
 
     #[test]
     fn a_cluster_needs_a_storage_that_all_hosts_share() {
         let local = storage("local", "snippets", false, false);
-        let found = super::place(&[local.clone(), storage("some", "snippets", true, true)], 3, None).unwrap();
+        let found = place(&[local.clone(), storage("some", "snippets", true, true)], 3, None).unwrap();
         assert_eq!((found.volume.storage().as_str(), found.everywhere), ("local", false));
-        let found = super::place(&[local, storage("nas", "snippets", true, false)], 3, None).unwrap();
+        let found = place(&[local, storage("nas", "snippets", true, false)], 3, None).unwrap();
         assert_eq!((found.volume.storage().as_str(), found.everywhere), ("nas", true));
     }
 
