@@ -214,6 +214,8 @@ pub fn pass(world: &World<'_>) -> Pass {
         pass.gone(world, *vmid);
     }
     attached::compare(world, &mut pass);
+    // These take long if a guest does not join; nobody else should wait for it.
+    pass.changes.sort_by_key(|change| matches!(change, Change::Renew(_)));
     pass
 }
 

@@ -160,4 +160,9 @@ fn a_pass_asks_once_for_the_list_and_once_for_each_guest_of_ours_and_an_agent_th
     let asked = replies.asked.lock().unwrap();
     assert_eq!(asked.len(), 1 + 2 + 2, "{asked:#?}");
     assert!(survey.gone.is_empty());
+    drop(asked);
+    // A cluster file system that is down looks like a host without guests.
+    let nothing = Replies { known: [("/cluster/resources", json!([]))].into(), asked: std::sync::Mutex::default() };
+    let survey = runtime.block_on(reconcile::survey(&nothing, &ledger, None)).unwrap();
+    assert!(survey.gone.is_empty() && survey.said[0].contains("not believed"), "{:?}", survey.said);
 }

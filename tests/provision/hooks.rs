@@ -203,8 +203,12 @@ fn the_hook_script_goes_with_the_last_guest() {
     let estate = Estate::new();
     estate.create(101);
     assert!(script(&estate.world).exists());
+    let refused = estate.world.run("create-exit-node 102 --image {dir}/image.tar.gz --tun userspace --storage nosuch");
+    refused.failed(5, &["nosuch"]);
     estate.world.run("destroy 101 --yes").succeeded();
     assert!(!script(&estate.world).exists());
+    estate.world.run("create-exit-node 102 --image {dir}/image.tar.gz --tun userspace --storage nosuch").failed(5, &["nosuch"]);
+    assert!(!script(&estate.world).exists(), "what was not begun leaves nothing");
     assert!(estate.node("exit-1").is_none());
     assert!(!estate.world.path("config/guests.json").exists());
 }

@@ -58,9 +58,9 @@ impl Making<'_> {
             None => Vec::new(),
         };
         let observed = observe::observe(&*self.session.executor, vmid, mesh).await.map_err(|e| call_failure(&self.tried, &e))?;
-        let mut observed = observed;
+        let (mut observed, mut script) = (observed, None);
         if observed.target.is_none() && matches!(self.role, Role::Node { .. }) {
-            observed.hookscript = hook::for_new_guests(self.session, &observed, self.how.dry_run).await;
+            (observed.hookscript, script) = hook::for_new_guests(self.session, &observed).await;
         }
         let image = Image::new(env!("CARGO_PKG_VERSION"), &stock.shared().sha256, architecture(&self.tried)?);
         let random = entropy::bytes::<16>().map_err(|e| Failure::new(&self.tried, e, "this system has no randomness"))?;
@@ -94,7 +94,15 @@ impl Making<'_> {
         for choice in &plan.choices {
             self.how.output.note(format!("  {:<17} {}  ({})", choice.what, choice.value, choice.why));
         }
-        let findings = self.carry_out(&plan, &stock, &mut progress).await?;
+        if let Some(script) = &script {
+            script.put()?;
+        }
+        let findings = self.carry_out(&plan, &stock, &mut progress).await;
+        if findings.is_err() && script.is_some() {
+            // If it was written for this guest alone.
+            hook::forget_script(self.session).await;
+        }
+        let findings = findings?;
         drop(lock);
         Ok(Some(self.report(plan, changed, findings, begun.elapsed().as_secs_f64())))
     }

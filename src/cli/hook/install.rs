@@ -172,28 +172,43 @@ pub(in crate::cli) fn install_timer(output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The hook for new guests: installed here if we are root on the host. Elsewhere nobody can put it there.
-pub(in crate::cli) async fn for_new_guests(session: &Session, observed: &Observed, dry_run: bool) -> Hookscript {
-    let left = |why: String| Hookscript::Left(why);
+/// A hook script that new guests will need.
+pub(in crate::cli) struct Prepared {
+    installer: Installer,
+    directory: PathBuf,
+}
+
+impl Prepared {
+    /// Writes it, unless it is there.
+    pub(in crate::cli) fn put(&self) -> Result<(), Failure> {
+        self.installer.install_script(&self.directory).map(drop).map_err(|e| failure("install the hook", e))
+    }
+}
+
+/// The hook for new guests, and what has to be written for it: if we are root on the host. Elsewhere nobody can put it there.
+pub(in crate::cli) async fn for_new_guests(session: &Session, observed: &Observed) -> (Hookscript, Option<Prepared>) {
+    match prepared(session, observed).await {
+        Ok((volume, prepared)) => (Hookscript::Ready(volume), Some(prepared)),
+        Err(why) => (Hookscript::Left(why), None),
+    }
+}
+
+async fn prepared(session: &Session, observed: &Observed) -> Result<(VolumeId, Prepared), String> {
     match &observed.identity {
-        identity if !identity.is_root() => return left("only root@pam may set a hookscript".to_owned()),
+        identity if !identity.is_root() => return Err("only root@pam may set a hookscript".to_owned()),
         Identity::RootHost => {}
         _ if is_host() => {}
-        _ => return left("it lies on the host, and this is another machine (`pvemesh hook install` there)".to_owned()),
+        _ => return Err("it lies on the host, and this is another machine (`pvemesh hook install` there)".to_owned()),
     }
-    let place = match where_to(session, None).await {
-        Ok(Ok(place)) => place,
-        Ok(Err(why)) => return left(why),
-        Err(error) => return left(format!("the storages cannot be listed: {error}")),
-    };
+    let place = where_to(session, None).await.map_err(|error| format!("the storages cannot be listed: {error}"))??;
     if !place.everywhere {
-        return left(format!("{} and a guest whose hook is missing on a host does not start there", place.why));
+        return Err(format!("{}, and a guest whose hook is missing on a host does not start there", place.why));
     }
-    let Ok(installer) = installer("install the hook") else { return left("this program has no plain path".to_owned()) };
-    if !dry_run && let Err(error) = installer.install_script(&place.directory) {
-        return left(error.to_string());
+    let installer = installer("install the hook").map_err(|failure| failure.happened)?;
+    if !installer.is_free(&place.directory) {
+        return Err(format!("something else is in its place in {}", place.directory.display()));
     }
-    Hookscript::Ready(place.volume)
+    Ok((place.volume, Prepared { installer, directory: place.directory }))
 }
 
 /// The hook, if it lies where Proxmox finds it on every host.

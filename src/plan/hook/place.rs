@@ -69,11 +69,11 @@ mod tests {
     #[test]
     fn a_single_host_uses_what_holds_snippets_and_else_local() {
         let local = storage("local", "iso,vztmpl", false, false);
-        let on_one = |storages: &[StorageDefinition]| place(storages, 1, None).unwrap();
-        let found = on_one(std::slice::from_ref(&local));
+        let single = |storages: &[StorageDefinition]| place(storages, 1, None).unwrap();
+        let found = single(std::slice::from_ref(&local));
         assert_eq!((found.volume.to_string(), found.everywhere), ("local:snippets/pvemesh-hook".to_owned(), true));
         assert_eq!(found.directory, PathBuf::from("/mnt/local/snippets"));
-        assert_eq!(on_one(&[local, storage("extra", "snippets", false, true)]).volume.storage().as_str(), "extra");
+        assert_eq!(single(&[local, storage("extra", "snippets", false, true)]).volume.storage().as_str(), "extra");
     }
 
     #[test]

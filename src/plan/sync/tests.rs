@@ -291,7 +291,7 @@ fn an_heir_keeps_the_place_and_the_node_is_not_taken_from_it() {
     scene.remove(101);
     scene.add(102, MAC, &notes);
     let pass = scene.pass();
-    let [Change::Renew(renew), Change::Forget(gone)] = &pass.changes[..] else { panic!("{pass:?}") };
+    let [Change::Forget(gone), Change::Renew(renew)] = &pass.changes[..] else { panic!("{pass:?}") };
     assert_eq!((renew.name.as_str(), renew.key.as_ref().unwrap().address, *gone), ("exit-1", Some([100, 64, 0, 5].into()), vmid(101)));
 }
 

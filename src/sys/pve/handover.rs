@@ -12,7 +12,7 @@ use tokio::process::Command;
 use super::provision::{StepError, Watch, run_call};
 use super::{CallError, Executor};
 use crate::ident::Vmid;
-use crate::pve::{HostName, Identity, call};
+use crate::pve::{HostName, Identity, Version, call, reply};
 use crate::settings::{RENEWAL_FILE, RENEWAL_VARIABLE, Renewal};
 
 /// `pct push` waits ten seconds for the guest's lock, which a start may hold.
@@ -96,6 +96,12 @@ async fn by_environment(
     renewal: &Renewal,
     watch: &mut dyn Watch,
 ) -> Result<(), StepError> {
+    // Before it is stopped for nothing.
+    let version = reply::version(&executor.call(&call::host_version(host)?).await?)?;
+    if version < Version::ENVIRONMENT {
+        let why = format!("{host} has Proxmox VE {version}, which has no `env` yet: run `pvemesh sync` on that host, as root");
+        return Err(setup(format!("nothing can be handed to guest {vmid} from here: {why}")));
+    }
     let text = renewal.to_toml().map_err(|e| setup(e.to_string()))?;
     let content = crate::ident::Secret::new(base64::engine::general_purpose::STANDARD.encode(text.expose()));
     run_call(executor, &call::shutdown(host, vmid, STOP_SECS)?, Some(TASK_LIMIT), watch).await?;

@@ -99,6 +99,12 @@ impl Installer {
         executable && std::fs::read_to_string(path).is_ok_and(|text| text == self.script())
     }
 
+    /// Whether nothing, or a script of ours, is where the script goes.
+    pub fn is_free(&self, directory: &Path) -> bool {
+        let path = self.script_path(directory);
+        !path.exists() || is_ours(&path)
+    }
+
     /// Writes the script; false if it was there already.
     ///
     /// # Errors
@@ -108,7 +114,7 @@ impl Installer {
             return Ok(false);
         }
         let path = self.script_path(directory);
-        if path.exists() && !is_ours(&path) {
+        if !self.is_free(directory) {
             return Err(InstallError::Foreign(path));
         }
         if let Some(parent) = path.parent() {

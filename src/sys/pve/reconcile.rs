@@ -87,6 +87,13 @@ pub async fn survey(executor: &dyn Executor, ledger: &Ledger, local: Option<&Hos
             survey.said.extend(why.map(|why| format!("guest {vmid}: {why}")));
         }
     }
+    let known = ledger.guests.len() + ledger.attached.len();
+    if survey.guests.is_empty() && known > 1 {
+        survey
+            .said
+            .push(format!("Proxmox lists no guest at all, though {known} are remembered; that is not believed, and none is removed"));
+        return Ok(survey);
+    }
     survey.gone = gone(executor, ledger, &survey.guests).await?;
     Ok(survey)
 }
