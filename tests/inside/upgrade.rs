@@ -65,13 +65,12 @@ fn a_good_program_takes_its_place_and_a_bad_one_leaves_no_trace() {
     let shown = upgrade(&site, "101 --dry-run", &new);
     assert_eq!(shown.succeeded().json()["guests"][0]["outcome"], "would be upgraded");
     assert_eq!(facts(&site, "101")["program"], old["program"]);
-    let ping = Command::new("nsenter")
-        .args(["-t", &pid, "-n", "ping", "-q", "-i", "0.1", "-w", "20", &address])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let ping =
+        Command::new("nsenter").args(["-t", &pid, "-n", "ping", "-q", "-i", "0.1", &address]).stdout(Stdio::piped()).spawn().unwrap();
     let done = upgrade(&site, "101", &new);
     assert_eq!(outcomes(&done.succeeded().json()), [(101, "upgraded".to_owned())]);
+    let pid = rustix::process::Pid::from_child(&ping);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let said = String::from_utf8(ping.wait_with_output().unwrap().stdout).unwrap();
     let count = |before: &str| -> u32 { said.split(before).next().unwrap().split([' ', '\n']).next_back().unwrap().parse().unwrap() };
     let lost = count(" packets transmitted") - count(" received");

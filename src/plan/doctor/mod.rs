@@ -163,7 +163,7 @@ pub fn examine(patient: &Patient) -> Vec<Finding> {
     }
     all.extend(mesh::examine(patient));
     all.extend(hosts(&patient.hosts, &patient.guests));
-    all.sort_by(|a, b| b.severity.cmp(&a.severity));
+    all.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     all
 }
 

@@ -101,9 +101,16 @@ fn program(service: Option<Service>) -> ProgramFacts {
     let path = if service == Some(Service::Appliance) { PathBuf::from(APPLIANCE_PROGRAM) } else { path };
     let serves = |words: &[String]| SERVICES.iter().any(|service| words.get(1..3).is_some_and(|w| w == service.as_slice()));
     let running = processes().find(|(_, words)| serves(words)).map(|(pid, _)| PathBuf::from(format!("/proc/{pid}/exe")));
+    let installed = files::sha256(&path).unwrap_or_default();
+    let file = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    let hash = |exe: PathBuf| {
+        // Mostly it is the very same file, which need not be read twice.
+        let same = file(&exe).is_some_and(|exe| Some(exe) == file(&path));
+        if same { installed.clone() } else { files::sha256(&exe).unwrap_or_default() }
+    };
     ProgramFacts {
-        installed: files::sha256(&path).unwrap_or_default(),
-        running: running.and_then(|exe| files::sha256(&exe).ok()).unwrap_or_default(),
+        running: running.map(hash).unwrap_or_default(),
+        installed: installed.clone(),
         path: path.display().to_string(),
         trial: trial::is_on(),
     }
