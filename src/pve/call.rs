@@ -29,12 +29,12 @@ fn host(name: &HostName) -> proxmox_api::nodes::node::NodeClient<Recorder> {
     NodesClient::new(Recorder).node(name.as_str())
 }
 
-fn container(on: &HostName, vmid: Vmid) -> Result<VmidClient<Recorder>, BuildError> {
+pub(super) fn container(on: &HostName, vmid: Vmid) -> Result<VmidClient<Recorder>, BuildError> {
     Ok(host(on).lxc().vmid(value("vmid", &vmid, i128::from(u32::from(vmid)))?))
 }
 
 /// Turns a value into the schema's bounded type, naming the parameter if it does not fit.
-fn value<T, V>(name: &'static str, shown: &impl ToString, value: V) -> Result<T, BuildError>
+pub(super) fn value<T, V>(name: &'static str, shown: &impl ToString, value: V) -> Result<T, BuildError>
 where
     T: TryFrom<V>,
     T::Error: std::fmt::Display,

@@ -1,27 +1,14 @@
 //! The calls of a golden container: made into a template once, cloned for ever.
 
-use proxmox_api::nodes::NodesClient;
-use proxmox_api::nodes::node::lxc::vmid::VmidClient;
 use proxmox_api::nodes::node::lxc::vmid::clone;
 use proxmox_api::nodes::node::lxc::vmid::config::PutParams;
 
-use super::recorder::{Recorder, record};
+use super::call::{container, value};
+use super::recorder::record;
 use super::{BuildError, HostName, NetworkInterface, Request, StorageId, Tag};
 use crate::ident::{NodeName, Vmid};
 
 type Built = Result<Request, BuildError>;
-
-fn container(on: &HostName, vmid: Vmid) -> Result<VmidClient<Recorder>, BuildError> {
-    Ok(NodesClient::new(Recorder).node(on.as_str()).lxc().vmid(value("vmid", &vmid, i128::from(u32::from(vmid)))?))
-}
-
-fn value<T, V>(name: &'static str, shown: &impl ToString, value: V) -> Result<T, BuildError>
-where
-    T: TryFrom<V>,
-    T::Error: std::fmt::Display,
-{
-    T::try_from(value).map_err(|why| BuildError::Value { name, value: super::name::shown(&shown.to_string()), why: why.to_string() })
-}
 
 /// Turns a stopped container into a template; replies at once, while a task of the host works on it. It cannot be turned back.
 pub fn make_template(on: &HostName, vmid: Vmid) -> Built {

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::checked::{Checked, is_user};
-use super::{Init, called, suffix, version};
+use super::{Init, suffix, version};
 use crate::cli::ask::{self, Code, secret_from};
 use crate::cli::connect::{build, call_failure, config_failure, token};
+use crate::cli::hosts::name_of;
 use crate::cli::{Exit, Failure, Output};
 use crate::ident::Secret;
 use crate::pve::{Fingerprint, access};
@@ -252,7 +253,7 @@ async fn pin_the_cluster(contact: &mut Contact, store: &Store, output: &Output) 
         contact.trust = CLUSTER;
     } else {
         contact.pve.cluster_ca = None;
-        let place = called(&contact.pve);
+        let place = name_of(&contact.pve);
         output.note(format!("the certificate of {place} is not signed by its cluster's authority; only this very certificate is believed"));
     }
     Ok(())

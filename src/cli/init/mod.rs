@@ -11,7 +11,7 @@ mod show;
 use std::path::PathBuf;
 
 use super::connect::{call_failure, config_failure};
-use super::hosts::{name_of, ways};
+use super::hosts::ways;
 use super::{Exit, Failure, Output, ask};
 use crate::pve::{Fingerprint, Version, call, reply};
 use crate::sys::config::{Config, Pve, Store};
@@ -120,7 +120,7 @@ pub(super) async fn run(args: Init, output: &Output) -> Result<(), Failure> {
             .exit(Exit::Conflict));
         }
         config.join = Some(join);
-        if args.is_about_coordinator_only() && old.is_some() {
+        if args.is_about_coordinator_only() && (old.is_some() || Pvesh::is_here()) {
             store.save(&config).map_err(config_failure)?;
             output.result(&serde_json::json!({ "join": config.join }), "new guests join it from now on");
             return Ok(());
@@ -223,9 +223,4 @@ fn describe(report: &Report) -> String {
 /// The end of the file names of an entry's secrets.
 fn suffix(name: Option<&str>) -> String {
     name.map(|name| format!("-{name}")).unwrap_or_default()
-}
-
-/// What an entry is called in messages.
-fn called(pve: &Pve) -> String {
-    name_of(pve)
 }
