@@ -10,7 +10,7 @@ use crate::pve::ErrorKind;
 use crate::sys::config::{Config, ConfigError, Pve, Store, read_secret};
 use crate::sys::entropy;
 use crate::sys::pve::{
-    AdminDoor, CallError, Credentials, Door as _, Executor, Https, HttpsOptions, Mesh, Pvesh, StepError, TaskError, Trust,
+    AdminDoor, CallError, Credentials, Door as _, Executor, HostFileError, Https, HttpsOptions, Mesh, Pvesh, StepError, TaskError, Trust,
 };
 
 /// What every command that talks to Proxmox takes.
@@ -227,6 +227,13 @@ pub(super) fn step_advice(error: &StepError) -> (String, Exit, &[String]) {
         StepError::Image(_) => {
             ("use the released binary, or build in the repository, which links statically".to_owned(), Exit::Failed, &[])
         }
+        StepError::HostFile(error) => match error {
+            HostFileError::Busy(_) | HostFileError::Locked { .. } => {
+                ("wait for the operation that works on it, then try again".to_owned(), Exit::Conflict, &[])
+            }
+            HostFileError::Missing { .. } => ("pvemesh list shows where it is".to_owned(), Exit::Conflict, &[]),
+            HostFileError::Io { .. } => ("is the cluster quorate? pvecm status".to_owned(), Exit::Failed, &[]),
+        },
         StepError::Config(_) => ("check the directory of the configuration".to_owned(), Exit::Failed, &[]),
         StepError::Render(_) | StepError::Missing(_) => ("this is a defect of pvemesh; please report it".to_owned(), Exit::Failed, &[]),
     }

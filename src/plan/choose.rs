@@ -32,18 +32,23 @@ pub(super) struct Place {
     pub(super) reasons: Vec<Choice>,
 }
 
-/// Decides host, storages and bridge.
-pub(super) fn place(options: &GuestOptions, observed: &Observed, image: &str) -> Result<Place, Refusal> {
+/// Decides host, storages and bridge; `can` says whether a host that is up can take the guest at all.
+pub(super) fn place(
+    options: &GuestOptions,
+    observed: &Observed,
+    image: &str,
+    can: &dyn Fn(&HostView) -> Result<(), Refusal>,
+) -> Result<Place, Refusal> {
     if let Some(wanted) = &options.host {
         let host = observed
             .host(wanted)
             .ok_or_else(|| Refusal::UnknownHost { wanted: wanted.clone(), known: names(&observed.hosts, |h| h.name.as_str()) })?;
-        return on_host(options, host, image, "given with --node".to_owned());
+        return on_host(options, host, image, can, "given with --node".to_owned());
     }
     let mut refusals = Vec::new();
     let mut fits = Vec::new();
     for host in &observed.hosts {
-        match on_host(options, host, image, String::new()) {
+        match on_host(options, host, image, can, String::new()) {
             Ok(place) => fits.push((host, place)),
             Err(refusal) => refusals.push(refusal),
         }
@@ -71,10 +76,17 @@ pub(super) fn place(options: &GuestOptions, observed: &Observed, image: &str) ->
     Ok(place)
 }
 
-fn on_host(options: &GuestOptions, host: &HostView, image: &str, why_host: String) -> Result<Place, Refusal> {
+fn on_host(
+    options: &GuestOptions,
+    host: &HostView,
+    image: &str,
+    can: &dyn Fn(&HostView) -> Result<(), Refusal>,
+    why_host: String,
+) -> Result<Place, Refusal> {
     if !host.online {
         return Err(Refusal::HostOffline(host.name.clone()));
     }
+    can(host)?;
     let (storage, why_storage) = root_storage(options, host)?;
     let (template_storage, why_template) = template_storage(options, host, image)?;
     let (bridge, why_bridge) = bridge(options, host)?;

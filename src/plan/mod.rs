@@ -22,7 +22,7 @@ mod step;
 
 pub use choose::Choice;
 pub use refusal::{Fault, Refusal};
-pub use step::{Action, RELAY_PORT, Step, Undo};
+pub use step::{Action, RELAY_PORT, Step, TunEdit, Undo};
 
 use base64::Engine as _;
 

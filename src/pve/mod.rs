@@ -7,6 +7,7 @@
 //! Sources: the API schema of PVE 9.1 (through the types of the `proxmox-api` crate) and replies recorded from PVE 9.1.9.
 
 pub mod call;
+pub mod conf;
 mod error;
 mod identity;
 mod name;

@@ -21,4 +21,5 @@ mod recorded;
 mod refusals;
 #[path = "../pve/standin/mod.rs"]
 mod standin;
+mod versions;
 mod world;

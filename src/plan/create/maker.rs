@@ -2,6 +2,7 @@
 
 use super::delivery::Delivery;
 use super::image::{IMAGE_END, IMAGE_STEM, Image};
+use super::tun::Tun;
 use super::{ADDRESS_LIMIT, CREATE_LIMIT, DELETE_LIMIT, INTERFACE, KEY_LIFE, ONLINE_LIMIT, OWNER, START_LIMIT, exit_routes};
 use crate::ident::{NodeId, NodeName};
 use crate::plan::choose::{self, Place};
@@ -10,7 +11,7 @@ use crate::plan::observed::Observed;
 use crate::plan::options::{self, GuestOptions, Join, NodeKind, ROOT_VOLUME, Role};
 use crate::plan::refusal::Refusal;
 use crate::plan::render;
-use crate::plan::step::{Action, Step, Undo};
+use crate::plan::step::{Action, Step, TunEdit, Undo};
 use crate::pve::call::{self, NewContainer};
 use crate::pve::{Device, Ipv4Config, Ipv6Config, NetworkInterface, RootVolume, Tag, VolumeId};
 use crate::settings::{DEFAULT_COORDINATOR_PORT, Ipv4Setup, Ipv6Setup};
@@ -25,6 +26,7 @@ pub(super) struct Maker<'a> {
     pub(super) run: RunId,
     pub(super) place: &'a Place,
     pub(super) name: &'a NodeName,
+    pub(super) tun: Tun,
 }
 
 impl Maker<'_> {
@@ -74,6 +76,10 @@ impl Maker<'_> {
                 let request = call::delete_volume(host, &template, 15)?;
                 steps.push(Step::plain("remove its image", Action::Call { request, task: Some(DELETE_LIMIT) }));
             }
+        }
+        if self.tun == Tun::Lines {
+            let action = Action::EditTun { host: host.clone(), vmid, edit: TunEdit::Lines };
+            steps.push(Step::plain("write the lines for /dev/net/tun", action));
         }
         let start = call::start(host, vmid)?;
         steps.push(Step {
@@ -189,7 +195,7 @@ impl Maker<'_> {
             cores: self.options.cores,
             memory: self.options.memory,
             network,
-            device: self.role.needs_tun().then_some(Device::Tun),
+            device: (self.tun == Tun::Device).then_some(Device::Tun),
             tags: vec![tag(TAG)?, tag(self.role.name())?],
             notes: self.mark(false).attach(&render::notes(&self.notes())?),
         })

@@ -5,6 +5,7 @@ mod delivery;
 mod existing;
 mod image;
 mod maker;
+mod tun;
 
 pub use existing::{Existing, revive};
 pub use image::Image;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use super::choose::{self, Choice};
 use super::lan;
 use super::mark::RunId;
-use super::observed::Observed;
+use super::observed::{HostView, Observed};
 use super::options::{GuestOptions, Role};
 use super::refusal::Refusal;
 use super::step::Step;
@@ -24,6 +25,7 @@ use crate::settings::Ipv4Setup;
 
 use delivery::Delivery;
 use maker::Maker;
+use tun::Tun;
 
 /// Name of the environment variable that carries a guest's configuration to its init.
 pub const CONFIG_VARIABLE: &str = "PVEMESH_CONFIG";
@@ -79,11 +81,11 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
         let host = options.host.as_ref().map_or_else(|| "NODE".to_owned(), ToString::to_string);
         return Err(Refusal::NeedsRoot { identity: observed.identity.clone(), host });
     }
-    let place = choose::place(options, observed, &image.file)?;
-    let version = observed.host(&place.host).and_then(|host| host.version).unwrap_or(Version::new(0, 0, 0));
-    if role.needs_tun() && version < Version::DEVICES {
-        return Err(Refusal::TooOld { host: place.host, version, needed: Version::DEVICES });
-    }
+    let place = choose::place(options, observed, &image.file, &|host| Tun::choose(role, observed, host).map(drop))?;
+    let host = observed.host(&place.host);
+    let version = host.map_or(Version::new(0, 0, 0), HostView::known_version);
+    let tun = host.map_or(Ok(Tun::None), |host| Tun::choose(role, observed, host))?;
+    unseen_address(options, role, observed, &place.host, version)?;
     let (role, route) = lan::resolved(role, options, &place, observed)?;
     let (name, why_name) = choose::name(options, &role, observed)?;
     let delivery = Delivery::choose(&observed.identity, version);
@@ -91,10 +93,21 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
     choices.extend(place.reasons.iter().cloned());
     choices.push(Choice { what: "address", value: address_words(options), why: address_why(options).to_owned() });
     choices.extend(route);
+    choices.extend(tun.reason());
     choices.push(delivery.reason());
-    let maker = Maker { options, role: &role, observed, image, run, place: &place, name: &name };
+    let maker = Maker { options, role: &role, observed, image, run, place: &place, name: &name, tun };
     let steps = maker.steps(delivery)?;
     Ok(Outcome::Plan(Plan { vmid: options.vmid, name, role: role.name(), host: place.host.clone(), run, choices, steps }))
+}
+
+/// Refuses a guest whose address we need to know and nobody can tell us.
+fn unseen_address(options: &GuestOptions, role: &Role, observed: &Observed, host: &HostName, version: Version) -> Result<(), Refusal> {
+    let needed = matches!(role, Role::Coordinator { .. } | Role::Relay { .. });
+    let fixed = matches!(options.lan.ipv4, Ipv4Setup::Fixed(_));
+    if needed && !fixed && version < Version::INTERFACES && !observed.is_on(host) {
+        return Err(Refusal::UnseenAddress { host: host.clone(), version });
+    }
+    Ok(())
 }
 
 fn address_words(options: &GuestOptions) -> String {

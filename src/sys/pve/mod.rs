@@ -3,6 +3,8 @@
 //! Everything above talks to an [`Executor`] and does not know which. What is asked for and why is decided in `plan`.
 
 mod door;
+mod guest_net;
+mod host_files;
 mod https;
 mod mesh;
 pub mod observe;
@@ -24,6 +26,7 @@ use crate::pve::reply::ReplyError;
 use crate::pve::{ApiError, BuildError, Fingerprint, HostName, Identity, Request, StorageId, Upid};
 
 pub use door::AdminDoor;
+pub use host_files::{HostFileError, HostFiles};
 pub use https::{Https, HttpsOptions};
 pub use mesh::{Door, Mesh, MeshError};
 pub use provision::{Findings, Images, Provisioner, RunError, StepError, Watch};
@@ -49,6 +52,13 @@ pub trait Executor: Send + Sync {
 
     /// Where the requests go, for messages.
     fn place(&self) -> String;
+
+    /// The host's own files, where we are root on a host: for what no call can do. They are those of [`Observed::local`] only.
+    ///
+    /// [`Observed::local`]: crate::plan::observed::Observed::local
+    fn host_files(&self) -> Option<&HostFiles> {
+        None
+    }
 }
 
 /// A file to be uploaded as a container template.

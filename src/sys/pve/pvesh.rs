@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
-use super::{CallError, Executor, Upload};
+use super::{CallError, Executor, HostFiles, Upload};
 use crate::pve::{ApiError, HostName, Identity, Method, Request, Upid, reply};
 
 /// Proxmox's cluster file system; there on every host.
@@ -27,6 +27,7 @@ const MAX_OUTPUT: u64 = 16 << 20;
 pub struct Pvesh {
     program: PathBuf,
     scratch: PathBuf,
+    files: HostFiles,
 }
 
 impl Default for Pvesh {
@@ -38,7 +39,13 @@ impl Default for Pvesh {
 impl Pvesh {
     /// The transport through this program; uploads are staged in `scratch`, which for Proxmox's own must be `/var/tmp`.
     pub fn new(program: impl Into<PathBuf>, scratch: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), scratch: scratch.into() }
+        Self { program: program.into(), scratch: scratch.into(), files: HostFiles::default() }
+    }
+
+    /// The same with the host's files in other places.
+    #[must_use]
+    pub fn with_files(self, files: HostFiles) -> Self {
+        Self { files, ..self }
     }
 
     /// Whether this is a Proxmox host and we are its root.
@@ -130,6 +137,10 @@ impl Executor for Pvesh {
 
     fn place(&self) -> String {
         "this host (pvesh)".to_owned()
+    }
+
+    fn host_files(&self) -> Option<&HostFiles> {
+        Some(&self.files)
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Stock {
     binary: PathBuf,
     directory: PathBuf,
     shared: Image,
+    /// The shared one was given and is not made from `binary`.
+    is_given: bool,
 }
 
 impl Stock {
@@ -31,7 +33,7 @@ impl Stock {
         if let Some(path) = given {
             check_is_gzip(path)?;
             let (size, sha256) = hash(path)?;
-            return Ok(Self { binary, directory, shared: Image { path: path.to_owned(), size, sha256 } });
+            return Ok(Self { binary, directory, shared: Image { path: path.to_owned(), size, sha256 }, is_given: true });
         }
         let (_, program) = hash(&binary)?;
         let path = directory.join(format!("{}.tar.gz", program.get(..16).unwrap_or(&program)));
@@ -42,7 +44,7 @@ impl Stock {
             discard_older(&directory);
             image::build(&binary, None, &path)?
         };
-        Ok(Self { binary, directory, shared })
+        Ok(Self { binary, directory, shared, is_given: false })
     }
 }
 
@@ -52,7 +54,12 @@ impl Images for Stock {
     }
 
     fn personal(&self, guest_toml: &str) -> Result<Image, ImageError> {
-        image::build(&self.binary, Some(guest_toml), &self.directory.join(format!("personal-{}.tar.gz", std::process::id())))
+        let output = self.directory.join(format!("personal-{}.tar.gz", std::process::id()));
+        if self.is_given {
+            image::personalise(&self.shared.path, guest_toml, &output)
+        } else {
+            image::build(&self.binary, Some(guest_toml), &output)
+        }
     }
 }
 
