@@ -16,6 +16,7 @@ mod node;
 mod progress;
 mod relay;
 mod report;
+mod resume;
 
 use std::process::ExitCode;
 
@@ -60,6 +61,8 @@ enum Command {
     CreateSubnetRouter(create::CreateSubnetRouter),
     /// Remove a guest that pvemesh made, with everything that belongs to it.
     Destroy(destroy::Destroy),
+    /// Take back what runs that did not come to their end have left.
+    Resume(resume::Resume),
     /// Join keys of the known coordinator, for phones, laptops and servers.
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::CreateNode(args) => run(create::member(args, &output)),
         Command::CreateSubnetRouter(args) => run(create::subnet_router(args, &output)),
         Command::Destroy(args) => run(destroy::run(args, &output)),
+        Command::Resume(args) => run(resume::run(args, &output)),
         Command::Keys(command) => run(keys::run(command, &output)),
         Command::List(args) => run(list::list(args, &output)),
         Command::Status(args) => run(list::status(args, &output)),

@@ -12,6 +12,8 @@ use crate::pve::reply::ContainerConfig;
 pub const TAG: &str = "pvemesh";
 const OPEN: &str = "<!-- pvemesh ";
 const CLOSE: &str = " -->";
+/// How our readable part begins.
+const TITLE: &str = "# pvemesh ";
 
 /// The number of one run of a command that makes something; 128 random bits, so that no other run has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -100,6 +102,19 @@ impl Mark {
         Self::find(&config.description).filter(|mark| tagged && mark.vmid == vmid)
     }
 
+    /// Notes with this as our part: everything before our readable part and after our mark is the admin's and stays, byte for byte.
+    pub fn put_into(&self, notes: &str, text: &str) -> String {
+        let ours = self.attach(text);
+        let Some(mark) = notes.find(OPEN) else {
+            return if notes.trim().is_empty() { ours } else { format!("{}\n\n{ours}", notes.trim_end()) };
+        };
+        let after = notes.get(mark..).and_then(|rest| rest.split_once(CLOSE)).map_or("", |(_, after)| after);
+        let ahead = notes.get(..mark).unwrap_or_default();
+        let at_line_start = |at: &usize| *at == 0 || ahead.as_bytes().get(at - 1) == Some(&b'\n');
+        let start = ahead.match_indices(TITLE).map(|(at, _)| at).find(at_line_start).unwrap_or(mark);
+        format!("{}{}{after}", notes.get(..start).unwrap_or_default(), ours.trim_end_matches('\n'))
+    }
+
     /// The whole notes: what people read, then the mark.
     pub fn attach(&self, text: &str) -> String {
         // A mark within the readable part would be found first; none can be there unless somebody put it into a name.
@@ -133,6 +148,19 @@ mod tests {
         let notes = mark().attach("# pvemesh exit node\n<!-- pvemesh vmid=1 role=x -->\n");
         assert_eq!(Mark::find(&notes), Some(mark()));
         assert!(notes.contains("# pvemesh exit node"));
+    }
+
+    #[test]
+    fn the_admin_s_text_around_ours_stays() {
+        for (before, after) in [("", ""), ("mine\n", ""), ("", "\nthe rack \u{fc}ber\n\n"), ("a\n\n", " b <!-- c -->\n")] {
+            let notes = format!("{before}{}{after}", mark().attach("# pvemesh exit node: exit-1\n").trim_end());
+            let ready = Mark { ready: true, ..mark() };
+            let again = ready.put_into(&notes, "# pvemesh exit node: exit-1\nmore");
+            assert!(again.starts_with(before) && again.ends_with(after) && again.contains("more"), "{again:?}");
+            assert_eq!((Mark::find(&again), again.matches(TITLE).count()), (Some(ready.clone()), 1));
+            assert_eq!(ready.put_into(&again, "# pvemesh exit node: exit-1\nmore"), again);
+        }
+        assert!(mark().put_into("only mine", "# pvemesh x").starts_with("only mine\n\n# pvemesh x"));
     }
 
     #[test]

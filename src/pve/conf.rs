@@ -223,8 +223,8 @@ mod tests {
         };
         for (config, form) in [
             (config(&[], &[]), TunForm::Absent),
-            (config(&[device.clone()], &[]), TunForm::Device),
-            (config(&[], &[entry.clone()]), TunForm::Raw),
+            (config(std::slice::from_ref(&device), &[]), TunForm::Device),
+            (config(&[], std::slice::from_ref(&entry)), TunForm::Raw),
             (config(&[device], &[entry]), TunForm::Both),
         ] {
             assert_eq!(TunForm::of(&config), form);

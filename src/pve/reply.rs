@@ -202,6 +202,27 @@ pub fn guests(value: &Value) -> Result<Vec<GuestSummary>, ReplyError> {
     })
 }
 
+/// A container in its host's own list, from `GET /nodes/N/lxc`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedContainer {
+    /// Its number.
+    pub vmid: Vmid,
+    /// Its tags; none while it is being created.
+    pub tags: Vec<String>,
+    /// The lock it carries.
+    pub lock: Option<String>,
+}
+
+/// Reads `GET /nodes/N/lxc`.
+///
+/// # Errors
+/// If it is no list.
+pub fn containers(value: &Value) -> Result<Vec<ListedContainer>, ReplyError> {
+    list(value, "the containers", |item| {
+        Some(ListedContainer { vmid: parsed(item.get("vmid"))?, tags: tags(item.get("tags")), lock: text(item.get("lock")) })
+    })
+}
+
 /// A volume on a storage, from `GET /nodes/N/storage/S/content`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {

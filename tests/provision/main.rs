@@ -13,12 +13,15 @@
 #![allow(missing_docs, unreachable_pub, reason = "test code")]
 
 mod create;
+mod every_fault;
 mod faults;
+mod hostile;
 mod join;
 mod login;
 mod plan;
 mod recorded;
 mod refusals;
+mod resume;
 #[path = "../pve/standin/mod.rs"]
 mod standin;
 mod versions;

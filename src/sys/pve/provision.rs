@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::mesh::{Door, Mesh, MeshError};
@@ -25,6 +26,9 @@ use crate::sys::config::{ConfigError, Store};
 use crate::sys::image::{Image, ImageError};
 use crate::wire::control::DerpRegion;
 
+/// How long a call that cannot be broken off is waited for after Ctrl-C, and how often it is looked at.
+const LAST_CALL: Duration = Duration::from_secs(45);
+const LAST_CALL_PAUSE: Duration = Duration::from_millis(20);
 /// Pause between two looks at something that is about to happen.
 const LOOK_PAUSE: Duration = Duration::from_millis(150);
 
@@ -199,7 +203,7 @@ impl<'a> Provisioner<'a> {
         for step in steps {
             let begun = Instant::now();
             self.watch.begin(&step.title);
-            let outcome = self.actor().act(&step.action, &mut Carried::default(), self.watch).await;
+            let outcome = self.actor(&AtomicU32::new(0)).act(&step.action, &mut Carried::default(), self.watch).await;
             self.watch.end(begun.elapsed(), outcome.is_ok());
             let essential = matches!(&step.action, Action::Call { request, .. } if request.path.contains("/lxc/"));
             match outcome {
@@ -211,8 +215,11 @@ impl<'a> Provisioner<'a> {
         Ok(left)
     }
 
-    fn actor(&self) -> Actor<'a> {
-        Actor { executor: self.executor, door: self.door, mesh: self.mesh, images: self.images, store: self.store }
+    fn actor<'b>(&self, under_way: &'b AtomicU32) -> Actor<'b>
+    where
+        'a: 'b,
+    {
+        Actor { executor: self.executor, door: self.door, mesh: self.mesh, images: self.images, store: self.store, under_way }
     }
 
     async fn step(&mut self, step: &Step, journal: &mut Journal, carried: &mut Carried) -> Result<(), StepError> {
@@ -220,12 +227,24 @@ impl<'a> Provisioner<'a> {
             journal.undo.push(undo.clone());
             self.store.save_journal(journal)?;
         }
-        let acting = self.actor();
+        let under_way = AtomicU32::new(0);
+        let actor = self.actor(&under_way);
+        let mut acting = Box::pin(actor.act(&step.action, carried, self.watch));
         tokio::select! {
             biased;
-            () = &mut *self.interrupted => Err(StepError::Interrupted),
-            done = acting.act(&step.action, carried, self.watch) => done,
+            () = &mut *self.interrupted => {
+                // A call given up on its way may still be carried out, when nobody looks any more.
+                let _ = tokio::time::timeout(LAST_CALL, async {
+                    while under_way.load(Ordering::SeqCst) > 0 {
+                        tokio::select! { _ = &mut acting => break, () = tokio::time::sleep(LAST_CALL_PAUSE) => {} }
+                    }
+                })
+                .await;
+                Err(StepError::Interrupted)
+            }
+            done = &mut acting => done,
         }?;
+        drop(acting);
         if let Some(number) = carried.minted.take() {
             for undo in &mut journal.undo {
                 if let Undo::RevokeKey { id } = undo {
@@ -258,6 +277,24 @@ struct Actor<'a> {
     mesh: Option<&'a dyn Mesh>,
     images: &'a dyn Images,
     store: &'a Store,
+    /// Calls that change something and have not returned.
+    under_way: &'a AtomicU32,
+}
+
+/// Counts while it lives.
+struct UnderWay<'a>(&'a AtomicU32);
+
+impl<'a> UnderWay<'a> {
+    fn begin(counter: &'a AtomicU32) -> Self {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Self(counter)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Actor<'_> {
@@ -365,13 +402,19 @@ impl Actor<'_> {
             name: volume.file_name().to_owned(),
             sha256: image.sha256.clone(),
         };
+        // With its task: what that one is about to store would be missed by whoever takes it back.
+        let _counted = UnderWay::begin(self.under_way);
         let task = self.executor.upload(&upload).await?;
         wait_task(self.executor, &task, super::UPLOAD_TASK_LIMIT, &mut |line| watch.line(line)).await?;
         Ok(())
     }
 
     async fn call(&self, request: &Request, task: Option<Duration>, watch: &mut dyn Watch) -> Result<(), StepError> {
-        run_call(self.executor, request, task, watch).await
+        let value = {
+            let _counted = UnderWay::begin(self.under_way);
+            self.executor.call(request).await?
+        };
+        follow(self.executor, &value, task, watch).await
     }
 
     async fn edit_tun(&self, host: HostName, vmid: Vmid, edit: TunEdit) -> Result<(), StepError> {
@@ -448,8 +491,7 @@ impl Actor<'_> {
             let place = if is_mesh_address(*address) { "in the mesh" } else { "on the LAN" };
             text.push_str(&format!("\n- address {place}: `{address}`"));
         }
-        let request = call::set_notes(host, mark.vmid, &mark.attach(&text))?;
-        self.call(&request, None, watch).await
+        super::notes::rewrite(self.executor, host, mark.vmid, &|config| mark.put_into(&config.description, &text), watch).await
     }
 }
 
@@ -460,10 +502,19 @@ pub(super) async fn run_call(
     task: Option<Duration>,
     watch: &mut dyn Watch,
 ) -> Result<(), StepError> {
-    let value = executor.call(request).await?;
+    follow(executor, &executor.call(request).await?, task, watch).await
+}
+
+/// Waits for the task that a call gave, if it gave one.
+async fn follow(
+    executor: &dyn Executor,
+    value: &serde_json::Value,
+    task: Option<Duration>,
+    watch: &mut dyn Watch,
+) -> Result<(), StepError> {
     // Some calls reply with a task only when they take longer (removing a volume).
     if let Some(limit) = task.filter(|_| !value.is_null()) {
-        let task = reply::upid(&value)?;
+        let task = reply::upid(value)?;
         let warned = wait_task(executor, &task, limit, &mut |line| watch.line(line)).await?;
         if warned {
             tracing::warn!(%task, "the task ended with warnings");
@@ -490,7 +541,7 @@ where
         let last = match look().await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(why)) => why,
-            Err(StepError::Call(error)) if error.is_ambiguous() => error.to_string(),
+            Err(StepError::Call(error)) if error.is_passing() => error.to_string(),
             Err(StepError::Mesh(error)) => error.to_string(),
             Err(error) => return Err(error),
         };

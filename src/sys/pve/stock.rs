@@ -30,6 +30,7 @@ impl Stock {
         let directory = store.directory().join("images");
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.map_err(|error| ImageError::File { tried: "make", path: directory.clone(), error })?;
+        Self::discard_orphans(store);
         if let Some(path) = given {
             check_is_gzip(path)?;
             let (size, sha256) = hash(path)?;
@@ -48,13 +49,29 @@ impl Stock {
     }
 }
 
+impl Stock {
+    /// Removes the personal images of runs that were killed: a join key is in each. A failure leaves a file that its owner alone can read.
+    pub fn discard_orphans(store: &Store) {
+        for entry in std::fs::read_dir(store.directory().join("images")).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let maker = name.to_str().and_then(|name| name.strip_prefix(PERSONAL)?.split('.').next()?.parse::<u32>().ok());
+            if maker.is_some_and(|pid| !super::is_alive(pid)) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// How a personal image's name begins; the process that made it follows.
+const PERSONAL: &str = "personal-";
+
 impl Images for Stock {
     fn shared(&self) -> &Image {
         &self.shared
     }
 
     fn personal(&self, guest_toml: &str) -> Result<Image, ImageError> {
-        let output = self.directory.join(format!("personal-{}.tar.gz", std::process::id()));
+        let output = self.directory.join(format!("{PERSONAL}{}.tar.gz", std::process::id()));
         if self.is_given {
             image::personalise(&self.shared.path, guest_toml, &output)
         } else {
