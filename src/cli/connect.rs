@@ -13,7 +13,8 @@ use crate::pve::{ErrorKind, Identity, call};
 use crate::sys::config::{Config, ConfigError, Pve, Store, read_secret};
 use crate::sys::entropy;
 use crate::sys::pve::{
-    AdminDoor, CallError, Calls, Counted, Credentials, Door as _, Executor, Https, HttpsOptions, Mesh, SecondFactor, StepError, TaskError, Trust,
+    AdminDoor, CallError, Calls, Counted, Credentials, Door as _, Executor, GuestConfigError, Https, HttpsOptions, Mesh, SecondFactor, StepError,
+    TaskError, Trust,
 };
 
 /// What every command that talks to Proxmox takes.
@@ -294,6 +295,13 @@ pub(super) fn step_advice(error: &StepError) -> (String, Exit, &[String]) {
         StepError::Image(_) => {
             ("use the released binary, or build in the repository, which links statically".to_owned(), Exit::Failed, &[])
         }
+        StepError::GuestConfig(error) => match error {
+            GuestConfigError::Busy(_) | GuestConfigError::Locked { .. } => {
+                ("wait for the operation that works on it, then try again".to_owned(), Exit::Conflict, &[])
+            }
+            GuestConfigError::Missing { .. } => ("pvemesh list shows where it is".to_owned(), Exit::Conflict, &[]),
+            GuestConfigError::Io { .. } => ("is the cluster quorate? pvecm status".to_owned(), Exit::Failed, &[]),
+        },
         StepError::Config(_) => ("check the directory of the configuration".to_owned(), Exit::Failed, &[]),
         StepError::Render(_) | StepError::Missing(_) => ("this is a defect of pvemesh; please report it".to_owned(), Exit::Failed, &[]),
     }

@@ -29,6 +29,7 @@ mod rekey;
 mod relay;
 mod report;
 mod resident;
+mod resume;
 mod rights;
 mod sync;
 mod upgrade;
@@ -99,6 +100,8 @@ enum Command {
     Upgrade(upgrade::Upgrade),
     /// Give a node new keys, because its key has expired or may be known to others.
     Rekey(rekey::Rekey),
+    /// Take back what runs that did not come to their end have left.
+    Resume(resume::Resume),
     /// Join keys of the known coordinator, for phones, laptops and servers.
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -150,6 +153,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => run(doctor::run(args, &output)),
         Command::Upgrade(args) => run(upgrade::run(args, &output)),
         Command::Rekey(args) => run(rekey::run(args, &output)),
+        Command::Resume(args) => run(resume::run(args, &output)),
         Command::Keys(command) => run(keys::run(command, &output)),
         Command::List(args) => run(list::list(args, &output)),
         Command::Status(args) => run(list::status(args, &output)),

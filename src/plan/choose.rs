@@ -43,13 +43,18 @@ pub(super) enum Source<'a> {
     Golden(&'a [&'a Golden]),
 }
 
-/// Decides host, storages and bridge.
-pub(super) fn place(options: &GuestOptions, observed: &Observed, source: Source<'_>) -> Result<Place, Refusal> {
+/// Decides host, storages and bridge; `can` says whether a host that is up can take the guest at all.
+pub(super) fn place(
+    options: &GuestOptions,
+    observed: &Observed,
+    source: Source<'_>,
+    can: &dyn Fn(&HostView) -> Result<(), Refusal>,
+) -> Result<Place, Refusal> {
     if let Some(wanted) = &options.host {
         let host = observed
             .host(wanted)
             .ok_or_else(|| Refusal::UnknownHost { wanted: wanted.clone(), known: names(&observed.hosts, |h| h.name.as_str()) })?;
-        return on_host(options, host, source, "given with --node".to_owned());
+        return on_host(options, host, source, can, "given with --node".to_owned());
     }
     let mut refusals = Vec::new();
     let mut fits = Vec::new();
@@ -58,7 +63,7 @@ pub(super) fn place(options: &GuestOptions, observed: &Observed, source: Source<
         Source::Golden(all) => all.iter().any(|golden| golden.host == host.name),
     };
     for host in observed.hosts.iter().filter(has_source) {
-        match on_host(options, host, source, String::new()) {
+        match on_host(options, host, source, can, String::new()) {
             Ok(place) => fits.push((host, place)),
             Err(refusal) => refusals.push(refusal),
         }
@@ -87,10 +92,17 @@ pub(super) fn place(options: &GuestOptions, observed: &Observed, source: Source<
     Ok(place)
 }
 
-fn on_host(options: &GuestOptions, host: &HostView, source: Source<'_>, why_host: String) -> Result<Place, Refusal> {
+fn on_host(
+    options: &GuestOptions,
+    host: &HostView,
+    source: Source<'_>,
+    can: &dyn Fn(&HostView) -> Result<(), Refusal>,
+    why_host: String,
+) -> Result<Place, Refusal> {
     if !host.online {
         return Err(Refusal::HostOffline(host.name.clone()));
     }
+    can(host)?;
     let (storage, why_storage) = root_storage(options, host)?;
     let template = match source {
         Source::Image(image) => Some(template_storage(options, host, image)?),

@@ -106,7 +106,7 @@ pub fn plan(options: &GuestOptions, observed: &Observed, image: &Image, run: Run
     // A replacement stays where its clones expect it.
     let at = old.as_ref().map(|(golden, _)| golden.host.clone());
     let placed = GuestOptions { host: options.host.clone().or(at), ..options.clone() };
-    let place = choose::place(&placed, observed, choose::Source::Image(&image.file))?;
+    let place = choose::place(&placed, observed, choose::Source::Image(&image.file), &|_| Ok(()))?;
     let version = observed.host(&place.host).and_then(|host| host.version).unwrap_or(Version::new(0, 0, 0));
     if version < Version::ENVIRONMENT {
         return Err(Refusal::NoEnvironment { host: place.host, version });
@@ -180,7 +180,7 @@ fn steps(
     let action = Action::Call { request, task: Some(CREATE_LIMIT) };
     steps.push(Step::undone_by(format!("create container {vmid} on {host}"), action, undo));
     // Marked as finished before the conversion: a template can be told from a container, and the next run then only converts.
-    let request = call::set_notes(host, vmid, &notes(vmid, image, run, true))?;
+    let request = call::set_notes(host, vmid, &notes(vmid, image, run, true), None)?;
     steps.push(Step::plain("write the notes", Action::Call { request, task: None }));
     steps.extend(conversion(host, vmid)?);
     Ok(steps)

@@ -69,7 +69,19 @@ pub struct Target {
     pub running: bool,
 }
 
+impl HostView {
+    /// Its version; the oldest there can be where none is known.
+    pub fn known_version(&self) -> Version {
+        self.version.unwrap_or(Version::new(0, 0, 0))
+    }
+}
+
 impl Observed {
+    /// Whether we are root on this very host, whose files are then ours to edit.
+    pub fn is_on(&self, host: &HostName) -> bool {
+        self.identity == Identity::RootHost && self.local.as_ref() == Some(host)
+    }
+
     /// The guest with this number.
     pub fn guest(&self, vmid: Vmid) -> Option<&GuestSummary> {
         self.guests.iter().find(|guest| guest.vmid == vmid)

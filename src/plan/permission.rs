@@ -48,7 +48,7 @@ fn requests(action: &Action) -> Result<Vec<Request>, BuildError> {
         }
         Action::AwaitAddress { host, vmid, .. } | Action::AwaitMeshAddress { host, vmid, .. } => vec![call::interfaces(host, *vmid)?],
         Action::AwaitTemplate { host, vmid, .. } => vec![call::container_config(host, *vmid)?],
-        Action::Finish { host, mark, .. } => vec![call::set_notes(host, mark.vmid, "")?],
+        Action::Finish { host, mark, .. } => vec![call::set_notes(host, mark.vmid, "", None)?],
         _ => Vec::new(),
     })
 }

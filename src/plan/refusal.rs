@@ -169,6 +169,14 @@ pub enum Refusal {
         /// The first version that will do.
         needed: Version,
     },
+    /// The guest's address would be needed and nobody tells it.
+    #[error("{host} has Proxmox VE {version}, whose API does not tell the address a container got by DHCP (8.1 and later do)")]
+    UnseenAddress {
+        /// Where.
+        host: HostName,
+        /// Its version.
+        version: Version,
+    },
     /// No such host.
     #[error("there is no node {wanted}; there is {known}")]
     UnknownHost {
@@ -317,7 +325,11 @@ impl Refusal {
                 format!("as root on the Proxmox host, or after pvemesh init --user root@pam: pvemesh image golden {vmid}")
             }
             Self::NoEnvironment { .. } => "upgrade the host; until then make the nodes as root@pam, or with --tun userspace".to_owned(),
-            Self::TooOld { .. } => "upgrade the host, or choose another one with --node".to_owned(),
+            Self::TooOld { host, needed, .. } => format!(
+                "run pvemesh as root on {host} itself, where it writes the lines that older versions take instead; or do without the device: \
+                 --tun userspace; or upgrade {host} to {needed}, or choose another node with --node"
+            ),
+            Self::UnseenAddress { host, .. } => format!("give it a fixed address with --ip and --gw, or run pvemesh as root on {host} itself"),
             Self::UnknownHost { .. } | Self::HostOffline(_) | Self::NoHost(_) => "choose a node with --node".to_owned(),
             Self::UnknownStorage { .. } | Self::StorageFull { .. } | Self::StorageDown { .. } => {
                 "choose another one with --storage or --template-storage".to_owned()

@@ -12,7 +12,7 @@ use super::inside::{InsideAction, InsideUndo};
 use super::mark::{Mark, RunId};
 use super::render::Notes;
 use crate::ident::{NodeId, NodeName, Vmid};
-use crate::pve::{HostName, Request, VolumeId};
+use crate::pve::{HostName, Request, VolumeId, conf};
 use crate::settings::Guest;
 use crate::wire::admin::CreateKey;
 
@@ -57,6 +57,15 @@ pub enum Action {
         request: Request,
         /// How long its task may take; `None` if the request is done when it returns.
         task: Option<Duration>,
+    },
+    /// Changes how /dev/net/tun comes into a container, in its configuration file on the host we are on.
+    EditTun {
+        /// Where the guest is.
+        host: HostName,
+        /// The guest.
+        vmid: Vmid,
+        /// What becomes of it.
+        edit: TunEdit,
     },
     /// Puts the guest's configuration into its environment.
     Deliver {
@@ -163,6 +172,28 @@ pub enum Action {
     ForgetCoordinator(Vmid),
     /// Does something within a running guest.
     Inside(InsideAction),
+}
+
+/// Why lines are written where `dev[n]` is not there yet.
+pub(super) const RAW_TUN_WHY: &str = "this Proxmox VE has no `dev[n]` yet, it came with 8.1";
+
+/// A change of how /dev/net/tun comes into a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunEdit {
+    /// Raw LXC lines are put in, as Proxmox VE needs them before 8.1.
+    Lines,
+    /// Such lines make way for `dev[n]`.
+    Device,
+}
+
+impl TunEdit {
+    /// The new text of the configuration file; `None` if nothing is to be done.
+    pub fn apply(self, text: &str) -> Option<String> {
+        match self {
+            Self::Lines => conf::with_raw_tun(text),
+            Self::Device => conf::with_tun_device(text),
+        }
+    }
 }
 
 /// What takes a step back.
@@ -327,6 +358,13 @@ impl fmt::Display for Action {
             }
             Self::Call { request, task: None } => write!(f, "{request}"),
             Self::Call { request, task: Some(limit) } => write!(f, "{request} (task, at most {} s)", limit.as_secs()),
+            Self::EditTun { host, vmid, edit } => {
+                write!(f, "/etc/pve/nodes/{host}/lxc/{vmid}.conf: ")?;
+                match edit {
+                    TunEdit::Lines => write!(f, "before the first section, {}", conf::RAW_LINES.join("; ")),
+                    TunEdit::Device => f.write_str("dev[n]: /dev/net/tun instead of the lines `lxc.` for it"),
+                }
+            }
             Self::Deliver { host, guest } => write!(f, "PUT /nodes/{host}/lxc/{}/config env=(secret)", guest.vmid),
             Self::Redeliver { host, guest } => write!(f, "PUT /nodes/{host}/lxc/{}/config env=(the guest's settings)", guest.vmid),
             Self::ApproveRoutes { name, add, remove } => {

@@ -63,6 +63,11 @@ pub fn guests() -> Built {
     record(ClusterClient::new(Recorder).resources().get(params))
 }
 
+/// The containers of one host, as they are at this moment. Built by hand: the generated type of the reply is not needed.
+pub fn containers(on: &HostName) -> Request {
+    Request::new(Method::Get, format!("/nodes/{on}/lxc"))
+}
+
 /// The storages that a host has and uses.
 pub fn storages(on: &HostName) -> Built {
     let params = StorageParams { enabled: Some(true), ..Default::default() };
@@ -169,12 +174,13 @@ pub fn interfaces(on: &HostName, vmid: Vmid) -> Built {
     record(container(on, vmid)?.interfaces().get())
 }
 
-/// Replaces a container's notes.
+/// Replaces a container's notes; with the `digest` of the configuration they were made from, only if it is still that one.
 ///
 /// # Errors
 /// If they are longer than 8192 bytes.
-pub fn set_notes(on: &HostName, vmid: Vmid, notes: &str) -> Built {
-    let params = PutParams { description: Some(value("description", &notes, notes.to_owned())?), ..Default::default() };
+pub fn set_notes(on: &HostName, vmid: Vmid, notes: &str, digest: Option<&str>) -> Built {
+    let digest = digest.map(|digest| value("digest", &digest, digest.to_owned())).transpose()?;
+    let params = PutParams { description: Some(value("description", &notes, notes.to_owned())?), digest, ..Default::default() };
     record(container(on, vmid)?.config().put(params))
 }
 
@@ -366,6 +372,7 @@ mod tests {
             (host_version(&pve()), "GET /nodes/pve/version"),
             (hosts(), "GET /nodes"),
             (guests(), "GET /cluster/resources type=vm"),
+            (Ok(containers(&pve())), "GET /nodes/pve/lxc"),
             (storages(&pve()), "GET /nodes/pve/storage enabled=1"),
             (bridges(&pve()), "GET /nodes/pve/network type=any_bridge"),
             (templates(&pve(), volume.storage()), "GET /nodes/pve/storage/local/content content=vztmpl"),
@@ -373,7 +380,8 @@ mod tests {
             (container_config(&pve(), vmid()), "GET /nodes/pve/lxc/101/config"),
             (container_status(&pve(), vmid()), "GET /nodes/pve/lxc/101/status/current"),
             (interfaces(&pve(), vmid()), "GET /nodes/pve/lxc/101/interfaces"),
-            (set_notes(&pve(), vmid(), "x"), "PUT /nodes/pve/lxc/101/config description=x"),
+            (set_notes(&pve(), vmid(), "x", None), "PUT /nodes/pve/lxc/101/config description=x"),
+            (set_notes(&pve(), vmid(), "x", Some("d1")), "PUT /nodes/pve/lxc/101/config description=x digest=d1"),
             (set_environment(&pve(), vmid(), "K", &Secret::new("v")), "PUT /nodes/pve/lxc/101/config env=(secret)"),
             (clear_environment(&pve(), vmid()), "PUT /nodes/pve/lxc/101/config delete=env"),
             (start(&pve(), vmid()), "POST /nodes/pve/lxc/101/status/start"),
@@ -403,7 +411,7 @@ mod tests {
 
     #[test]
     fn notes_longer_than_proxmox_takes_are_refused() {
-        assert!(set_notes(&pve(), vmid(), &"x".repeat(8193)).is_err());
+        assert!(set_notes(&pve(), vmid(), &"x".repeat(8193), None).is_err());
     }
 
     #[test]

@@ -171,7 +171,10 @@ impl ErrorKind {
             Self::NotRunning
         } else if has("detected modified configuration") {
             Self::Modified
-        } else if has("no quorum") {
+        } else if has("handler defined for") {
+            // As pvesh says it.
+            Self::NotSupported
+        } else if has("no quorum") || (has("/etc/pve/") && has("Permission denied")) {
             Self::NoQuorum
         } else if has("hostname lookup") || has("no such cluster node") {
             Self::NoSuchHost

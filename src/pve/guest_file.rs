@@ -54,6 +54,7 @@ impl GuestFile {
             tags: tags.split([';', ',', ' ']).filter(|tag| !tag.is_empty()).map(ToOwned::to_owned).collect(),
             lock: value("lock"),
             values: self.values.clone(),
+            ..ContainerConfig::default()
         }
     }
 }

@@ -59,7 +59,7 @@ pub fn config(guest: Guest<'_>) -> Built {
 /// If they are longer than 8192 bytes.
 pub fn set_notes(guest: Guest<'_>, notes: &str) -> Built {
     if guest.container {
-        return super::call::set_notes(guest.host, guest.vmid, notes);
+        return super::call::set_notes(guest.host, guest.vmid, notes, None);
     }
     let description = Some(notes.to_owned().try_into().map_err(|e| wrong("description", notes, e))?);
     record(machine(guest.host, guest.vmid)?.config().put(PutParams { description, ..Default::default() }))

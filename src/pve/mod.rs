@@ -8,6 +8,7 @@
 
 pub mod access;
 pub mod call;
+pub mod conf;
 mod error;
 pub mod golden;
 mod guest_file;

@@ -248,6 +248,27 @@ pub fn ha_rules(value: &Value) -> Result<Vec<HaRule>, ReplyError> {
     })
 }
 
+/// A container in its host's own list, from `GET /nodes/N/lxc`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedContainer {
+    /// Its number.
+    pub vmid: Vmid,
+    /// Its tags; none while it is being created.
+    pub tags: Vec<String>,
+    /// The lock it carries.
+    pub lock: Option<String>,
+}
+
+/// Reads `GET /nodes/N/lxc`.
+///
+/// # Errors
+/// If it is no list.
+pub fn containers(value: &Value) -> Result<Vec<ListedContainer>, ReplyError> {
+    list(value, "the containers", |item| {
+        Some(ListedContainer { vmid: parsed(item.get("vmid"))?, tags: tags(item.get("tags")), lock: text(item.get("lock")) })
+    })
+}
+
 /// A volume on a storage, from `GET /nodes/N/storage/S/content`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
@@ -278,6 +299,10 @@ pub struct ContainerConfig {
     pub lock: Option<String>,
     /// Every other plain value by key.
     pub values: BTreeMap<String, String>,
+    /// Lines of LXC's own, which no call can set.
+    pub raw: Vec<(String, String)>,
+    /// What a change may name so that it is refused if somebody else made one meanwhile.
+    pub digest: Option<String>,
 }
 
 /// Reads `GET /nodes/N/lxc/ID/config`.
@@ -292,6 +317,14 @@ pub fn container_config(value: &Value) -> Result<ContainerConfig, ReplyError> {
         tags: tags(map.get("tags")),
         lock: text(map.get("lock")),
         values: map.iter().filter_map(|(key, value)| Some((key.clone(), text(Some(value))?))).collect(),
+        raw: map
+            .get("lxc")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(|pair| Some((text(pair.get(0))?, text(pair.get(1))?)))
+            .collect(),
+        digest: text(map.get("digest")),
     })
 }
 
@@ -300,6 +333,8 @@ pub fn container_config(value: &Value) -> Result<ContainerConfig, ReplyError> {
 pub struct ContainerStatus {
     /// Its init runs (or is about to).
     pub running: bool,
+    /// Its first process, as its host counts.
+    pub pid: Option<u32>,
     /// The lock it carries.
     pub lock: Option<String>,
     /// Seconds since its start.
@@ -318,6 +353,7 @@ pub fn container_status(value: &Value) -> Result<ContainerStatus, ReplyError> {
     let status = text(value.get("status")).ok_or_else(|| not("a container's state", value))?;
     Ok(ContainerStatus {
         running: status == "running",
+        pid: number(value.get("pid")).and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0),
         lock: text(value.get("lock")),
         uptime_secs: number(value.get("uptime")).unwrap_or(0),
         memory: number(value.get("mem")).unwrap_or(0),
@@ -354,6 +390,21 @@ pub fn interfaces(value: &Value) -> Result<Vec<GuestInterface>, ReplyError> {
         }
         let mac = ["hwaddr", "hardware-address"].into_iter().find_map(|key| parsed(item.get(key)));
         Some(GuestInterface { name: text(item.get("name"))?, mac, addresses })
+    })
+}
+
+/// Reads what `ip -json address` prints; for hosts whose API does not tell a container's interfaces (before 8.1).
+///
+/// # Errors
+/// If it is no list.
+pub fn ip_addresses(value: &Value) -> Result<Vec<GuestInterface>, ReplyError> {
+    list(value, "the addresses of interfaces", |item| {
+        let entries = item.get("addr_info").and_then(Value::as_array).into_iter().flatten();
+        let addresses = entries.filter_map(|entry| {
+            let prefix = number(entry.get("prefixlen")).and_then(|n| u8::try_from(n).ok())?;
+            ipnet::IpNet::new(parsed(entry.get("local"))?, prefix).ok()
+        });
+        Some(GuestInterface { name: text(item.get("ifname"))?, mac: parsed(item.get("address")), addresses: addresses.collect() })
     })
 }
 

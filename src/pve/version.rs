@@ -14,6 +14,8 @@ pub struct Version {
 impl Version {
     /// `dev[n]`, the passing through of devices: pve-container 5.0.7.
     pub const DEVICES: Self = Self::new(8, 1, 0);
+    /// The addresses of a container's interfaces: pve-container 5.0.6.
+    pub const INTERFACES: Self = Self::new(8, 1, 0);
     /// Rules of the high availability manager, in the place of groups: pve-ha-manager 5.0.
     pub const HA_RULES: Self = Self::new(9, 0, 0);
     /// Devices plugged into a running container: pve-container 6.0.4.

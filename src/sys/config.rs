@@ -339,6 +339,25 @@ impl Store {
         read_text(&path)?.map(|text| serde_json::from_str(&text).map_err(|e| ConfigError::Content { path, why: e.to_string() })).transpose()
     }
 
+    /// The guests that have a journal, by number.
+    ///
+    /// # Errors
+    /// If the directory is there and cannot be read.
+    pub fn journals(&self) -> Result<Vec<Vmid>, ConfigError> {
+        let io_error = |source| ConfigError::Io { path: self.directory.clone(), source };
+        let entries = match std::fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(io_error)?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(io_error)?.file_name();
+            found.extend(name.to_str().and_then(|name| name.strip_suffix(".journal")).and_then(|id| id.parse::<Vmid>().ok()));
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
     /// Writes the journal; it is on the disk when this returns.
     ///
     /// # Errors

@@ -73,10 +73,33 @@ pub struct Image {
 pub fn build(binary: &Path, guest_config: Option<&str>, output: &Path) -> Result<Image, ImageError> {
     let program = read_program(binary)?;
     let fresh = output.with_extension("partial");
-    let written = write_image(&fresh, &program, guest_config).and_then(|done| std::fs::rename(&fresh, output).map(|()| done));
-    let (size, sha256) = written.map_err(|error| {
-        let _ = std::fs::remove_file(&fresh);
-        ImageError::File { tried: "write", path: output.to_owned(), error }
+    finish(write_image(&fresh, &program, guest_config), &fresh, output, "write", output)
+}
+
+/// Makes the image at `output` from another one, with `guest_config` (TOML) added: it is for one container and readable by its owner only.
+///
+/// # Errors
+///
+/// When a file cannot be read or written, or `image` is no `.tar.gz`; `output` is then untouched.
+pub fn personalise(image: &Path, guest_config: &str, output: &Path) -> Result<Image, ImageError> {
+    let fresh = output.with_extension("partial");
+    let source = File::open(image).map_err(|error| ImageError::File { tried: "read", path: image.to_owned(), error })?;
+    let written = write_archive(&fresh, true, |archive| {
+        let mut from = tar::Archive::new(flate2::read::MultiGzDecoder::new(io::BufReader::new(source)));
+        for entry in from.entries()?.raw(true) {
+            let entry = entry?;
+            archive.append(&entry.header().clone(), entry)?;
+        }
+        add_config(archive, guest_config)
+    });
+    finish(written, &fresh, output, "use as an image", image)
+}
+
+/// Moves a finished image into its place; a failure names the file that `tried` is about.
+fn finish(written: io::Result<(u64, String)>, fresh: &Path, output: &Path, tried: &'static str, about: &Path) -> Result<Image, ImageError> {
+    let (size, sha256) = written.and_then(|done| std::fs::rename(fresh, output).map(|()| done)).map_err(|error| {
+        let _ = std::fs::remove_file(fresh);
+        ImageError::File { tried, path: about.to_owned(), error }
     })?;
     Ok(Image { path: output.to_owned(), size, sha256 })
 }
@@ -160,14 +183,33 @@ impl<W: Write> Write for Measured<W> {
     }
 }
 
-fn write_image(path: &Path, program: &[u8], guest_config: Option<&str>) -> io::Result<(u64, String)> {
+type Archive = tar::Builder<flate2::write::GzEncoder<Measured<BufWriter<File>>>>;
+
+/// Writes a `.tar.gz`; gives its size and hash.
+fn write_archive(path: &Path, private: bool, fill: impl FnOnce(&mut Archive) -> io::Result<()>) -> io::Result<(u64, String)> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let mode = if guest_config.is_some() { 0o600 } else { 0o644 };
+    let mode = if private { 0o600 } else { 0o644 };
     let _ = std::fs::remove_file(path);
     let file = File::options().write(true).create_new(true).mode(mode).open(path)?;
     let measured = Measured { inner: BufWriter::new(file), size: 0, hash: Sha256::new() };
-    let gzip = GzBuilder::new().mtime(0).write(measured, Compression::default());
-    let mut archive = tar::Builder::new(gzip);
+    let mut archive = tar::Builder::new(GzBuilder::new().mtime(0).write(measured, Compression::default()));
+    fill(&mut archive)?;
+    let mut measured = archive.into_inner()?.finish()?;
+    measured.flush()?;
+    measured.inner.get_ref().sync_all()?;
+    Ok((measured.size, measured.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+}
+
+fn add_config(archive: &mut Archive, guest_config: &str) -> io::Result<()> {
+    member(archive, "./etc/pvemesh/", EntryType::Directory, 0o700, &[])?;
+    member(archive, &format!(".{GUEST_CONFIG}"), EntryType::Regular, 0o600, guest_config.as_bytes())
+}
+
+fn write_image(path: &Path, program: &[u8], guest_config: Option<&str>) -> io::Result<(u64, String)> {
+    write_archive(path, guest_config.is_some(), |archive| fill_image(archive, program, guest_config))
+}
+
+fn fill_image(archive: &mut Archive, program: &[u8], guest_config: Option<&str>) -> io::Result<()> {
     for (name, mode) in [
         ("./", 0o755),
         ("./dev/", 0o755),
@@ -181,22 +223,17 @@ fn write_image(path: &Path, program: &[u8], guest_config: Option<&str>) -> io::R
         ("./var/lib/", 0o755),
         ("./var/lib/pvemesh/", 0o700),
     ] {
-        member(&mut archive, name, EntryType::Directory, mode, &[])?;
+        member(archive, name, EntryType::Directory, mode, &[])?;
     }
     for (name, text) in
         [("./etc/group", GROUP), ("./etc/hostname", HOSTNAME), ("./etc/hosts", HOSTS), ("./etc/passwd", PASSWD), ("./etc/resolv.conf", "")]
     {
-        member(&mut archive, name, EntryType::Regular, 0o644, text.as_bytes())?;
+        member(archive, name, EntryType::Regular, 0o644, text.as_bytes())?;
     }
     if let Some(text) = guest_config {
-        member(&mut archive, "./etc/pvemesh/", EntryType::Directory, 0o700, &[])?;
-        member(&mut archive, &format!(".{GUEST_CONFIG}"), EntryType::Regular, 0o600, text.as_bytes())?;
+        add_config(archive, text)?;
     }
-    member(&mut archive, "./sbin/init", EntryType::Regular, 0o755, program)?;
-    let mut measured = archive.into_inner()?.finish()?;
-    measured.flush()?;
-    measured.inner.get_ref().sync_all()?;
-    Ok((measured.size, measured.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+    member(archive, "./sbin/init", EntryType::Regular, 0o755, program)
 }
 
 fn member(archive: &mut tar::Builder<impl Write>, name: &str, kind: EntryType, mode: u32, content: &[u8]) -> io::Result<()> {
@@ -235,6 +272,29 @@ mod tests {
         file[64 + 32] = 8;
         file.extend_from_slice(b"/lib/ld\0");
         file
+    }
+
+    #[test]
+    fn a_personal_image_is_the_given_one_with_the_configuration_added() {
+        let dir = tempfile::tempdir().unwrap();
+        let (given, personal) = (dir.path().join("given.tar.gz"), dir.path().join("personal.tar.gz"));
+        write_archive(&given, false, |archive| member(archive, "./sbin/init", EntryType::Regular, 0o755, b"another program")).unwrap();
+        let made = personalise(&given, "vmid = 101\n", &personal).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&personal).unwrap().permissions());
+        assert_eq!((made.size, mode & 0o777), (std::fs::metadata(&personal).unwrap().len(), 0o600));
+        let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(File::open(&personal).unwrap()));
+        let mut members = Vec::new();
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let mut text = String::new();
+            entry.read_to_string(&mut text).unwrap();
+            members.push((String::from_utf8_lossy(&entry.path_bytes()).into_owned(), text));
+        }
+        let expected = [("./sbin/init", "another program"), ("./etc/pvemesh/", ""), ("./etc/pvemesh/guest.toml", "vmid = 101\n")];
+        assert_eq!(members, expected.map(|(name, text)| (name.to_owned(), text.to_owned())));
+        std::fs::write(&given, "no archive").unwrap();
+        assert!(personalise(&given, "", &dir.path().join("none")).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "a failure leaves nothing");
     }
 
     #[test]

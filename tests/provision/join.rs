@@ -167,7 +167,7 @@ struct Run {
 
 type Injected<'a> = Option<(&'a str, &'a str, u32, Fault)>;
 
-fn https(world: &World) -> Https {
+pub fn https(world: &World) -> Https {
     let credentials = Credentials::Password { user: "root@pam".to_owned(), password: Secret::new(PASSWORD), second: None };
     let trust = Trust::Fingerprint(world.standin.fingerprint().parse().unwrap());
     Https::new(HttpsOptions { url: Https::parse_url(&world.standin.url()).unwrap(), trust, credentials }).unwrap()

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::connect::{ConnectArgs, Session, call_failure, config_failure, refusal};
 use super::create::{self, Asked, How};
-use super::{Exit, Failure, Output, hook};
+use super::{Exit, Failure, Output, hook, rights};
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::plan::create::{Image, Plan};
 use crate::plan::fleet::{self, AfterFailure, Declared, Draft, Limits, Member, View, Want, Work};
@@ -197,8 +197,18 @@ async fn plan(
         }
     }
     look_at_hosts(executor, &mut view).await.map_err(|e| call_failure(tried, &e))?;
-    view.observed.hookscript = hook::for_new_guests(session, &view.observed, dry_run).await;
-    let draft = fleet::draw(declared, &view, image).map_err(blocked)?;
+    let (hookscript, script) = hook::for_new_guests(session, &view.observed).await;
+    view.observed.hookscript = hookscript;
+    let mut draft = fleet::draw(declared, &view, image).map_err(blocked)?;
+    for (_, work) in &mut draft.works {
+        let Some(plan) = work.plan_mut() else { continue };
+        let host = plan.host.clone();
+        plan.choices.extend(rights::review(executor, tried, &view.observed, &host, &mut plan.steps).await?);
+    }
+    let makes = draft.works.iter().any(|(_, work)| matches!(work, Work::Create(_)));
+    if let Some(script) = script.filter(|_| makes && !dry_run) {
+        script.put()?;
+    }
     Ok((view, draft))
 }
 

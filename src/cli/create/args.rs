@@ -58,6 +58,11 @@ pub(in crate::cli) struct GuestArgs {
 }
 
 impl GuestArgs {
+    /// The number as typed, fit for a message.
+    pub(super) fn shown_id(&self) -> String {
+        self.vmid.chars().take(20).flat_map(char::escape_default).collect()
+    }
+
     pub(super) fn check(&self) -> Result<GuestOptions, OptionError> {
         let texts = GuestTexts {
             vmid: self.vmid.clone(),

@@ -160,7 +160,7 @@ impl Making<'_> {
 pub(in crate::cli) fn image_failure(tried: &str, error: &ImageError) -> Failure {
     match error {
         ImageError::File { tried: "use as an image", .. } => {
-            Failure::new(tried, error, "make one: pvemesh image build; or leave --image out").exit(Exit::Usage)
+            Failure::new(tried, format!("--image: {error}"), "make one: pvemesh image build; or leave --image out").exit(Exit::Usage)
         }
         _ => Failure::new(tried, error, "use the released binary, or build in the repository, which links statically"),
     }

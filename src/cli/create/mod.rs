@@ -23,7 +23,7 @@ pub(super) use report::{Report, Timed, dry_run_text, dry_run_value};
 
 /// Runs `create-coordinator`.
 pub(super) async fn coordinator(args: CreateCoordinator, output: &Output) -> Result<(), Failure> {
-    let tried = format!("make coordinator {}", args.guest.vmid);
+    let tried = format!("make coordinator {}", args.guest.shown_id());
     let wrong = |e: OptionError| refusal(&tried, &Refusal::Option(e));
     let options = args.guest.check().map_err(wrong)?;
     let url = args.url.as_deref().map(|text| server_url("--url", text)).transpose().map_err(wrong)?;
@@ -70,7 +70,7 @@ pub(super) async fn make_coordinator(
 
 /// Runs `create-relay`.
 pub(super) async fn relay(args: CreateRelay, output: &Output) -> Result<(), Failure> {
-    let tried = format!("make relay {}", args.guest.vmid);
+    let tried = format!("make relay {}", args.guest.shown_id());
     let wrong = |e: OptionError| refusal(&tried, &Refusal::Option(e));
     let options = args.guest.check().map_err(wrong)?;
     let address = args.address.as_deref().map(|text| relay_address("--address", text)).transpose().map_err(wrong)?;
@@ -97,7 +97,7 @@ pub(super) async fn member(args: NodeArgs, output: &Output) -> Result<(), Failur
 
 /// Runs `create-subnet-router`.
 pub(super) async fn subnet_router(args: CreateSubnetRouter, output: &Output) -> Result<(), Failure> {
-    let tried = format!("make subnet router {}", args.node.guest.vmid);
+    let tried = format!("make subnet router {}", args.node.guest.shown_id());
     let (auto, named): (Vec<String>, Vec<String>) = args.route.into_iter().partition(|text| text == "auto");
     let routes = routes("--route", &named).map_err(|e| refusal(tried, &Refusal::Option(e)))?;
     let (snat, gateway) = (args.snat_subnet_routes, args.lan_gateway);
@@ -110,7 +110,7 @@ async fn node(args: NodeArgs, kind: NodeKind, output: &Output) -> Result<(), Fai
         NodeKind::ExitNode => "exit node",
         NodeKind::SubnetRouter { .. } => "subnet router",
     };
-    let tried = format!("make {what} {}", args.guest.vmid);
+    let tried = format!("make {what} {}", args.guest.shown_id());
     let wrong = |e: OptionError| refusal(&tried, &Refusal::Option(e));
     let options = args.guest.check().map_err(wrong)?;
     let endpoints = endpoints("--endpoint", &args.endpoint).map_err(wrong)?;
@@ -120,7 +120,8 @@ async fn node(args: NodeArgs, kind: NodeKind, output: &Output) -> Result<(), Fai
     let other = match (&args.login_server, &args.auth_key_file) {
         (Some(url), Some(file)) => {
             let login_server = server_url("--login-server", url).map_err(wrong)?;
-            let text = read_secret(file).map_err(config_failure)?;
+            let unread = |e| Failure { tried: "read the join key (--auth-key-file)".to_owned(), ..config_failure(e) };
+            let text = read_secret(file).map_err(unread)?;
             Some(Join::Other { login_server, auth_key: auth_key("--auth-key-file", text.expose()).map_err(wrong)? })
         }
         _ => None,

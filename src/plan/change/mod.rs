@@ -96,7 +96,7 @@ impl Changer<'_> {
         let values = &self.target.config.values;
         let before: BTreeMap<String, String> = set.keys().filter_map(|key| Some(((*key).to_owned(), values.get(*key)?.clone()))).collect();
         let added: Vec<String> = set.keys().filter(|key| !values.contains_key(**key)).map(|key| (*key).to_owned()).collect();
-        let request = call::set_values(host, vmid, set, values.get("digest").map(String::as_str));
+        let request = call::set_values(host, vmid, set, self.target.config.digest.as_deref());
         let title = format!("change {} of container {vmid}", set.keys().copied().collect::<Vec<_>>().join(", "));
         let undo = Undo::PutBack { host: host.clone(), vmid, values: before, added };
         Ok(Step::undone_by(title, Action::Call { request, task: None }, undo))

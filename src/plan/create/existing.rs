@@ -1,12 +1,12 @@
 //! What is there under the number already, and what is left to do about it.
 
-use super::{ADDRESS_LIMIT, INTERFACE, ONLINE_LIMIT, Plan, START_LIMIT};
+use super::{ADDRESS_LIMIT, INTERFACE, ONLINE_LIMIT, Plan, START_LIMIT, tun};
 use crate::ident::{NodeName, Vmid};
 use crate::plan::mark::{Mark, RunId};
 use crate::plan::observed::{Observed, Target};
 use crate::plan::options::{GuestOptions, Role};
 use crate::plan::refusal::Refusal;
-use crate::plan::step::{Action, Step};
+use crate::plan::step::{Action, Step, TunEdit};
 use crate::pve::{HostName, call};
 use crate::settings::DEFAULT_COORDINATOR_PORT;
 
@@ -21,6 +21,8 @@ pub struct Existing {
     pub name: NodeName,
     /// Running; if not, starting it is what is left to do.
     pub running: bool,
+    /// What is to be done about its TUN device.
+    pub tun: Option<TunEdit>,
 }
 
 /// The steps that bring a complete guest up again and, for a coordinator this machine does not know, learn its address and key.
@@ -30,6 +32,10 @@ pub struct Existing {
 pub fn revive(existing: &Existing, role: &Role, is_known: bool, run: RunId) -> Result<Plan, Refusal> {
     let (host, vmid) = (&existing.host, existing.vmid);
     let mut steps = Vec::new();
+    if let Some(edit) = existing.tun {
+        let action = Action::EditTun { host: host.clone(), vmid, edit };
+        steps.push(Step::plain("turn the old lines for /dev/net/tun into a device", action));
+    }
     if !existing.running {
         let request = call::start(host, vmid)?;
         steps.push(Step::plain(format!("start container {vmid}"), Action::Call { request, task: Some(START_LIMIT) }));
@@ -73,7 +79,8 @@ pub(super) fn existing<'o>(options: &GuestOptions, role: &Role, observed: &'o Ob
     if !mark.ready {
         return Err(Refusal::Unfinished { vmid });
     }
-    Ok(Some((Existing { vmid, host: target.host.clone(), name: mark.name, running: target.running }, target)))
+    let tun = tun::mend(role, observed, target);
+    Ok(Some((Existing { vmid, host: target.host.clone(), name: mark.name, running: target.running, tun }, target)))
 }
 
 fn foreign(vmid: Vmid, target: &Target, observed: &Observed) -> Refusal {

@@ -32,6 +32,11 @@ impl Image {
         Self::is_ours(file) && file.split('-').any(number)
     }
 
+    /// Whether a template is one of ours that serves every guest, and not the personal one of a guest (`-ctID-RUN` in its name).
+    pub fn is_shared(file: &str) -> bool {
+        Self::is_ours(file) && !Self::is_personal(file)
+    }
+
     /// Whether a template was uploaded by us.
     pub fn is_ours(file: &str) -> bool {
         file.starts_with(IMAGE_STEM) && file.ends_with(IMAGE_END)

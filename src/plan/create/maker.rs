@@ -2,6 +2,7 @@
 
 use super::delivery::Delivery;
 use super::image::{IMAGE_END, IMAGE_STEM, Image};
+use super::tun::Tun;
 use super::{ADDRESS_LIMIT, CREATE_LIMIT, DELETE_LIMIT, INTERFACE, KEY_LIFE, ONLINE_LIMIT, OWNER, START_LIMIT, exit_routes};
 use crate::ident::{NodeId, NodeName};
 use crate::plan::choose::{self, Place};
@@ -11,7 +12,7 @@ use crate::plan::observed::{Hookscript, Observed};
 use crate::plan::options::{self, DEFAULT_CORES, DEFAULT_MEMORY, GuestOptions, Join, NodeKind, ROOT_VOLUME, Role};
 use crate::plan::refusal::Refusal;
 use crate::plan::render::{self, Notes};
-use crate::plan::step::{Action, Step, Undo};
+use crate::plan::step::{Action, Step, TunEdit, Undo};
 use crate::pve::call::{self, NewContainer};
 use crate::pve::{Device, Ipv4Config, Ipv6Config, NetworkInterface, RootVolume, Tag, VolumeId, machine};
 use crate::settings::{DEFAULT_COORDINATOR_PORT, Guest, Ipv4Setup, Ipv6Setup};
@@ -28,6 +29,7 @@ pub(super) struct Maker<'a> {
     pub(super) name: &'a NodeName,
     /// What it is cloned from, if not unpacked from the image.
     pub(super) golden: Option<&'a Golden>,
+    pub(super) tun: Tun,
 }
 
 impl Maker<'_> {
@@ -106,6 +108,10 @@ impl Maker<'_> {
                 let request = call::delete_volume(host, &template, 15)?;
                 steps.push(Step::plain("remove its image", Action::Call { request, task: Some(DELETE_LIMIT) }));
             }
+        }
+        if self.tun == Tun::Lines {
+            let action = Action::EditTun { host: host.clone(), vmid, edit: TunEdit::Lines };
+            steps.push(Step::plain("write the lines for /dev/net/tun", action));
         }
         Ok(())
     }
@@ -215,7 +221,7 @@ impl Maker<'_> {
             cores: self.options.cores.unwrap_or(DEFAULT_CORES),
             memory: self.options.memory.unwrap_or(DEFAULT_MEMORY),
             network: self.interface(),
-            device: self.role.needs_tun().then_some(Device::Tun),
+            device: (self.tun == Tun::Device).then_some(Device::Tun),
             tags: self.tags()?,
             notes: self.mark(false).attach(&render::notes(&Notes { told: None, ..self.notes() })?),
         })

@@ -6,6 +6,7 @@ mod delivery;
 mod existing;
 mod image;
 mod maker;
+mod tun;
 
 pub use existing::{Existing, revive};
 pub use image::Image;
@@ -17,7 +18,7 @@ use super::choose::{self, Choice, Source};
 use super::golden::{self, Golden};
 use super::lan;
 use super::mark::RunId;
-use super::observed::{Hookscript, Observed};
+use super::observed::{Hookscript, HostView, Observed};
 use super::options::{GuestOptions, Role};
 use super::refusal::Refusal;
 use super::step::Step;
@@ -27,6 +28,7 @@ use crate::settings::Ipv4Setup;
 
 use delivery::Delivery;
 use maker::Maker;
+use tun::Tun;
 
 /// Name of the environment variable that carries a guest's configuration to its init.
 pub const CONFIG_VARIABLE: &str = "PVEMESH_CONFIG";
@@ -85,12 +87,17 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
     }
     let golden = golden(options, role, observed, image)?;
     let source = if golden.is_empty() { Source::Image(&image.file) } else { Source::Golden(&golden) };
-    let place = choose::place(options, observed, source)?;
+    let can = |host: &HostView| if golden.is_empty() { Tun::choose(role, observed, host).map(drop) } else { Ok(()) };
+    let place = choose::place(options, observed, source, &can)?;
     let golden = golden.into_iter().find(|golden| golden.host == place.host);
-    let version = observed.host(&place.host).and_then(|host| host.version).unwrap_or(Version::new(0, 0, 0));
-    if role.needs_tun() && golden.is_none() && version < Version::DEVICES {
-        return Err(Refusal::TooOld { host: place.host, version, needed: Version::DEVICES });
-    }
+    let host = observed.host(&place.host);
+    let version = host.map_or(Version::new(0, 0, 0), HostView::known_version);
+    // A golden container has the device already.
+    let tun = match host {
+        Some(host) if golden.is_none() => Tun::choose(role, observed, host)?,
+        _ => Tun::None,
+    };
+    unseen_address(options, role, observed, &place.host, version)?;
     let (role, route) = lan::resolved(role, options, &place, observed)?;
     let (name, why_name) = choose::name(options, &role, observed)?;
     let delivery = Delivery::choose(&observed.identity, version);
@@ -98,10 +105,11 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
     choices.extend(place.reasons.iter().cloned());
     choices.push(Choice { what: "address", value: address_words(options), why: address_why(options).to_owned() });
     choices.extend(route);
+    choices.extend(tun.reason());
     choices.push(delivery.reason());
     choices.extend(hookscript(&role, observed));
     choices.extend(golden.map(|golden| cloning::reason(golden, image)));
-    let maker = Maker { options, role: &role, observed, image, run, place: &place, name: &name, golden };
+    let maker = Maker { options, role: &role, observed, image, run, place: &place, name: &name, golden, tun };
     let steps = maker.steps(delivery)?;
     Ok(Outcome::Plan(Plan {
         vmid: options.vmid,
@@ -140,6 +148,16 @@ fn hookscript(role: &Role, observed: &Observed) -> Option<Choice> {
             Choice { what: "hookscript", value: "none".to_owned(), why: format!("{why}; `pvemesh sync` does the same, later") }
         }
     })
+}
+
+/// Refuses a guest whose address we need to know and nobody can tell us.
+fn unseen_address(options: &GuestOptions, role: &Role, observed: &Observed, host: &HostName, version: Version) -> Result<(), Refusal> {
+    let needed = matches!(role, Role::Coordinator { .. } | Role::Relay { .. });
+    let fixed = matches!(options.lan.ipv4, Some(Ipv4Setup::Fixed(_)));
+    if needed && !fixed && version < Version::INTERFACES && !observed.is_on(host) {
+        return Err(Refusal::UnseenAddress { host: host.clone(), version });
+    }
+    Ok(())
 }
 
 fn address_words(options: &GuestOptions) -> String {

@@ -46,6 +46,14 @@ impl Work {
             Self::Start(plan) | Self::Change(plan) | Self::Create(plan) => Some(plan),
         }
     }
+
+    /// The same, to be amended.
+    pub fn plan_mut(&mut self) -> Option<&mut Plan> {
+        match self {
+            Self::Nothing(_) => None,
+            Self::Start(plan) | Self::Change(plan) | Self::Create(plan) => Some(plan),
+        }
+    }
 }
 
 /// What a fleet needs.
@@ -105,7 +113,7 @@ pub fn draw(declared: &[Declared<'_>], view: &View, image: &Image) -> Result<Dra
         let outcome = table.plan(one, image).map_err(blocked)?;
         let work = match outcome {
             Outcome::Change(plan) => Work::Change(plan),
-            Outcome::AlreadyThere(existing) if existing.running => Work::Nothing(existing),
+            Outcome::AlreadyThere(existing) if existing.running && existing.tun.is_none() => Work::Nothing(existing),
             Outcome::AlreadyThere(existing) => Work::Start(create::revive(&existing, &one.role, true, one.run).map_err(blocked)?),
             Outcome::Plan(mut plan) => {
                 table.add(&plan, one.member);

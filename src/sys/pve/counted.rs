@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use super::{CallError, Executor, Upload};
+use super::{CallError, Executor, GuestConfigs, Upload};
 use crate::pve::{Identity, Request, Upid};
 
 /// How many calls were made so far, uploads among them.
@@ -43,6 +43,14 @@ impl Executor for Counted {
     fn upload<'a>(&'a self, upload: &'a Upload) -> BoxFuture<'a, Result<Upid, CallError>> {
         self.calls.0.fetch_add(1, Ordering::Relaxed);
         self.inner.upload(upload)
+    }
+
+    fn settle(&self) -> BoxFuture<'_, ()> {
+        self.inner.settle()
+    }
+
+    fn guest_configs(&self) -> Option<&GuestConfigs> {
+        self.inner.guest_configs()
     }
 
     fn identity(&self) -> Identity {

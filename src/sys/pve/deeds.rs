@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use super::inside::{Inside, InsideError, Push, Run, Source, run_well};
 use super::mesh::Mesh;
-use super::provision::{StepError, until};
+use super::notes;
+use super::provision::{StepError, Unwatched, until};
 use super::{Executor, observe};
 use crate::ident::{NodeId, NodeName, Secret, Vmid, is_mesh_address};
 use crate::plan::enroll;
 use crate::plan::guest::Command;
 use crate::plan::inside::{Content, Deed, InsideAction, InsideUndo, UndoDeed, is_successor_name};
 use crate::plan::render;
-use crate::pve::{ErrorKind, Method, Request, call};
+use crate::pve::reply::ContainerConfig;
+use crate::pve::{ErrorKind, Method, Request};
 use crate::settings::Guest;
 use crate::wire::admin::NodeInfo;
 
@@ -89,10 +91,12 @@ impl Doer<'_> {
                     more.push_str(&format!("- address in the mesh: `{address}`\n"));
                 }
                 let config = observe::container_config(self.executor, &action.host, vmid).await?;
-                let there = config.map(|config| config.description).unwrap_or_default();
-                let text = enroll::joined_notes(&there, ours.as_deref(), &more)?;
-                let request = call::set_notes(&action.host, vmid, &text)?;
-                self.executor.call(&request).await?;
+                enroll::joined_notes(&config.unwrap_or_default().description, ours.as_deref(), &more)?;
+                // That it can be composed is known by now; should the owner have written too much meanwhile, his text stays.
+                let compose = |config: &ContainerConfig| {
+                    enroll::joined_notes(&config.description, ours.as_deref(), &more).unwrap_or_else(|_| config.description.clone())
+                };
+                notes::rewrite(self.executor, &action.host, vmid, &compose, &mut Unwatched).await?;
             }
         }
         Ok(())

@@ -7,12 +7,15 @@ mod counted;
 mod deeds;
 mod door;
 pub mod fleet;
+mod guest_configs;
+mod guest_net;
 mod handover;
 mod host;
 mod https;
 pub mod inside;
 mod install;
 mod mesh;
+pub mod notes;
 pub mod observe;
 mod pct;
 mod provision;
@@ -36,6 +39,7 @@ use crate::pve::{ApiError, BuildError, Fingerprint, HostName, Identity, Request,
 
 pub use counted::{Calls, Counted};
 pub use door::AdminDoor;
+pub use guest_configs::{GuestConfigError, GuestConfigs};
 pub use handover::Handover;
 pub use host::{HostFiles, ROOT_VARIABLE};
 pub use https::{Https, HttpsOptions};
@@ -55,6 +59,11 @@ pub use upgrade::{Fate, NewProgram, Ping, Upgraded, Upgrader, facts};
 /// How long the task that stores an upload may take.
 const UPLOAD_TASK_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
 
+/// Whether a process of this number runs. It may be another one than the one meant; what hangs on it is then kept a little longer.
+fn is_alive(pid: u32) -> bool {
+    std::path::Path::new("/proc").join(pid.to_string()).exists()
+}
+
 /// A way to a Proxmox API.
 pub trait Executor: Send + Sync {
     /// Makes one request and gives the `data` of the reply.
@@ -68,6 +77,19 @@ pub trait Executor: Send + Sync {
 
     /// Where the requests go, for messages.
     fn place(&self) -> String;
+
+    /// Waits until no call that changes something is under way, and clears away what killed runs have staged. A caller that gave a call up
+    /// cannot know whether it is still to come.
+    fn settle(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    /// The host's own files, where we are root on a host: for what no call can do. They are those of [`Observed::local`] only.
+    ///
+    /// [`Observed::local`]: crate::plan::observed::Observed::local
+    fn guest_configs(&self) -> Option<&GuestConfigs> {
+        None
+    }
 }
 
 /// A file to be uploaded as a container template.
@@ -188,6 +210,13 @@ impl CallError {
     /// Whether the request may have been carried out although it failed.
     pub fn is_ambiguous(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Garbled { .. })
+    }
+
+    /// Whether it passes by itself: nobody answered, or another operation holds what is wanted.
+    pub fn is_passing(&self) -> bool {
+        let kind = self.kind();
+        self.is_ambiguous()
+            || matches!(kind, Some(crate::pve::ErrorKind::HostUnreachable | crate::pve::ErrorKind::Timeout | crate::pve::ErrorKind::Busy))
     }
 
     /// What Proxmox's refusal means, if it is one.

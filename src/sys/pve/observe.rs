@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{CallError, Executor, Pvesh};
+use super::{CallError, Executor, Pvesh, guest_net};
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::plan::golden::{self, Golden};
 use crate::plan::observed::{Hookscript, HostView, Observed, Target};
@@ -146,10 +146,22 @@ pub async fn rights(executor: &dyn Executor, paths: &BTreeSet<String>) -> Result
     Ok(rights)
 }
 
-/// The interfaces inside a running container.
+/// The interfaces inside a running container. Where the API has no such call (before 8.1) they are looked up on the host, if that is here.
 ///
 /// # Errors
 /// If they cannot be read.
 pub async fn interfaces(executor: &dyn Executor, host: &HostName, vmid: Vmid) -> Result<Vec<reply::GuestInterface>, CallError> {
-    Ok(reply::interfaces(&ask(executor, call::interfaces(host, vmid)).await?)?)
+    let refused = match ask(executor, call::interfaces(host, vmid)).await {
+        Ok(value) => return Ok(reply::interfaces(&value)?),
+        Err(error) => error,
+    };
+    let here = executor.guest_configs().is_some() && Pvesh::local_host().as_ref() == Some(host);
+    if refused.kind() != Some(ErrorKind::NotSupported) || !here {
+        return Err(refused);
+    }
+    let status = reply::container_status(&ask(executor, call::container_status(host, vmid)).await?)?;
+    match status.pid {
+        Some(pid) => guest_net::interfaces(pid).await,
+        None => Ok(Vec::new()),
+    }
 }

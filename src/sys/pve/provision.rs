@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::changing;
@@ -13,7 +14,7 @@ use super::deeds::{Doer, Known};
 use super::inside::{Inside, InsideError};
 use super::mesh::{Door, Mesh, MeshError};
 use super::undo::Undoer;
-use super::{CallError, Executor, TaskError, Upload, observe, wait_task};
+use super::{CallError, Executor, GuestConfigError, TaskError, Upload, observe, wait_task};
 use crate::ident::{NodeName, Secret, Vmid, is_mesh_address};
 use crate::plan::block;
 use crate::plan::create::{CONFIG_VARIABLE, Plan};
@@ -22,8 +23,9 @@ use crate::plan::journal::Journal;
 use crate::plan::mark::{Identity, Mark};
 use crate::plan::options::KnownCoordinator;
 use crate::plan::render::{self, Notes, RenderError};
-use crate::plan::{Action, RELAY_PORT, Step, Undo, environment};
-use crate::pve::{HostName, Request, VolumeId, call, reply};
+use crate::plan::{Action, RELAY_PORT, Step, TunEdit, Undo, environment};
+use crate::pve::reply::ContainerConfig;
+use crate::pve::{ErrorKind, HostName, Request, VolumeId, call, reply};
 use crate::relay::region;
 use crate::settings::{DEFAULT_STUN_PORT, Guest};
 use crate::sys::config::{ConfigError, Store};
@@ -31,6 +33,9 @@ use crate::sys::image::{Image, ImageError};
 use crate::wire::admin::NodeInfo;
 use crate::wire::control::DerpRegion;
 
+/// How long a call that cannot be broken off is waited for after Ctrl-C, and how often it is looked at.
+const LAST_CALL: Duration = Duration::from_secs(45);
+const LAST_CALL_PAUSE: Duration = Duration::from_millis(20);
 /// Pause between two looks at something that is about to happen.
 const LOOK_PAUSE: Duration = Duration::from_millis(150);
 
@@ -55,6 +60,9 @@ pub enum StepError {
     /// A file of ours.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A file of the host's.
+    #[error(transparent)]
+    GuestConfig(#[from] GuestConfigError),
     /// A template.
     #[error(transparent)]
     Render(#[from] RenderError),
@@ -215,7 +223,7 @@ impl<'a> Provisioner<'a> {
         for step in steps {
             let begun = Instant::now();
             self.watch.begin(&step.title);
-            let outcome = self.actor().act(&step.action, &mut Carried::default(), self.watch).await;
+            let outcome = self.actor(&AtomicU32::new(0)).act(&step.action, &mut Carried::default(), self.watch).await;
             self.watch.end(begun.elapsed(), outcome.is_ok());
             let essential = matches!(&step.action, Action::Call { request, .. } if request.path.contains("/lxc/"));
             match outcome {
@@ -227,8 +235,19 @@ impl<'a> Provisioner<'a> {
         Ok(left)
     }
 
-    fn actor(&self) -> Actor<'a> {
-        Actor { executor: self.executor, door: self.door, mesh: self.mesh, inside: self.inside, images: self.images, store: self.store }
+    fn actor<'b>(&self, under_way: &'b AtomicU32) -> Actor<'b>
+    where
+        'a: 'b,
+    {
+        Actor {
+            executor: self.executor,
+            door: self.door,
+            mesh: self.mesh,
+            inside: self.inside,
+            images: self.images,
+            store: self.store,
+            under_way,
+        }
     }
 
     async fn step(&mut self, step: &Step, journal: &mut Journal, carried: &mut Carried) -> Result<(), StepError> {
@@ -236,12 +255,24 @@ impl<'a> Provisioner<'a> {
             journal.undo.push(undo.clone());
             self.store.save_journal(journal)?;
         }
-        let acting = self.actor();
+        let under_way = AtomicU32::new(0);
+        let actor = self.actor(&under_way);
+        let mut acting = Box::pin(actor.act(&step.action, carried, self.watch));
         tokio::select! {
             biased;
-            () = &mut *self.interrupted => Err(StepError::Interrupted),
-            done = acting.act(&step.action, carried, self.watch) => done,
+            () = &mut *self.interrupted => {
+                // A call given up on its way may still be carried out, when nobody looks any more.
+                let _ = tokio::time::timeout(LAST_CALL, async {
+                    while under_way.load(Ordering::SeqCst) > 0 {
+                        tokio::select! { _ = &mut acting => break, () = tokio::time::sleep(LAST_CALL_PAUSE) => {} }
+                    }
+                })
+                .await;
+                Err(StepError::Interrupted)
+            }
+            done = &mut acting => done,
         }?;
+        drop(acting);
         if let Some(number) = carried.minted.take() {
             for undo in &mut journal.undo {
                 if let Undo::RevokeKey { id } = undo {
@@ -275,16 +306,39 @@ struct Actor<'a> {
     inside: Option<&'a dyn Inside>,
     images: &'a dyn Images,
     store: &'a Store,
+    /// Calls that change something and have not returned.
+    under_way: &'a AtomicU32,
+}
+
+/// Counts while it lives.
+struct UnderWay<'a>(&'a AtomicU32);
+
+impl<'a> UnderWay<'a> {
+    fn begin(counter: &'a AtomicU32) -> Self {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Self(counter)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Actor<'_> {
     async fn act(&self, action: &Action, carried: &mut Carried, watch: &mut dyn Watch) -> Result<(), StepError> {
         match action {
-            Action::Upload { host, volume } => upload(self.executor, (host, volume), self.images.shared(), watch).await,
+            Action::Upload { host, volume } => {
+                // With its task: what that one is about to store would be missed by whoever takes it back.
+                let _counted = UnderWay::begin(self.under_way);
+                upload(self.executor, (host, volume), self.images.shared(), watch).await
+            }
             Action::UploadPersonal { host, volume, guest } => {
                 let toml = render::guest(&with_key(guest, carried))?;
                 let image = self.images.personal(&toml)?;
                 let private = Removed(image.path.clone());
+                let _counted = UnderWay::begin(self.under_way);
                 let outcome = upload(self.executor, (host, volume), &image, watch).await;
                 drop(private);
                 outcome
@@ -296,6 +350,7 @@ impl Actor<'_> {
                 Ok(())
             }
             Action::Call { request, task } => self.call(request, *task, watch).await,
+            Action::EditTun { host, vmid, edit } => self.edit_tun(host.clone(), *vmid, *edit).await,
             Action::Deliver { host, guest } => {
                 let content = environment(&with_key(guest, carried))?;
                 let request = call::set_environment(host, guest.vmid, CONFIG_VARIABLE, &content)?;
@@ -337,7 +392,11 @@ impl Actor<'_> {
             }
             Action::AwaitMeshAddress { host, vmid, limit } => {
                 carried.findings.mesh_addresses = until(*limit, || async {
-                    let all = observe::interfaces(self.executor, host, *vmid).await?;
+                    let all = match observe::interfaces(self.executor, host, *vmid).await {
+                        // Before 8.1 nobody tells, and this coordinator is none that we could ask.
+                        Err(error) if error.kind() == Some(ErrorKind::NotSupported) => return Ok(Ok(Vec::new())),
+                        all => all?,
+                    };
                     let mesh: Vec<IpAddr> =
                         all.iter().flat_map(|i| &i.addresses).map(ipnet::IpNet::addr).filter(|a| is_mesh_address(*a)).collect();
                     Ok(if mesh.is_empty() {
@@ -386,7 +445,18 @@ impl Actor<'_> {
     }
 
     async fn call(&self, request: &Request, task: Option<Duration>, watch: &mut dyn Watch) -> Result<(), StepError> {
-        run_call(self.executor, request, task, watch).await
+        let value = {
+            let _counted = UnderWay::begin(self.under_way);
+            self.executor.call(request).await?
+        };
+        follow(self.executor, &value, task, watch).await
+    }
+
+    async fn edit_tun(&self, host: HostName, vmid: Vmid, edit: TunEdit) -> Result<(), StepError> {
+        let files = self.executor.guest_configs().ok_or(StepError::Missing("the host's files are out of reach"))?.clone();
+        let edited = tokio::task::spawn_blocking(move || files.edit(&host, vmid, |text| edit.apply(text))).await;
+        edited.map_err(|_| StepError::Missing("the edit of a host's file was given up"))??;
+        Ok(())
     }
 
     async fn lan_address(
@@ -398,7 +468,11 @@ impl Actor<'_> {
         limit: Duration,
     ) -> Result<IpAddr, StepError> {
         until(limit, || async {
-            let all = observe::interfaces(self.executor, host, vmid).await?;
+            let all = match (observe::interfaces(self.executor, host, vmid).await, expected) {
+                // Before 8.1 nobody tells; what was asked for must do.
+                (Err(error), Some(wanted)) if error.kind() == Some(ErrorKind::NotSupported) => return Ok(Ok(wanted)),
+                (all, _) => all?,
+            };
             let Some(there) = all.iter().find(|i| i.name == interface) else { return Ok(Err(format!("{interface} is not there yet"))) };
             let usable = |address: &IpAddr| match address {
                 IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback(),
@@ -453,16 +527,15 @@ impl Actor<'_> {
             text.push_str(&format!("\n- address {place}: `{address}`"));
         }
         // What tells the guest from a copy of it is known only now that Proxmox has made it.
-        let config = observe::container_config(self.executor, host, mark.vmid).await?;
         let v4 = carried.findings.mesh_addresses.iter().find_map(|address| match address {
             IpAddr::V4(v4) if self.mesh.is_some() => Some(*v4),
             _ => None,
         });
-        let identity = Identity { mac: config.as_ref().and_then(first_mac), address: v4.or(mark.identity.address), ..mark.identity };
-        let mark = Mark { identity, ..mark.clone() };
-        let there = config.map(|config| config.description).unwrap_or_default();
-        let request = call::set_notes(host, mark.vmid, &block::replaced(&there, &text, &mark))?;
-        self.call(&request, None, watch).await
+        let compose = |config: &ContainerConfig| {
+            let identity = Identity { mac: first_mac(config), address: v4.or(mark.identity.address), ..mark.identity };
+            block::replaced(&config.description, &text, &Mark { identity, ..mark.clone() })
+        };
+        super::notes::rewrite(self.executor, host, mark.vmid, &compose, watch).await
     }
 }
 
@@ -493,7 +566,7 @@ pub async fn upload_image(executor: &dyn Executor, host: &HostName, volume: &Vol
 }
 
 /// Nobody watches.
-struct Unwatched;
+pub(super) struct Unwatched;
 
 impl Watch for Unwatched {
     fn begin(&mut self, _title: &str) {}
@@ -510,10 +583,19 @@ pub(super) async fn run_call(
     task: Option<Duration>,
     watch: &mut dyn Watch,
 ) -> Result<(), StepError> {
-    let value = executor.call(request).await?;
+    follow(executor, &executor.call(request).await?, task, watch).await
+}
+
+/// Waits for the task that a call gave, if it gave one.
+async fn follow(
+    executor: &dyn Executor,
+    value: &serde_json::Value,
+    task: Option<Duration>,
+    watch: &mut dyn Watch,
+) -> Result<(), StepError> {
     // Some calls reply with a task only when they take longer (removing a volume).
     if let Some(limit) = task.filter(|_| !value.is_null()) {
-        let task = reply::upid(&value)?;
+        let task = reply::upid(value)?;
         let warned = wait_task(executor, &task, limit, &mut |line| watch.line(line)).await?;
         if warned {
             tracing::warn!(%task, "the task ended with warnings");
@@ -540,7 +622,7 @@ where
         let last = match look().await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(why)) => why,
-            Err(StepError::Call(error)) if error.is_ambiguous() => error.to_string(),
+            Err(StepError::Call(error)) if error.is_passing() => error.to_string(),
             Err(StepError::Mesh(error)) => error.to_string(),
             Err(error) => return Err(error),
         };

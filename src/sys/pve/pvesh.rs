@@ -8,14 +8,16 @@ use std::ffi::OsString;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
+use tokio::sync::Semaphore;
 
 use super::host::HostFiles;
-use super::{CallError, Executor, Upload};
+use super::{CallError, Executor, GuestConfigs, Upload};
 use crate::pve::{ApiError, HostName, Identity, Method, Request, Upid, reply};
 
 /// Proxmox's cluster file system; there on every host.
@@ -23,11 +25,20 @@ const CLUSTER_FILES: &str = "/etc/pve";
 /// Largest output read from `pvesh`.
 const MAX_OUTPUT: u64 = 16 << 20;
 
+/// How the name of a staged upload begins: as Proxmox wants it, then letters of ours as hex digits, so that none of Proxmox's own uploads is
+/// taken for one of ours. The process that staged it follows, and a random number.
+const STAGED: &str = "pveupload-70766d6573682d00";
+/// More calls than are ever under way at once.
+const MOST_CALLS: u32 = 1 << 16;
+
 /// The transport.
 #[derive(Debug, Clone)]
 pub struct Pvesh {
     program: PathBuf,
     scratch: PathBuf,
+    configs: GuestConfigs,
+    /// Each call that changes something holds one permit until its program has ended, whoever waits for it or no longer does.
+    under_way: Arc<Semaphore>,
 }
 
 impl Default for Pvesh {
@@ -39,7 +50,18 @@ impl Default for Pvesh {
 impl Pvesh {
     /// The transport through this program; uploads are staged in `scratch`, which for Proxmox's own must be `/var/tmp`.
     pub fn new(program: impl Into<PathBuf>, scratch: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), scratch: scratch.into() }
+        Self {
+            program: program.into(),
+            scratch: scratch.into(),
+            configs: GuestConfigs::default(),
+            under_way: Arc::new(Semaphore::new(MOST_CALLS as usize)),
+        }
+    }
+
+    /// The same with the host's files in other places.
+    #[must_use]
+    pub fn with_files(self, files: GuestConfigs) -> Self {
+        Self { configs: files, ..self }
     }
 
     /// Whether this is a Proxmox host and we are its root.
@@ -59,30 +81,43 @@ impl Pvesh {
             return Err(CallError::SecretInArguments);
         }
         let place = self.program.display().to_string();
-        let unreachable = |e: std::io::Error| CallError::Unreachable { place: place.clone(), why: e.to_string() };
-        let mut child = Command::new(&self.program)
-            .args(arguments(request))
-            .env("LC_ALL", "C.UTF-8")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(unreachable)?;
-        let (out, err) = (child.stdout.take(), child.stderr.take());
-        let (out, err) = tokio::join!(read_all(out), read_all(err));
-        let status = child.wait().await.map_err(unreachable)?;
-        let (out, err) = (out.map_err(unreachable)?, err.map_err(unreachable)?);
-        if !status.success() {
-            return Err(failure(&err, &out).into());
+        let lost = |why: String| CallError::Unreachable { place, why };
+        let spoken = speak(self.program.clone(), arguments(request));
+        let spoken = if request.method.is_safe() {
+            spoken.await
+        } else {
+            // It must not end halfway when whoever asked for it gives up.
+            let permit = Arc::clone(&self.under_way).acquire_owned().await;
+            let ended = tokio::spawn(async move {
+                let _held = permit;
+                spoken.await
+            });
+            match ended.await {
+                Ok(spoken) => spoken,
+                Err(error) => return Err(lost(error.to_string())),
+            }
+        };
+        let Spoken { good, out, err } = spoken.map_err(|e| lost(e.to_string()))?;
+        if good { Ok(last_value(&out)) } else { Err(failure(&err, &out).into()) }
+    }
+
+    /// Removes what runs have staged that were killed.
+    fn discard_orphans(&self) {
+        for entry in std::fs::read_dir(&self.scratch).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| u32::from_str_radix(name.strip_prefix(STAGED)?.get(..8)?, 16).ok());
+            if pid.is_some_and(|pid| !super::is_alive(pid)) {
+                let _ = std::fs::remove_file(entry.path());
+            }
         }
-        Ok(last_value(&out))
     }
 
     async fn stage(&self, upload: &Upload) -> Result<PathBuf, CallError> {
         // The name's form is fixed by the API: /var/tmp/pveupload-[0-9a-f]+; the file is private because it may hold a join key.
-        let mut random = [0_u8; 16];
+        let mut random = [0_u8; 8];
         getrandom::fill(&mut random).map_err(|e| CallError::Setup(format!("no randomness: {e}")))?;
-        let staged = self.scratch.join(format!("pveupload-{:032x}", u128::from_be_bytes(random)));
+        let (pid, random) = (std::process::id(), u64::from_be_bytes(random));
+        let staged = self.scratch.join(format!("{STAGED}{pid:08x}{random:016x}"));
         let (from, to) = (upload.file.clone(), staged.clone());
         let copied = tokio::task::spawn_blocking(move || {
             let mut source = std::fs::File::open(from)?;
@@ -132,6 +167,17 @@ impl Executor for Pvesh {
     fn place(&self) -> String {
         "this host (pvesh)".to_owned()
     }
+
+    fn settle(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let _all = self.under_way.acquire_many(MOST_CALLS).await;
+            self.discard_orphans();
+        })
+    }
+
+    fn guest_configs(&self) -> Option<&GuestConfigs> {
+        Some(&self.configs)
+    }
 }
 
 fn arguments(request: &Request) -> Vec<OsString> {
@@ -147,6 +193,23 @@ fn arguments(request: &Request) -> Vec<OsString> {
         arguments.push(value.expose().into());
     }
     arguments
+}
+
+/// What `pvesh` said.
+struct Spoken {
+    good: bool,
+    out: String,
+    err: String,
+}
+
+/// Runs it to its end. In a process group of its own: Ctrl-C on the terminal is for us, who take back what it did.
+async fn speak(program: PathBuf, arguments: Vec<OsString>) -> std::io::Result<Spoken> {
+    let mut command = Command::new(program);
+    command.args(arguments).env("LC_ALL", "C.UTF-8").process_group(0);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let (out, err) = tokio::join!(read_all(out), read_all(err));
+    Ok(Spoken { good: child.wait().await?.success(), out: out?, err: err? })
 }
 
 async fn read_all(stream: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Result<String> {

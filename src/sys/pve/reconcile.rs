@@ -213,7 +213,7 @@ impl Reconciler<'_> {
         match change {
             Change::Remember(..) | Change::Forget(_) => {}
             Change::Notes { vmid, host, notes, .. } => {
-                run_call(self.executor, &call::set_notes(host, *vmid, notes)?, None, watch).await?;
+                run_call(self.executor, &call::set_notes(host, *vmid, notes, None)?, None, watch).await?;
             }
             Change::RemoveNode { node, .. } => self.mesh()?.delete_node(*node).await?,
             Change::Record { name, addresses, .. } => {
@@ -275,7 +275,7 @@ impl Reconciler<'_> {
         let node = self.joined(renew).await?;
         let url = self.mesh.map_or("", |(url, _)| url);
         let (notes, kept) = renewed(renew, url, &node);
-        run_call(self.executor, &call::set_notes(&renew.host, renew.vmid, &notes)?, None, watch).await?;
+        run_call(self.executor, &call::set_notes(&renew.host, renew.vmid, &notes, None)?, None, watch).await?;
         ledger.guests.insert(renew.vmid, kept);
         Ok(())
     }

@@ -16,6 +16,8 @@ pub struct Stock {
     binary: PathBuf,
     directory: PathBuf,
     shared: Image,
+    /// The shared one was given and is not made from `binary`.
+    is_given: bool,
 }
 
 impl Stock {
@@ -28,10 +30,11 @@ impl Stock {
         let directory = store.images();
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.map_err(|error| ImageError::File { tried: "make", path: directory.clone(), error })?;
+        Self::discard_orphans(store);
         if let Some(path) = given {
             check_is_gzip(path)?;
             let (size, sha256) = hash(path)?;
-            return Ok(Self { binary, directory, shared: Image { path: path.to_owned(), size, sha256 } });
+            return Ok(Self { binary, directory, shared: Image { path: path.to_owned(), size, sha256 }, is_given: true });
         }
         let (_, program) = hash(&binary)?;
         let path = directory.join(format!("{}.tar.gz", program.get(..16).unwrap_or(&program)));
@@ -42,9 +45,25 @@ impl Stock {
             discard_older(&directory);
             image::build(&binary, None, &path)?
         };
-        Ok(Self { binary, directory, shared })
+        Ok(Self { binary, directory, shared, is_given: false })
     }
 }
+
+impl Stock {
+    /// Removes the personal images of runs that were killed: a join key is in each. A failure leaves a file that its owner alone can read.
+    pub fn discard_orphans(store: &Store) {
+        for entry in std::fs::read_dir(store.directory().join("images")).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let maker = name.to_str().and_then(|name| name.strip_prefix(PERSONAL)?.split('.').next()?.parse::<u32>().ok());
+            if maker.is_some_and(|pid| !super::is_alive(pid)) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// How a personal image's name begins; the process that made it follows.
+const PERSONAL: &str = "personal-";
 
 impl Images for Stock {
     fn shared(&self) -> &Image {
@@ -52,7 +71,12 @@ impl Images for Stock {
     }
 
     fn personal(&self, guest_toml: &str) -> Result<Image, ImageError> {
-        image::build(&self.binary, Some(guest_toml), &self.directory.join(format!("personal-{}.tar.gz", std::process::id())))
+        let output = self.directory.join(format!("{PERSONAL}{}.tar.gz", std::process::id()));
+        if self.is_given {
+            image::personalise(&self.shared.path, guest_toml, &output)
+        } else {
+            image::build(&self.binary, Some(guest_toml), &output)
+        }
     }
 }
 

@@ -9,6 +9,8 @@ use crate::pve::{ErrorKind, Upid, call};
 /// First pause between two looks; doubled up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(60);
 const LONGEST_PAUSE: Duration = Duration::from_millis(600);
+/// A task goes on while the API restarts or the way to it is cut; so long it is asked about in vain.
+const SILENCE: Duration = Duration::from_secs(60);
 /// A task's log file may appear a moment after its id.
 const APPEARS_WITHIN: Duration = Duration::from_secs(5);
 const LINES_AT_ONCE: u32 = 200;
@@ -61,9 +63,17 @@ pub async fn wait_task(
     let started = Instant::now();
     let mut pause = FIRST_PAUSE;
     let mut log = Log { shown: 0, kept: Vec::new() };
+    let mut answered = started;
     loop {
         let state = match executor.call(&status).await {
-            Ok(value) => reply::task_status(&value).map_err(|e| unknown(e.into()))?,
+            Ok(value) => {
+                answered = Instant::now();
+                reply::task_status(&value).map_err(|e| unknown(e.into()))?
+            }
+            Err(error) if error.is_passing() && answered.elapsed() < SILENCE => {
+                tracing::debug!(%task, %error, "asking again about a task");
+                TaskStatus::Running
+            }
             Err(error) if error.kind() == Some(ErrorKind::NoSuchTask) && started.elapsed() < APPEARS_WITHIN => TaskStatus::Running,
             Err(error) => return Err(unknown(error)),
         };

@@ -7,12 +7,13 @@ use super::deeds::Doer;
 use super::inside::Inside;
 use super::mesh::Mesh;
 use super::provision::{StepError, Watch, run_call};
-use super::{Executor, observe};
+use super::{Executor, TaskError, observe};
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::plan::Undo;
+use crate::plan::create::Image;
 use crate::plan::journal::{Journal, Recovery};
-use crate::plan::mark::{Mark, RunId};
-use crate::pve::{ErrorKind, HostName, VolumeId, call};
+use crate::plan::mark::{Mark, RunId, TAG};
+use crate::pve::{ErrorKind, HostName, VolumeId, call, reply};
 use crate::sys::config::Store;
 
 /// A container being created cannot be removed; unpacking our image takes seconds.
@@ -20,9 +21,32 @@ const LOCK_LIMIT: Duration = Duration::from_secs(180);
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
 /// A request whose reply was lost may still be on its way; a container that is not there is looked for once more after this.
 const SECOND_LOOK: Duration = Duration::from_millis(700);
+/// How long what passes by itself is waited for: an API that restarts, another operation's lock.
+const PASSING_LIMIT: Duration = Duration::from_secs(60);
+/// How long a backup or the like is waited for; it may take hours, and a snapshot takes seconds.
+const LOCKED_LIMIT: Duration = Duration::from_secs(15);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 const DESTROY_LIMIT: Duration = Duration::from_secs(120);
 const DELETE_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long an undoing that failed so is tried again.
+fn patience(error: &StepError) -> Duration {
+    let kind = match error {
+        StepError::Call(error) if error.is_passing() => return PASSING_LIMIT,
+        StepError::Call(error) => error.kind(),
+        StepError::Task(task) => match &**task {
+            TaskError::Failed { why, .. } => Some(ErrorKind::of(why)),
+            TaskError::Unknown { .. } => return PASSING_LIMIT,
+            TaskError::TooLong { .. } => None,
+        },
+        _ => None,
+    };
+    match kind {
+        Some(ErrorKind::Busy | ErrorKind::HostUnreachable | ErrorKind::Timeout) => PASSING_LIMIT,
+        Some(ErrorKind::Locked) => LOCKED_LIMIT,
+        _ => Duration::ZERO,
+    }
+}
 
 /// Takes steps back.
 pub struct Undoer<'a> {
@@ -42,18 +66,40 @@ impl Undoer<'_> {
     /// # Errors
     /// If Proxmox cannot be asked what there is.
     pub async fn recover(&self, journal: &Journal, watch: &mut dyn Watch) -> Result<(Vec<String>, Vec<String>), StepError> {
+        let recovery = self.look(journal).await?;
+        self.settle(journal, &recovery, watch).await
+    }
+
+    /// What the journal of an earlier run asks for; reads only.
+    ///
+    /// # Errors
+    /// If Proxmox cannot be asked what there is.
+    pub async fn look(&self, journal: &Journal) -> Result<Recovery, StepError> {
         let mut there = None;
         for undo in &journal.undo {
             if let Some(host) = undo.host_of(journal.vmid) {
                 there = observe::container_config(self.executor, host, journal.vmid).await?;
             }
         }
-        match journal.recover(there.as_ref()) {
+        Ok(journal.recover(there.as_ref()))
+    }
+
+    /// Does what a journal asks for. Gives what was taken back and what could not be.
+    ///
+    /// # Errors
+    /// If the journal of a run that had ended cannot be removed.
+    pub async fn settle(
+        &self,
+        journal: &Journal,
+        recovery: &Recovery,
+        watch: &mut dyn Watch,
+    ) -> Result<(Vec<String>, Vec<String>), StepError> {
+        match recovery {
             Recovery::Finished => {
                 self.store.drop_journal(journal.vmid)?;
                 Ok((Vec::new(), Vec::new()))
             }
-            Recovery::TakeBack(wanted) => Ok(self.take_back(journal, &wanted, watch).await),
+            Recovery::TakeBack(wanted) => Ok(self.take_back(journal, wanted, watch).await),
         }
     }
 
@@ -61,10 +107,27 @@ impl Undoer<'_> {
     pub async fn take_back(&self, journal: &Journal, wanted: &[Undo], watch: &mut dyn Watch) -> (Vec<String>, Vec<String>) {
         let (mut undone, mut left) = (Vec::new(), Vec::new());
         let mut kept = Vec::new();
+        // What was given up may still be about to make what is looked for here.
+        let _ = tokio::time::timeout(LOCK_LIMIT, self.executor.settle()).await;
         for undo in wanted {
             let begun = Instant::now();
             watch.begin(&undo.to_string());
-            let outcome = self.one(undo, watch).await;
+            let outcome = loop {
+                let done = match undo {
+                    // The image would seem to be needed, by the very container it was uploaded for.
+                    Undo::RemoveVolume { .. } if kept.iter().any(|kept| matches!(kept, Undo::RemoveContainer { .. })) => {
+                        Err(StepError::Missing("the container made from it is still there"))
+                    }
+                    undo => self.one(undo, watch).await,
+                };
+                match done {
+                    Err(error) if begun.elapsed() < patience(&error) => {
+                        watch.line(&format!("{error}; trying again"));
+                        tokio::time::sleep(LOCK_PAUSE).await;
+                    }
+                    outcome => break outcome,
+                }
+            };
             watch.end(begun.elapsed(), outcome.is_ok());
             match outcome {
                 Ok(true) => undone.push(undo.to_string()),
@@ -173,15 +236,34 @@ impl Undoer<'_> {
     }
 
     async fn remove_volume(&self, host: &HostName, volume: &VolumeId, watch: &mut dyn Watch) -> Result<bool, StepError> {
-        let listed = self.executor.call(&call::templates(host, volume.storage())?).await?;
-        let there = crate::pve::reply::volumes(&listed)?.iter().any(|v| v.id == *volume);
-        if !there {
+        let there = self.has(host, volume).await? || {
+            tokio::time::sleep(SECOND_LOOK).await;
+            self.has(host, volume).await?
+        };
+        if !there || (Image::is_shared(volume.file_name()) && self.others_need_images(host).await?) {
             return Ok(false);
         }
         match run_call(self.executor, &call::delete_volume(host, volume, 15)?, Some(DELETE_LIMIT), watch).await {
             Err(StepError::Call(error)) if error.kind() == Some(ErrorKind::NoSuchVolume) => Ok(false),
             other => other.map(|()| true),
         }
+    }
+
+    async fn has(&self, host: &HostName, volume: &VolumeId) -> Result<bool, StepError> {
+        let listed = self.executor.call(&call::templates(host, volume.storage())?).await?;
+        Ok(reply::volumes(&listed)?.iter().any(|v| v.id == *volume))
+    }
+
+    /// Whether an image that serves every guest may serve somebody else's run: one of our guests is there, or some container is being made.
+    async fn others_need_images(&self, host: &HostName) -> Result<bool, StepError> {
+        // The host's own list is of this moment, the cluster's may be ten seconds old.
+        let here = reply::containers(&self.executor.call(&call::containers(host)).await?)?;
+        let ours = |tags: &[String]| tags.iter().any(|tag| tag == TAG);
+        if here.iter().any(|c| ours(&c.tags) || c.lock.as_deref() == Some("create")) {
+            return Ok(true);
+        }
+        let all = reply::guests(&self.executor.call(&call::guests()?).await?)?;
+        Ok(all.iter().any(|guest| guest.host != *host && ours(&guest.tags)))
     }
 
     async fn remove_node(&self, name: &NodeName, before: &[NodeId]) -> Result<bool, StepError> {

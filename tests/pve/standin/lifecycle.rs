@@ -113,6 +113,12 @@ pub fn vm_start(core: &Core, host: &str, id: u32, log: &TaskLog) -> Result<(), S
         log.line(format!("Could not get mode or device ID of {path}"));
         return Err(format!("startup for container '{id}' failed"));
     }
+    // What one form made, the other finds in its place.
+    let mounted = |path: &str| config.raw().iter().any(|(k, v)| k == "lxc.mount.entry" && v.split_whitespace().next() == Some(path));
+    if devices.iter().filter_map(|(_, keys)| keys.get("path")).any(|path| mounted(path)) {
+        log.line("lxc_mknod: 29 File exists - Script exited with status 17");
+        return Err(format!("startup for container '{id}' failed"));
+    }
     let post_stop = hook.and_then(|volume| script(core, host, volume).ok());
     core.options.backend.start(id, &config, post_stop.as_deref())?;
     core.inner.lock().unwrap().started.insert(id, Instant::now());
