@@ -125,6 +125,7 @@ fn notes_render_as_their_golden_file_and_hold_no_markup_from_values() {
         coordinator: "http://192.168.1.10:8080".to_owned(),
         offers: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap(), "192.168.1.0/24".parse().unwrap()],
         version: "0.1.0".to_owned(),
+        told: None,
     };
     golden("notes.md", &render::notes(&notes).unwrap());
     let hostile = Notes { role: "<script>\n# x".to_owned(), coordinator: "`|<img src=x>|\n# y`".to_owned(), ..notes.clone() };
