@@ -15,7 +15,7 @@ pub(super) fn owners(description: &str) -> String {
 ///
 /// # Errors
 /// If our part cannot be rendered, or the whole is longer than Proxmox takes.
-pub(crate) fn joined(owner: &str, ours: Option<&(Notes, Mark)>, more: &str) -> Result<String, RenderError> {
+pub fn joined(owner: &str, ours: Option<&(Notes, Mark)>, more: &str) -> Result<String, RenderError> {
     let Some((notes, mark)) = ours else { return Ok(owner.trim_end().to_owned()) };
     let part = mark.attach(&format!("{BEGIN}\n\n{}{more}", render::enrolled(notes)?));
     let owner = owner.trim_end();
