@@ -39,7 +39,13 @@ fn twins(guests: &[GuestView], found: &mut Vec<Finding>) {
         for guest in twins.iter().skip(1) {
             let claims = inside::claims(guest).unwrap_or_default();
             let what = format!("containers {} are one node, with one key ({claims})", all.join(" and "));
-            let fix = format!("give the copy keys of its own: pvemesh rekey {}; or stop it", guest.vmid());
+            let id = guest.vmid();
+            let copied = guest.mark.as_ref().is_some_and(|mark| guest.vmid.is_some_and(|vmid| vmid != mark.vmid));
+            let fix = if copied {
+                format!("stop the copy: pct stop {id}; a second one is made with its create command")
+            } else {
+                format!("give one of them keys of its own: pvemesh rekey {id}")
+            };
             found.push(guest.finding(
                 "identity-twice",
                 Severity::Fault,

@@ -212,7 +212,7 @@ fn a_clone_that_runs_beside_the_original_is_told_apart() {
     clone.vmid = Some("201".parse().unwrap());
     let findings = examine(&patient(vec![well(), clone]));
     assert_eq!(findings.iter().map(|finding| finding.code).collect::<Vec<_>>(), ["identity-twice", "copied"]);
-    assert!(findings.iter().any(|f| f.what.contains("101 and 201") && f.fix.contains("pvemesh rekey 201")), "{findings:?}");
+    assert!(findings.iter().any(|f| f.what.contains("101 and 201") && f.fix.contains("pct stop 201")), "{findings:?}");
 }
 
 #[test]

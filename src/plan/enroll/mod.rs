@@ -33,7 +33,7 @@ use crate::settings::Guest;
 use steps::Maker;
 
 pub use facts::{SCRIPT, Seen, TunSeen};
-pub(crate) use notes::joined as joined_notes;
+pub use notes::joined as joined_notes;
 pub use removal::unenroll;
 
 /// What the roles of enrolled nodes begin with in marks: the container is not ours, so `destroy` keeps off.

@@ -8,7 +8,7 @@ use crate::plan::render::{self, Notes, RenderError};
 ///
 /// # Errors
 /// If our part cannot be rendered, or the whole is longer than Proxmox takes.
-pub(crate) fn joined(there: &str, ours: Option<&(Notes, Mark)>, more: &str) -> Result<String, RenderError> {
+pub fn joined(there: &str, ours: Option<&(Notes, Mark)>, more: &str) -> Result<String, RenderError> {
     let Some((notes, mark)) = ours else { return Ok(block::removed(there)) };
     let text = block::replaced(there, &format!("{}{more}", render::enrolled(notes)?), mark);
     if text.len() > render::MAX_NOTES { Err(RenderError::TooLong(text.len())) } else { Ok(text) }

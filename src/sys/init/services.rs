@@ -146,6 +146,25 @@ mod tests {
     }
 
     #[test]
+    fn a_restart_starts_those_that_run_and_those_that_wait_at_once() {
+        let mut services = Services::default();
+        services.add(at(0), "node", Vec::new());
+        services.add(at(0), "relay", Vec::new());
+        let mut pid = 7;
+        services.due(at(0)).for_each(|service| {
+            service.started(at(0), pid);
+            pid += 1;
+        });
+        services.ended(at(1), 8).unwrap();
+        services.restart();
+        assert_eq!(services.ended(at(5), 7).unwrap().pause, Duration::ZERO);
+        assert_eq!(services.due(at(5)).count(), 2);
+        // Once: the next death is one like others.
+        services.due(at(5)).for_each(|service| service.started(at(5), 9));
+        assert_eq!(services.ended(at(6), 9).unwrap().pause, FIRST_PAUSE);
+    }
+
+    #[test]
     fn an_orphan_is_no_child() {
         let mut services = Services::default();
         services.add(at(0), "node", Vec::new());

@@ -72,7 +72,10 @@ impl Ran {
     pub fn last_words(&self) -> String {
         let errors = self.errors.trim();
         let said = if errors.is_empty() { self.text() } else { errors.to_owned() };
-        let line = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("without a word").trim().to_owned();
+        // Our own program says what happened first, and what to do next after it.
+        let own = said.lines().find_map(|line| line.trim().strip_prefix("error: "));
+        let last = said.lines().rev().map(str::trim).find(|line| !line.is_empty());
+        let line = own.or(last).unwrap_or("without a word");
         line.chars().filter(|c| !c.is_control()).take(300).collect()
     }
 }
