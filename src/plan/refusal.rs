@@ -169,6 +169,14 @@ pub enum Refusal {
         /// The first version that will do.
         needed: Version,
     },
+    /// The guest has TUN in both forms, and we are not where that can be mended.
+    #[error("container {vmid} has /dev/net/tun both by dev[n] and by a line `lxc.mount.entry`; such a container does not start")]
+    TunTwice {
+        /// The number.
+        vmid: Vmid,
+        /// Where it is.
+        host: HostName,
+    },
     /// The guest's address would be needed and nobody tells it.
     #[error("{host} has Proxmox VE {version}, whose API does not tell the address a container got by DHCP (8.1 and later do)")]
     UnseenAddress {
@@ -328,6 +336,10 @@ impl Refusal {
             Self::TooOld { host, needed, .. } => format!(
                 "run pvemesh as root on {host} itself, where it writes the lines that older versions take instead; or do without the device: \
                  --tun userspace; or upgrade {host} to {needed}, or choose another node with --node"
+            ),
+            Self::TunTwice { vmid, host } => format!(
+                "run the same command as root on {host} itself, which takes the line out; or remove one form by hand: the line in \
+                 /etc/pve/nodes/{host}/lxc/{vmid}.conf, or the device"
             ),
             Self::UnseenAddress { host, .. } => format!("give it a fixed address with --ip and --gw, or run pvemesh as root on {host} itself"),
             Self::UnknownHost { .. } | Self::HostOffline(_) | Self::NoHost(_) => "choose a node with --node".to_owned(),

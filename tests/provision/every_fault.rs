@@ -200,7 +200,7 @@ impl Place {
         }
     }
 
-    fn run(&self, made: Made) -> Result<(), RunError> {
+    fn run(&self, made: Made) -> Result<(), Box<RunError>> {
         self.coordinator.0.lock().unwrap().joined = false;
         let store = Store::at(self.world.path("config"));
         let images = OneImage(Image { size: 1, sha256: self.image.clone(), path: self.world.path("image.tar.gz") });
@@ -241,7 +241,7 @@ impl Place {
                 watch: &mut watch,
                 interrupted: &mut never,
             };
-            provisioner.run(&plan).await.map(drop)
+            provisioner.run(&plan).await.map(drop).map_err(Box::new)
         })
     }
 }

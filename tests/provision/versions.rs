@@ -255,6 +255,8 @@ fn both_forms_at_once_stop_a_container_and_are_mended() {
     let exits = world.standin.task_exits();
     assert_eq!(exits.last().unwrap().1.as_deref(), Some("startup for container '101' failed"), "{exits:?}");
     assert!(!world.standin.is_running(101));
+    world.init().create("").failed(5, &["both by dev[n] and by a line", "as root on pve itself"]);
+    std::fs::remove_file(world.path("config/config.toml")).unwrap();
     on_the_host(&world, CREATE).succeeded();
     assert!(world.standin.is_running(101) && world.standin.config(101).unwrap().raw().is_empty());
 }

@@ -218,6 +218,10 @@ fn an_older_release_lacks_what_came_later() {
         ]);
         let answer = call(&standin, &root, "POST", "/nodes/pve/lxc", &params);
         let named: Vec<_> = answer.json()["errors"].as_object().map(|e| e.keys().cloned().collect()).unwrap_or_default();
+        let large =
+            format!("PUT /api2/json/nodes/pve/lxc/101/config HTTP/1.1\r\n{root}Content-Length: 100000\r\n\r\n{}", "x".repeat(100_000));
+        let taken = raw(&standin, &large);
+        assert_eq!(taken.reason == "for data too large", version < Version::V8_4, "{version:?}: {taken:?}");
         assert_eq!(named, refused, "{version:?}: {answer:?}");
         assert_eq!(answer.json().get("message").is_some(), version >= Version::V8_4, "{version:?}");
     }

@@ -307,6 +307,35 @@ fn before_9_0_there_are_groups_and_no_rules() {
 }
 
 #[test]
+fn what_a_privilege_is_needed_for_depends_on_the_release() {
+    for (release, bridge, agent) in [(Version(7, 4), 200, 500), (Version(8, 0), 403, 500), (Version(9, 0), 403, 403)] {
+        let dir = tempfile::tempdir().unwrap();
+        let standin = Standin::start(Options { version: release, ..Options::new(dir.path()) }).unwrap();
+        standin.access(|access| {
+            access.add_token("mesh@pve!t", crate::TOKEN_SECRET, false);
+            access.grant(
+                "/vms",
+                "mesh@pve",
+                &format!("{} VM.Monitor", crate::standin::access::VM_ADMIN.replace("VM.GuestAgent", "VM.Old")),
+            );
+            access.grant("/storage", "mesh@pve", crate::standin::access::DATASTORE_USER);
+        });
+        let id = token("mesh@pve!t");
+        let pve = Caller(&standin, &id);
+        let params = [
+            ("vmid", "201"),
+            ("ostemplate", "local:vztmpl/t.tar.gz"),
+            ("rootfs", "local-lvm:1"),
+            ("unprivileged", "1"),
+            ("net0", "name=eth0,bridge=vmbr0"),
+        ];
+        assert_eq!(pve.call("POST", "/nodes/pve/lxc", &params).status, bridge, "{release:?}");
+        standin.add_machine("pve", 200, Machine { running: true, ..Machine::default() });
+        assert_eq!(pve.get("/nodes/pve/qemu/200/agent/network-get-interfaces").status, agent, "{release:?}");
+    }
+}
+
+#[test]
 fn a_virtual_machine_runs_its_hook_and_its_agent_answers_when_it_runs() {
     let dir = tempfile::tempdir().unwrap();
     let (standin, root) = cluster(dir.path());

@@ -7,6 +7,7 @@ use crate::plan::observed::{Observed, Target};
 use crate::plan::options::{GuestOptions, Role};
 use crate::plan::refusal::Refusal;
 use crate::plan::step::{Action, Step, TunEdit};
+use crate::pve::conf::TunForm;
 use crate::pve::{HostName, call};
 use crate::settings::DEFAULT_COORDINATOR_PORT;
 
@@ -80,6 +81,9 @@ pub(super) fn existing<'o>(options: &GuestOptions, role: &Role, observed: &'o Ob
         return Err(Refusal::Unfinished { vmid });
     }
     let tun = tun::mend(role, observed, target);
+    if tun.is_none() && !target.running && TunForm::of(&target.config) == TunForm::Both {
+        return Err(Refusal::TunTwice { vmid, host: target.host.clone() });
+    }
     Ok(Some((Existing { vmid, host: target.host.clone(), name: mark.name, running: target.running, tun }, target)))
 }
 
