@@ -13,8 +13,8 @@ use crate::pve::{ErrorKind, Identity, call};
 use crate::sys::config::{Config, ConfigError, Pve, Store, read_secret};
 use crate::sys::entropy;
 use crate::sys::pve::{
-    AdminDoor, CallError, Calls, Counted, Credentials, Door as _, Executor, GuestConfigError, Https, HttpsOptions, Mesh, SecondFactor, StepError,
-    TaskError, Trust,
+    AdminDoor, CallError, Calls, Counted, Credentials, Door as _, Executor, GuestConfigError, Https, HttpsOptions, Mesh, SecondFactor,
+    StepError, TaskError, Trust,
 };
 
 /// What every command that talks to Proxmox takes.

@@ -113,7 +113,16 @@ pub fn plan(options: &GuestOptions, observed: &Observed, image: &Image, run: Run
     }
     let steps = steps(options, observed, image, run, &place, old.map(|(golden, _)| golden.host))?;
     let (vmid, name) = (options.vmid, NodeName::sanitised(NAME));
-    Ok(Outcome::Plan(Plan { vmid, name, role: ROLE, host: place.host.clone(), run, choices: place.reasons, differences: Vec::new(), steps }))
+    Ok(Outcome::Plan(Plan {
+        vmid,
+        name,
+        role: ROLE,
+        host: place.host.clone(),
+        run,
+        choices: place.reasons,
+        differences: Vec::new(),
+        steps,
+    }))
 }
 
 /// The golden container under the number, if one is there.

@@ -106,7 +106,14 @@ mod tests {
 
     fn guest(role: &str) -> Rekeyed {
         let vmid = "101".parse().unwrap();
-        let mark = Mark { vmid, role: role.to_owned(), name: "exit-1".parse().unwrap(), run: RunId::new(1), ready: true, identity: crate::plan::mark::Identity::default() };
+        let mark = Mark {
+            vmid,
+            role: role.to_owned(),
+            name: "exit-1".parse().unwrap(),
+            run: RunId::new(1),
+            ready: true,
+            identity: crate::plan::mark::Identity::default(),
+        };
         Rekeyed { vmid, host: "pve".parse().unwrap(), mark, program: "/sbin/init".to_owned(), service: Service::Appliance }
     }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::namespaces::{self, HOME, INET, PVE, inside};
 use crate::run::Done;
-use crate::standin::lxc::{Lxc, missing, until};
 use crate::standin::cluster::Host;
+use crate::standin::lxc::{Lxc, missing, until};
 use crate::standin::{Options, Standin, Version};
 use crate::{measure, network, sweep};
 
@@ -35,7 +35,12 @@ pub fn up(dir: &Path, version: Version, hosts: u8) -> Done {
         command.spawn().map(drop).map_err(|e| format!("{}: {e}", program.display()))
     };
     background(INET, &program, &["web"], "web.log")?;
-    background(PVE, &program, &["host", "--pve-version", &format!("{}.{}", version.0, version.1), "--hosts", &hosts.to_string()], "standin.log")?;
+    background(
+        PVE,
+        &program,
+        &["host", "--pve-version", &format!("{}.{}", version.0, version.1), "--hosts", &hosts.to_string()],
+        "standin.log",
+    )?;
     name_server(dir)?;
     secret(&dir.join("password"), PASSWORD)?;
     let bin = dir.join("bin");

@@ -28,7 +28,8 @@ fn there(version: Version, description: &str) -> Observed {
     let values = [("memory", "64"), ("cores", "2"), ("net0", NET0), ("rootfs", "local-lvm:vm-101-disk-0,size=256M")];
     let values: BTreeMap<String, String> = values.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let tags = vec![TAG.to_owned(), "subnet-router".to_owned()];
-    let config = ContainerConfig { description: description.to_owned(), tags, values, digest: Some("abc".to_owned()), ..ContainerConfig::default() };
+    let config =
+        ContainerConfig { description: description.to_owned(), tags, values, digest: Some("abc".to_owned()), ..ContainerConfig::default() };
     let host = HostView {
         name: "pve".parse().unwrap(),
         online: true,

@@ -211,10 +211,10 @@ impl Place {
             server_key: self.coordinator.server_key(),
         };
         let role = match made {
-            Made::ExitNode => Role::Node { kind: NodeKind::ExitNode, join: Join::Ours(known), endpoints: Vec::new(), userspace: false },
+            Made::ExitNode => Role::Node { kind: NodeKind::ExitNode, join: Join::Ours(known), endpoints: Vec::new(), userspace: None },
             Made::Coordinator => Role::Coordinator {
                 url: None,
-                base_domain: "mesh.internal".to_owned(),
+                base_domain: None,
                 admin_key: MachinePublic::from_bytes([8; 32]),
                 trusted_proxies: Vec::new(),
             },
@@ -236,6 +236,7 @@ impl Place {
                 executor,
                 door: &self.coordinator,
                 mesh: (made == Made::ExitNode).then_some(&self.coordinator as &dyn Mesh),
+                inside: None,
                 images: &images,
                 store: &store,
                 watch: &mut watch,

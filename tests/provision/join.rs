@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use ipnet::IpNet;
 use pvemesh::ident::{MachinePublic, NodeId, NodeName, NodePublic, Secret};
 use pvemesh::plan::create::{self, Image as PlannedImage, Outcome, Plan};
 use pvemesh::plan::mark::RunId;
@@ -80,18 +79,6 @@ impl Mesh for PaperMesh {
             self.ledger.lock().unwrap().deleted.push(id.0);
             Ok(())
         })
-    }
-
-    fn approve_routes<'a>(&'a self, _: NodeId, _: &'a [IpNet]) -> Answer<'a, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn rename_node<'a>(&'a self, _: NodeId, _: &'a NodeName) -> Answer<'a, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn set_address(&self, _: NodeId, _: std::net::Ipv4Addr) -> Answer<'_, ()> {
-        Box::pin(async { Ok(()) })
     }
 
     fn relays(&self) -> Answer<'_, Vec<DerpRegion>> {

@@ -38,7 +38,12 @@ impl Maker<'_> {
         let undo = Undo::RemoveContainer { host: host.clone(), vmid, run: self.run };
         let title = format!("clone {} as container {vmid} on {host}", golden.vmid);
         let cloned = Step::undone_by(title, Action::Call { request, task: Some(CREATE_LIMIT) }, undo);
-        let own = Own { cores: self.options.cores.unwrap_or(DEFAULT_CORES), memory: self.options.memory.unwrap_or(DEFAULT_MEMORY), network: self.interface(), tags: self.tags()? };
+        let own = Own {
+            cores: self.options.cores.unwrap_or(DEFAULT_CORES),
+            memory: self.options.memory.unwrap_or(DEFAULT_MEMORY),
+            network: self.interface(),
+            tags: self.tags()?,
+        };
         let request = golden::give_own(host, vmid, &own)?;
         let given = Step::plain("give it its own interface and tags", Action::Call { request, task: None });
         Ok([cloned, given])

@@ -9,7 +9,14 @@ const NOW: i64 = 1_800_000_000;
 /// An exit node that has nothing wrong with it.
 fn well() -> GuestView {
     let vmid = "101".parse().unwrap();
-    let mark = Mark { vmid, role: "exit-node".to_owned(), name: "exit-1".parse().unwrap(), run: RunId::new(1), ready: true, identity: Identity::default() };
+    let mark = Mark {
+        vmid,
+        role: "exit-node".to_owned(),
+        name: "exit-1".parse().unwrap(),
+        run: RunId::new(1),
+        ready: true,
+        identity: Identity::default(),
+    };
     let values = [
         ("dev0", "/dev/net/tun"),
         ("net0", "name=eth0,bridge=vmbr0,firewall=0"),

@@ -45,7 +45,16 @@ impl Maker<'_> {
         }
         let choices = self.choices();
         let role = self.wanted.kind.word();
-        Ok(Outcome::Plan(Plan { vmid: self.wanted.vmid, name: self.name, role, host, run: self.run, choices, differences: Vec::new(), steps }))
+        Ok(Outcome::Plan(Plan {
+            vmid: self.wanted.vmid,
+            name: self.name,
+            role,
+            host,
+            run: self.run,
+            choices,
+            differences: Vec::new(),
+            steps,
+        }))
     }
 
     fn choices(&self) -> Vec<Choice> {
@@ -188,7 +197,14 @@ impl Maker<'_> {
         if same && steps.is_empty() {
             return;
         }
-        let mark = Mark { vmid: self.wanted.vmid, role: self.role(), name: self.name.clone(), run: self.run, ready: true, identity: self.mark.as_ref().map(|mark| mark.identity).unwrap_or_default() };
+        let mark = Mark {
+            vmid: self.wanted.vmid,
+            role: self.role(),
+            name: self.name.clone(),
+            run: self.run,
+            ready: true,
+            identity: self.mark.as_ref().map(|mark| mark.identity).unwrap_or_default(),
+        };
         let deed = Deed::Notes { ours: Some(Box::new((self.notes(), mark))) };
         steps.push(Step::plain("write the notes", self.inside(deed)));
     }

@@ -52,8 +52,15 @@ fn found(version: Version) -> Found {
         ..ContainerConfig::default()
     };
     let host: HostName = "pve".parse().unwrap();
-    let summary =
-        GuestSummary { vmid: vmid(), host: host.clone(), container: true, name: "wiki".to_owned(), running: true, tags: Vec::new(), managed: false };
+    let summary = GuestSummary {
+        vmid: vmid(),
+        host: host.clone(),
+        container: true,
+        name: "wiki".to_owned(),
+        running: true,
+        tags: Vec::new(),
+        managed: false,
+    };
     let view = HostView {
         name: host.clone(),
         online: true,
@@ -239,7 +246,14 @@ fn what_cannot_be_worked_on_is_refused() {
     assert!(refused(&|found| found.seen.as_mut().unwrap().service = None).contains("what starts services"));
     assert!(refused(&|found| found.observed.mesh = vec![(NodeId(1), "wiki".parse().unwrap())]).contains("name wiki is taken"));
     assert!(refused(&|found| found.observed.target = None).contains("no guest 105"));
-    let ours = Mark { vmid: vmid(), role: "exit-node".to_owned(), name: "e".parse().unwrap(), run: RunId::new(1), ready: true, identity: crate::plan::mark::Identity::default() };
+    let ours = Mark {
+        vmid: vmid(),
+        role: "exit-node".to_owned(),
+        name: "e".parse().unwrap(),
+        run: RunId::new(1),
+        ready: true,
+        identity: crate::plan::mark::Identity::default(),
+    };
     let is_ours = |found: &mut Found| {
         let config = &mut found.observed.target.as_mut().unwrap().config;
         (config.description, config.tags) = (ours.attach("x"), vec![TAG.to_owned()]);

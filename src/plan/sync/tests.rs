@@ -90,7 +90,15 @@ impl Scene {
 
     fn list(&mut self, n: u32, container: bool) {
         let host = "pve".parse().unwrap();
-        self.guests.push(GuestSummary { vmid: vmid(n), host, container, name: format!("g{n}"), running: true, tags: Vec::new(), managed: false });
+        self.guests.push(GuestSummary {
+            vmid: vmid(n),
+            host,
+            container,
+            name: format!("g{n}"),
+            running: true,
+            tags: Vec::new(),
+            managed: false,
+        });
     }
 
     fn attach(&mut self, n: u32, route: bool) {

@@ -36,7 +36,16 @@ pub async fn look(executor: &dyn Executor, declared: &BTreeSet<Vmid>, mesh: Vec<
         .try_filter_map(|found| async move { Ok(found) })
         .try_collect()
         .await?;
-    let observed = Observed { identity: executor.identity(), local: None, hosts: Vec::new(), guests, mesh, goldens: Vec::new(), target: None, hookscript: Hookscript::default() };
+    let observed = Observed {
+        identity: executor.identity(),
+        local: None,
+        hosts: Vec::new(),
+        guests,
+        mesh,
+        goldens: Vec::new(),
+        target: None,
+        hookscript: Hookscript::default(),
+    };
     Ok(View { observed, targets })
 }
 

@@ -7,9 +7,7 @@ use serde_json::Value;
 use super::access::{Caller, Login};
 use super::http::{Param, Reply, Request, percent_decode};
 use super::schema::{self, Params};
-use super::{
-    Context, Version, accounts, clone, guests, ha, inventory, lifecycle, migrate, pmxcfs, qemu, snapshot, storage, tasks,
-};
+use super::{Context, Version, accounts, clone, guests, ha, inventory, lifecycle, migrate, pmxcfs, qemu, snapshot, storage, tasks};
 
 /// The path templates known, split at slashes.
 static TEMPLATES: LazyLock<Vec<(String, Vec<String>)>> = LazyLock::new(|| {
