@@ -252,7 +252,7 @@ impl Estate {
 pub fn host_files(world: &World) {
     let root = world.path("root");
     std::fs::create_dir_all(root.join("etc/pve/qemu-server")).unwrap();
-    std::os::unix::fs::symlink(world.path("host/etc"), root.join("etc/pve/lxc")).unwrap();
+    std::os::unix::fs::symlink(world.standin.cluster_files().join("nodes/pve/lxc"), root.join("etc/pve/lxc")).unwrap();
     let first = world.dir.path().components().nth(1).unwrap();
     std::os::unix::fs::symlink(Path::new("/").join(first), root.join(first)).unwrap();
 }
