@@ -29,10 +29,8 @@ const GRACE_SECS: u16 = 10;
 /// # Errors
 /// If something differs that cannot be changed, or what the guest was told is not known.
 pub(super) fn plan(
-    options: &GuestOptions,
-    role: &Role,
-    existing: &Existing,
-    target: &Target,
+    (options, role): (&GuestOptions, &Role),
+    (existing, target): (&Existing, &Target),
     observed: &Observed,
     run: RunId,
     version: &str,

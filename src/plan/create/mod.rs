@@ -82,7 +82,7 @@ pub struct Plan {
 /// With the first reason why nothing should be begun.
 pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &Image, run: RunId) -> Result<Outcome, Refusal> {
     if let Some((existing, target)) = existing::existing(options, role, observed)? {
-        let change = change::plan(options, role, &existing, target, observed, run, &image.version)?;
+        let change = change::plan((options, role), (&existing, target), observed, run, &image.version)?;
         return Ok(change.map_or(Outcome::AlreadyThere(existing), Outcome::Change));
     }
     let golden = golden(options, role, observed, image)?;

@@ -219,7 +219,7 @@ fn a_device_comes_in_as_the_host_can_give_it() {
     assert!(refused(&restart, &found(Version::new(7, 4, 0))).contains("Proxmox VE 7.4.0"));
     let mut token = found(NINE);
     token.observed.identity = Identity::Token("root@pam!t".to_owned());
-    assert!(matches!(enroll(&wanted(), &token, RunId::new(7)), Err(Refusal::NeedsRoot { .. })));
+    assert!(matches!(enroll(&wanted(), &token, RunId::new(7)), Err(Refusal::RootOnly { .. })));
     let userspace = Wanted { userspace: true, ..wanted() };
     assert!(!lines(&plan(&userspace, &token)).iter().any(|line| line.contains("dev0")));
     // What is there and can be opened stays as it is, old raw lines included.
