@@ -58,8 +58,10 @@ fn what_is_wrong_in_a_real_container_is_named() {
     }
     Command::new("kill").args(["-CONT", &pid]).status().unwrap();
 
-    // A clone runs beside the original.
+    // A clone runs beside the original. (Proxmox clones what runs from snapshots only.)
+    site.stop(101);
     site.api("POST", "/nodes/pve/lxc/101/clone", &[("newid", "201"), ("hostname", "copy"), ("full", "1")]);
+    site.start(101);
     site.start(201);
     site.wait("the copy says who it is", 30, || codes_any(&site).iter().any(|c| c == "copied"));
     let all = codes_any(&site);

@@ -18,7 +18,8 @@ pub fn script(dir: &Path, prefix: &str, namespace: Option<&Path>, old: bool) -> 
 const TEXT: &str = r#"#!/bin/sh
 # pct VERB ID ...
 verb=$1; id=$2; shift 2 2>/dev/null || { echo "ERROR: no command specified" >&2; exit 255; }
-conf="@STATE@/etc/$id.conf"
+conf=none
+for there in "@STATE@"/etc/pve/nodes/*/lxc/"$id.conf"; do if [ -e "$there" ]; then conf=$there; fi; done
 if [ ! -e "$conf" ]; then echo "Configuration file 'nodes/pve/lxc/$id.conf' does not exist" >&2; exit 2; fi
 lxc() { program=$1; shift; @ENTER@"$program" -P "@DIR@" -n "@PREFIX@-$id" "$@"; }
 pid=$(lxc lxc-info -p -H 2>/dev/null </dev/null)
