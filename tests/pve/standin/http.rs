@@ -16,6 +16,8 @@ pub const MAX_BODY: usize = 512 * 1024;
 pub const MAX_BODY_BEFORE_8_4: usize = 64 * 1024;
 /// Bytes of an upload; the real host has its disk as the limit.
 const MAX_UPLOAD: usize = 256 * 1024 * 1024;
+/// Of a body that is too long, what is still taken.
+const MAX_UNREAD: u64 = 4 << 20;
 /// Requests on one connection.
 pub const MAX_REQUESTS: u32 = 100;
 
@@ -262,6 +264,8 @@ pub fn read(from: &mut BufReader<impl Read>, most: usize) -> Result<Option<Reque
         return Err(Ok(Reply::text(501, &format!("Unexpected content for method '{}'", request.method))));
     }
     if length > if request.is_upload() { MAX_UPLOAD } else { most } {
+        // Taken all the same, within bounds: closing over unread data would take the reply back.
+        let _ = std::io::copy(&mut from.by_ref().take(MAX_UNREAD.min(length as u64)), &mut std::io::sink());
         return Err(Ok(Reply::text(501, "for data too large")));
     }
     request.body = vec![0; length];
