@@ -103,7 +103,7 @@ pub(super) async fn attach(args: Attach, output: &Output) -> Result<(), Failure>
     let tried = format!("attach guest {vmid}");
     let named = args.name.as_deref().map(str::parse::<NodeName>).transpose();
     let named = named.map_err(|e| refusal(&tried, &Refusal::Option(OptionError::new("--name", e))))?;
-    let session = Session::open(&args.connect).await?;
+    let session = Session::for_guest(&args.connect, vmid, output).await?;
     let Some((known, mesh)) = session.mesh().await? else { return Err(no_coordinator(&tried)) };
     let work = Work { session: &session, vmid, tried, dry_run: args.dry_run, output, mesh: &*mesh, url: &known.lan_url };
     let report = work.attach(named, args.route).await?;
@@ -115,7 +115,7 @@ pub(super) async fn attach(args: Attach, output: &Output) -> Result<(), Failure>
 pub(super) async fn detach(args: Detach, output: &Output) -> Result<(), Failure> {
     let vmid = number(&args.vmid, "detach a guest")?;
     let tried = format!("detach guest {vmid}");
-    let session = Session::open(&args.connect).await?;
+    let session = Session::for_guest(&args.connect, vmid, output).await?;
     if !session.store.ledger().map_err(config_failure)?.attached.contains_key(&vmid) {
         output.result(&serde_json::json!({ "vmid": vmid, "changed": false }), format!("{vmid} is not attached: nothing to do"));
         return Ok(());

@@ -97,7 +97,7 @@ pub(super) async fn enroll(args: Enroll, output: &Output) -> Result<(), Failure>
     let name: Option<NodeName> = args.name.as_deref().map(str::parse).transpose().map_err(|e| wrong(OptionError::new("--name", e)))?;
     let kind = enroll::kind(args.exit_node, routes("--route", &args.route).map_err(wrong)?).map_err(wrong)?;
     let endpoints = endpoints("--endpoint", &args.endpoint).map_err(wrong)?;
-    let session = Session::open(&args.connect).await?;
+    let session = Session::for_guest(&args.connect, vmid, output).await?;
     let (join, mesh) = match (&args.login_server, &args.auth_key_file) {
         (Some(url), Some(file)) => {
             let login_server = server_url("--login-server", url).map_err(wrong)?;
@@ -290,7 +290,7 @@ impl Entry<'_> {
 pub(super) async fn unenroll(args: Unenroll, output: &Output) -> Result<(), Failure> {
     let tried = format!("take the node out of container {}", args.vmid);
     let vmid: Vmid = args.vmid.parse().map_err(|e| refusal(&tried, &Refusal::Option(OptionError::new("ID", e))))?;
-    let session = Session::open(&args.connect).await?;
+    let session = Session::for_guest(&args.connect, vmid, output).await?;
     let mesh = session.mesh().await?.map(|(_, mesh)| mesh);
     let lock = if args.dry_run { None } else { Some(session.store.lock(vmid).map_err(config_failure)?) };
     let entry = Entry { session: &session, way: &args.way, mesh: mesh.as_deref(), tried: &tried };

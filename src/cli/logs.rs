@@ -33,7 +33,7 @@ pub(super) struct Logs {
 pub(super) async fn run(args: Logs, output: &Output) -> Result<(), Failure> {
     let tried = format!("read the log of guest {}", args.vmid.escape_default().take(20).collect::<String>());
     let vmid: Vmid = args.vmid.parse().map_err(|e| refusal(&tried, &Refusal::Option(OptionError::new("ID", e))))?;
-    let session = Session::open(&args.connect).await?;
+    let session = Session::for_guest(&args.connect, vmid, output).await?;
     let resident = Entry { session: &session, way: &args.way, mesh: None, tried: &tried }.resident(vmid).await?;
     let lines = args.lines.to_string();
     let mut argv: Vec<String> = if resident.service.keeps_log() {

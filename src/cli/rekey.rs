@@ -33,7 +33,7 @@ pub(super) struct Rekey {
 pub(super) async fn run(args: Rekey, output: &Output) -> Result<(), Failure> {
     let tried = format!("give guest {} new keys", args.vmid.escape_default().take(20).collect::<String>());
     let vmid: Vmid = args.vmid.parse().map_err(|e| refusal(&tried, &Refusal::Option(OptionError::new("ID", e))))?;
-    let session = Session::open(&args.connect).await?;
+    let session = Session::for_guest(&args.connect, vmid, output).await?;
     let Some((_, mesh)) = session.mesh().await? else {
         let happened = "no coordinator of ours is known; with another one, name and address could not be kept";
         return Err(Failure::new(tried, happened, "delete the node there, then destroy the guest and create it again").exit(Exit::Conflict));

@@ -265,7 +265,7 @@ pub fn read(from: &mut BufReader<impl Read>, most: usize) -> Result<Option<Reque
     }
     if length > if request.is_upload() { MAX_UPLOAD } else { most } {
         // Taken all the same, within bounds: closing over unread data would take the reply back.
-        let _ = std::io::copy(&mut from.by_ref().take(MAX_UNREAD.min(length as u64)), &mut std::io::sink());
+        let _ = io::copy(&mut from.by_ref().take(MAX_UNREAD.min(length as u64)), &mut io::sink());
         return Err(Ok(Reply::text(501, "for data too large")));
     }
     request.body = vec![0; length];
