@@ -175,6 +175,31 @@ fn an_address_changes_where_proxmox_shows_it_and_in_the_guest() {
 }
 
 #[test]
+fn a_changed_coordinator_keeps_the_address_its_clients_are_told() {
+    let coordinator = |url: &str| {
+        Guest::from_toml(&format!(
+            "vmid = 101\nhostname = \"coordinator\"\n[network]\nipv4 = \"192.168.50.100/24\"\nipv6 = \"auto\"\n[coordinator]\n\
+             url = \"{url}\"\nlisten = \"0.0.0.0:8080\"\nbase_domain = \"mesh.internal\"\n"
+        ))
+        .unwrap()
+    };
+    let admin_key = pvemesh::ident::MachinePublic::from_bytes([5; 32]);
+    let role = Role::Coordinator { url: None, base_domain: None, admin_key, trusted_proxies: Vec::new() };
+    for (told, kept) in [("https://mesh.example.org", Some("https://mesh.example.org")), ("http://192.168.50.100:8080", None)] {
+        let notes = notes(&coordinator(told)).replace("role=subnet-router name=router-1", "role=coordinator name=coordinator");
+        let observed = there(Version::new(9, 1, 9), &notes);
+        let Outcome::Change(plan) = asked(|texts| texts.dns = vec!["192.168.50.1".to_owned()], &role, &observed).unwrap() else {
+            panic!("nothing differs")
+        };
+        let met = plan.steps.iter().find_map(|step| match &step.action {
+            Action::MeetCoordinator { url, .. } => Some(url.as_deref()),
+            _ => None,
+        });
+        assert_eq!(met, Some(kept), "{told}");
+    }
+}
+
+#[test]
 fn what_pvemesh_does_not_change_is_refused_with_the_way_to_change_it() {
     let observed = there(Version::new(9, 1, 9), &notes(&told()));
     let role = router(&["10.0.0.0/8"], true);

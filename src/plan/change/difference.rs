@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use crate::ident::NodeName;
-use crate::plan::create::INTERFACE;
 use crate::plan::observed::{Observed, Target};
 use crate::plan::options::{GuestOptions, Join, NodeKind, Role};
 use crate::plan::refusal::Refusal;
@@ -319,6 +318,5 @@ fn setup_words(network: &settings::Network) -> String {
         let all: Vec<String> = network.nameservers.iter().map(ToString::to_string).collect();
         words.push_str(&format!(", DNS {}", all.join(" ")));
     }
-    debug_assert_eq!(network.interface, INTERFACE);
     words
 }

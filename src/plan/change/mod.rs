@@ -143,9 +143,10 @@ impl Changer<'_> {
         let (host, interface) = (host.clone(), INTERFACE.to_owned());
         let address = Action::AwaitAddress { host: host.clone(), vmid, interface, expected, limit: ADDRESS_LIMIT };
         match self.role {
-            Role::Coordinator { url, .. } => {
+            Role::Coordinator { .. } => {
                 steps.push(Step::plain("wait for its address", address));
-                let action = Action::MeetCoordinator { vmid, port: DEFAULT_COORDINATOR_PORT, url: url.clone(), limit: ONLINE_LIMIT };
+                let url = self.public_url(guest);
+                let action = Action::MeetCoordinator { vmid, port: DEFAULT_COORDINATOR_PORT, url, limit: ONLINE_LIMIT };
                 steps.push(Step::plain("wait for the coordinator", action));
             }
             Role::Relay { .. } => steps.push(Step::plain("wait for its address", address)),
@@ -159,6 +160,18 @@ impl Changer<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The address that a coordinator's clients are told, if it was given one; a change of something else must not lose it.
+    fn public_url(&self, guest: &Guest) -> Option<String> {
+        let told = &guest.coordinator.as_ref()?.url;
+        let fixed = match guest.network.ipv4 {
+            Ipv4Setup::Fixed(net) => Some(net.addr().to_string()),
+            Ipv4Setup::Dhcp | Ipv4Setup::None => None,
+        };
+        let own = [Some(self.existing.name.to_string()), Some(guest.hostname.to_string()), fixed];
+        let is_own = own.into_iter().flatten().any(|host| *told == format!("http://{host}:{DEFAULT_COORDINATOR_PORT}"));
+        (!is_own).then(|| told.clone())
     }
 
     fn mark(&self) -> Mark {

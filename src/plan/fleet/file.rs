@@ -24,9 +24,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::ident::Vmid;
-use crate::plan::options::{
-    DEFAULT_BASE_DOMAIN, GuestOptions, GuestTexts, NodeKind, OptionError, base_domain, endpoints, relay_address, routes, server_url,
-};
+use crate::plan::options::{GuestOptions, GuestTexts, NodeKind, OptionError, base_domain, endpoints, relay_address, routes, server_url};
 
 /// Guests a file may declare; a Proxmox cluster has fewer.
 const MAX_GUESTS: usize = 1000;
@@ -82,13 +80,6 @@ pub enum Want {
         /// The coordinator it joins if it is not the known one, and the file with the join key.
         elsewhere: Option<(String, PathBuf)>,
     },
-}
-
-impl Want {
-    /// The DNS suffix of a coordinator to be made.
-    pub fn base_domain_or_usual(given: Option<&str>) -> String {
-        given.unwrap_or(DEFAULT_BASE_DOMAIN).to_owned()
-    }
 }
 
 #[derive(Deserialize)]

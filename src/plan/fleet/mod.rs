@@ -129,7 +129,7 @@ pub fn draw(declared: &[Declared<'_>], view: &View, image: &Image) -> Result<Dra
         }
         draft.works.push((vmid, work));
     }
-    draft.remarks = table.crowded(declared);
+    draft.remarks = table.crowded();
     let numbers: BTreeSet<Vmid> = declared.iter().map(|one| one.member.options.vmid).collect();
     let ours = |guest: &&GuestSummary| guest.container && guest.tags.iter().any(|tag| tag == TAG) && !numbers.contains(&guest.vmid);
     draft.undeclared = view.observed.guests.iter().filter(ours).cloned().collect();
@@ -248,7 +248,7 @@ impl<'a> Table<'a> {
     }
 
     /// Groups of which several guests share a host.
-    fn crowded(&self, declared: &[Declared<'_>]) -> Vec<String> {
+    fn crowded(&self) -> Vec<String> {
         let mut remarks = Vec::new();
         for (group, members) in &self.groups {
             for host in members.iter().map(|(_, host)| host).collect::<BTreeSet<_>>() {
@@ -258,7 +258,6 @@ impl<'a> Table<'a> {
                 }
             }
         }
-        debug_assert!(self.groups.len() <= declared.len());
         remarks
     }
 }

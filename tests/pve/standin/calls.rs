@@ -1,6 +1,7 @@
 //! The calls that were made, for tests that count them or look for what must not be in them.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::faults::is_write;
 use super::http::{Request, percent_decode};
@@ -37,10 +38,20 @@ impl Call {
 
 /// All of them, in their order.
 #[derive(Debug, Default)]
-pub struct Calls(Mutex<Vec<Call>>);
+pub struct Calls(Mutex<Vec<Call>>, AtomicUsize);
+
+/// A call being answered, until it is dropped.
+pub struct Answering<'a>(&'a AtomicUsize);
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 impl Calls {
-    pub(super) fn note(&self, request: &Request, by_pvesh: bool) {
+    pub(super) fn note(&self, request: &Request, by_pvesh: bool) -> Answering<'_> {
+        self.1.fetch_add(1, Ordering::SeqCst);
         let path = percent_decode(request.path.strip_prefix("/api2/json").unwrap_or(&request.path));
         let mut params: Vec<(String, String)> = form_urlencoded::parse(request.query.as_bytes()).into_owned().collect();
         if request.is_upload() {
@@ -49,6 +60,12 @@ impl Calls {
             params.extend(form_urlencoded::parse(&request.body).into_owned());
         }
         self.0.lock().unwrap().push(Call { method: request.method.clone(), path, params, by_pvesh });
+        Answering(&self.1)
+    }
+
+    /// Whether none is being answered.
+    pub fn is_idle(&self) -> bool {
+        self.1.load(Ordering::SeqCst) == 0
     }
 
     /// All calls so far.

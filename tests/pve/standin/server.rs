@@ -95,7 +95,7 @@ fn serve(core: &Arc<Core>, stream: impl Read + Write, caller: Option<Caller>) {
                 if !core.faults.is_serving() {
                     return;
                 }
-                core.calls.note(&request, caller.is_some());
+                let _answering = core.calls.note(&request, caller.is_some());
                 let path = http::percent_decode(&request.path);
                 let host = core.entry().name.clone();
                 let mut context = Context { core: core.clone(), caller: Caller(String::new()), host, task_fault: None };
