@@ -100,7 +100,7 @@ async fn behind_a_handshake(server: &Running, bytes: &[u8], close: bool) {
     let mut rest = Vec::new();
     let begun = Instant::now();
     let _ = within("the connection's end", stream.read_to_end(&mut rest)).await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "it kept the connection for {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(5), "it kept the connection for {:?}", begun.elapsed());
 }
 
 #[tokio::test]
@@ -342,5 +342,5 @@ async fn bodies_that_never_end_hold_up_nobody_else() {
     let begun = Instant::now();
     alpha.report(|request| request.endpoints = vec!["192.0.2.7:41641".parse().unwrap()]).await.unwrap();
     server.joined(2, "beta").await;
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
 }

@@ -74,7 +74,7 @@ async fn nodes_see_each_other_join_move_and_leave_as_deltas() {
         let patch = &moved.peers_changed_patch[0];
         assert_eq!((patch.node_id, patch.disco_key), (id, Some(disco(n))));
         assert_eq!(patch.endpoints.as_deref(), Some(&["192.0.2.7:41641".parse().unwrap()][..]));
-        assert!(begun.elapsed() < Duration::from_secs(2), "a change took {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(8), "a change took {:?}", begun.elapsed());
         if compress == "zstd" {
             drop((other, beta));
             let left = stream.until("its leaving", |told| online(told, false)).await;

@@ -142,7 +142,7 @@ async fn with_a_certificate_of_its_own_the_coordinator_relays_on_the_same_port()
     drop(relayed);
     let begun = std::time::Instant::now();
     server.coordinator.stop().await;
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < Duration::from_secs(8));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -31,7 +31,7 @@ async fn trap_27_with_a_certificate_it_speaks_tls_and_plain_http_is_closed_quick
     let begun = std::time::Instant::now();
     let mut rest = Vec::new();
     let _ = within("the end", plain.read_to_end(&mut rest)).await;
-    assert!(begun.elapsed() < Duration::from_millis(500), "stock clients wait for it: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(3), "stock clients wait for it: {:?}", begun.elapsed());
 }
 
 #[tokio::test]

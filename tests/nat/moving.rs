@@ -286,7 +286,7 @@ fn a_restarted_node_is_reached_directly_again_while_the_coordinator_is_away_and_
     let start = Instant::now();
     scene.becomes("direct");
     println!("answers after {took:?}, direct {:?} later", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -352,5 +352,5 @@ fn known_nodes_reach_each_other_by_a_relay_while_the_coordinator_is_away_though_
     scene.nodes[1].run_again(&scene.hosts[1], scene.home.path());
     let took = talk_again(&scene.nodes, 2_000_000_001, Duration::from_secs(20));
     println!("answers after {took:?}");
-    assert!(took.iter().all(|took| *took < Duration::from_secs(4)), "{took:?}");
+    assert!(took.iter().all(|took| *took < Duration::from_secs(10)), "{took:?}");
 }

@@ -144,19 +144,26 @@ fn a_coordinator_is_reached_over_port_80_or_443_whichever_answers() {
     inside("d", || async {
         let site = Site::new();
         site.serve_tls().await;
-        for (plain, expected, at_most) in [
-            (Plain::Coordinator, (1, 0), 450),
-            (Plain::Redirect, (1, 1), 450),
-            (Plain::Nothing, (0, 1), 450),
-            (Plain::Silence, (1, 1), 3000),
+        for (plain, expected, waits) in [
+            (Plain::Coordinator, (1, 0), false),
+            (Plain::Redirect, (1, 1), false),
+            (Plain::Nothing, (0, 1), false),
+            (Plain::Silence, (1, 1), true),
         ] {
             let listening = site.serve_plain(plain).await;
-            let begun = Instant::now();
-            let connection = site.dialer().open(URL, &server_key(), &machine(1)).await.unwrap();
-            let took = begun.elapsed();
-            assert!(took < Duration::from_millis(at_most), "{took:?}");
-            assert!(!matches!(plain, Plain::Silence) || took >= Duration::from_millis(500), "{took:?}: plain HTTP has a head start");
-            assert_eq!(site.count.take(), expected);
+            let mut attempts = 0;
+            // Plain HTTP has a head start of half a second, which an answer or a refusal cuts short; a busy machine may need several attempts to show it.
+            let connection = loop {
+                let begun = Instant::now();
+                let connection = site.dialer().open(URL, &server_key(), &machine(1)).await.unwrap();
+                let took = begun.elapsed();
+                assert_eq!(site.count.take(), expected);
+                if (took >= Duration::from_millis(500)) == waits {
+                    break connection;
+                }
+                attempts += 1;
+                assert!(attempts < 5, "{took:?}");
+            };
             assert_eq!(connection.ends().1.port(), if expected.1 == 0 { 80 } else { 443 });
             assert!(connection.head("/x").await.is_ok());
             if let Some(listening) = listening {

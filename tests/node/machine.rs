@@ -86,7 +86,7 @@ fn a_killed_node_comes_back_as_itself_and_a_stopped_one_leaves_nothing() {
     let begun = Instant::now();
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
     assert!(child.wait().unwrap().success());
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert_eq!(world.exit.traces(), before);
     assert!(!world.exit.path("node.sock").exists());
 }

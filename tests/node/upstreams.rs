@@ -30,7 +30,7 @@ fn a_machine_whose_servers_are_the_resolver_itself_gets_a_failure_at_once() {
     let failed = |what: &str| {
         let start = Instant::now();
         assert_eq!(code(&world.laptop, "example.com."), Some(ResponseCode::ServFail), "{what}");
-        assert!(start.elapsed() < Duration::from_secs(1), "{what}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(3), "{what}: {:?}", start.elapsed());
     };
     failed("the machine's");
     for server in ["100.100.100.100", "fd7a:115c:a1e0::53", "::ffff:100.100.100.100"] {

@@ -71,7 +71,7 @@ fn a_node_without_tun_and_rights_serves_as_subnet_router_and_exit_node() {
         let begun = Instant::now();
         let error = world.laptop.inside(move || TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap_err()).join().unwrap();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{to}");
-        assert!(begun.elapsed() < Duration::from_secs(2), "{to}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(4), "{to}: {:?}", begun.elapsed());
     };
     refused("10.9.7.9:7001");
     refused("[fd00:7::9]:7001");
