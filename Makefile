@@ -14,7 +14,7 @@ NAME_PACKAGES := systemd-resolved resolvconf openresolv
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := noise map_stream requests policy derp disco stun portmap translate netstack dns
 
-.PHONY: help deps test-deps build demo demo-down check test peers interop nat-matrix bench bench-failover bench-coord bench-relay fuzz clean
+.PHONY: help deps test-deps build demo demo-down check test peers interop nat-matrix bench bench-peers bench-failover bench-coord bench-relay fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -85,6 +85,15 @@ interop: deps ## stock Tailscale, Headscale and tailscale-rs against this progra
 bench: deps build ## throughput and latency through the tunnel, next to the bare path of the same run
 	$(LAB) bench --binary $(OUT)/pvemesh --result target/bench.json
 	$(LAB) bench --binary $(OUT)/pvemesh --forwarding --result target/bench-forwarding.json
+
+bench-peers: deps build ## our node next to tailscaled, wireguard-go, boringtun-cli and gotatun in one run: target/bench-peers.json (the first two need Go; about 25 minutes)
+	@mkdir -p target/bench-peers/bin
+	@if command -v go >/dev/null; then bin=$(abspath target/bench-peers/bin); \
+		(cd tests/interop && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $$bin/ tailscale.com/cmd/tailscaled tailscale.com/cmd/tailscale) && \
+		(cd / && GOBIN=$$bin go install golang.zx2c4.com/wireguard@latest); \
+	else echo "skipped: tailscaled and wireguard-go (there is no Go here to build them)"; fi
+	@for crate in boringtun-cli gotatun-cli; do cargo install --locked --quiet --root target/bench-peers $$crate || exit 1; done
+	$(LAB) bench-peers --binary $(OUT)/pvemesh --peers target/bench-peers/bin --result target/bench-peers.json $(BENCH_FLAGS)
 
 bench-failover: ## how long a network is away when its router dies, as a distribution: target/bench-failover.json (RUNS=50)
 	PVEMESH_RUNS=$(or $(RUNS),50) PVEMESH_RESULT=$(abspath target/bench-failover.json) cargo test --test node -- --ignored --exact --nocapture failover::distribution_of_failover_times

@@ -32,7 +32,9 @@ pub use prefs::{Prefs, PrefsChange, Tag, TagError};
 pub use refused::RefusedConnection;
 pub use renewal::{Renewal, renewal};
 pub use report::{Endpoint, EndpointKind, Machine, Whereabouts, endpoints, hostinfo};
-pub use status::{BackendState, ExitNodeStatus, Network, PeerStatus, Progress, Repairs, Sources, Status, Traffic, status};
+pub use status::{
+    BackendState, ExitNodeStatus, Network, Offloads, PeerStatus, Progress, Repairs, Sources, Status, Traffic, TunOffload, status,
+};
 
 /// The TUN's MTU, bytes: the IPv6 minimum, so that sealed packets fit any link.
 pub const TUN_MTU: u16 = 1280;

@@ -88,6 +88,9 @@ pub struct Status {
     pub proxies: Vec<SocketAddr>,
     /// The UDP port in use; 0 if none.
     pub port: u16,
+    /// Which of the kernel's offloads carry packets, while the node takes part. Ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offloads: Option<Offloads>,
     /// This node.
     #[serde(rename = "Self", skip_serializing_if = "Option::is_none")]
     pub node: Option<PeerStatus>,
@@ -114,6 +117,47 @@ pub struct Status {
     pub peer: BTreeMap<String, PeerStatus>,
     /// Whose nodes there are.
     pub user: BTreeMap<UserId, UserProfile>,
+}
+
+/// What one read or write of the TUN may carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TunOffload {
+    /// One packet.
+    #[default]
+    None,
+    /// Many packets of one TCP connection.
+    Tcp,
+    /// Of one UDP flow, too (Linux 6.2).
+    TcpAndUdp,
+}
+
+/// Which of the kernel's offloads are in use. Without them everything works, with a fraction of the throughput.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Offloads {
+    /// Towards the mesh and from it.
+    #[serde(rename = "TUN")]
+    pub tun: TunOffload,
+    /// Whether received packets are joined for the TUN; a kernel may turn out to refuse those.
+    pub joining: bool,
+    /// Whether one send on the UDP socket takes many datagrams (`UDP_SEGMENT`).
+    pub send: bool,
+    /// Whether one receive brings many (`UDP_GRO`).
+    pub receive: bool,
+}
+
+impl Offloads {
+    /// What is missing of the most there is, in words; empty if nothing. UDP on the TUN is no loss worth a word.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let parts = [
+            (self.tun == TunOffload::None, "segmentation on the TUN"),
+            (self.tun != TunOffload::None && !self.joining, "joined packets on the TUN"),
+            (!self.send, "UDP segmentation"),
+            (!self.receive, "UDP GRO"),
+        ];
+        parts.into_iter().filter_map(|(lacks, what)| lacks.then_some(what)).collect()
+    }
 }
 
 /// Routes, rules, addresses, firewall and kernel settings that another program took away, and the node put back.

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use rustix::ioctl;
 
+use crate::node::TunOffload;
+
 /// `TUNSETOFFLOAD` of linux/if_tun.h: `_IOW('T', 208, unsigned int)`.
 const TUNSETOFFLOAD: ioctl::Opcode = ioctl::opcode::write::<libc::c_uint>(b'T', 208);
 /// `TUN_F_CSUM`, `TUN_F_TSO4`, `TUN_F_TSO6`: unfinished checksums and TCP super-packets may be read from the device.
@@ -16,22 +18,12 @@ const TCP_OFFLOAD: usize = 0x01 | 0x02 | 0x04;
 /// `TUN_F_USO4`, `TUN_F_USO6` (Linux 6.2): UDP super-packets too.
 const UDP_OFFLOAD: usize = 0x20 | 0x40;
 
-/// What the kernel agreed to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Offload {
-    /// Plain packets, one a call.
-    None,
-    /// A virtio-net header before each packet; TCP super-packets both ways.
-    Tcp,
-    /// The same, and UDP super-packets.
-    TcpAndUdp,
-}
-
 /// An open TUN device. Dropping it removes the interface.
 #[derive(Debug)]
 pub(super) struct Tun {
     fd: OwnedFd,
-    pub(super) offload: Offload,
+    /// What the kernel agreed to. Unless it is nothing, a virtio-net header comes before each packet.
+    pub(super) offload: TunOffload,
 }
 
 impl AsFd for Tun {
@@ -41,11 +33,11 @@ impl AsFd for Tun {
 }
 
 impl Tun {
-    /// Makes the interface and brings it up, with offloads if they are wanted and the kernel has them. Reads do not block.
-    pub(super) fn open(name: &str, mtu: u16, offload: bool) -> io::Result<Self> {
-        if offload {
+    /// Makes the interface and brings it up, with as much of the offloads wanted as the kernel has. Reads do not block.
+    pub(super) fn open(name: &str, mtu: u16, wanted: TunOffload) -> io::Result<Self> {
+        if wanted != TunOffload::None {
             match Self::create(name, mtu, true) {
-                Ok(fd) => match negotiate(&fd) {
+                Ok(fd) => match negotiate(&fd, wanted) {
                     Ok(offload) => return Ok(Self { fd, offload }),
                     Err(error) => tracing::info!(%error, interface = name, "the TUN device has no offloads"),
                 },
@@ -55,12 +47,12 @@ impl Tun {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self { fd: Self::create(name, mtu, false)?, offload: Offload::None })
+        Ok(Self { fd: Self::create(name, mtu, false)?, offload: TunOffload::None })
     }
 
     /// The end of a pair of sockets as a TUN with TCP's offloads: each message is a packet behind its virtio-net header.
     pub(super) fn in_process(fd: OwnedFd) -> Self {
-        Self { fd, offload: Offload::Tcp }
+        Self { fd, offload: TunOffload::Tcp }
     }
 
     fn create(name: &str, mtu: u16, header: bool) -> io::Result<OwnedFd> {
@@ -79,9 +71,10 @@ impl Tun {
     }
 }
 
-fn negotiate(fd: &OwnedFd) -> io::Result<Offload> {
+fn negotiate(fd: &OwnedFd, wanted: TunOffload) -> io::Result<TunOffload> {
     set_offload(fd, TCP_OFFLOAD)?;
-    Ok(if set_offload(fd, TCP_OFFLOAD | UDP_OFFLOAD).is_ok() { Offload::TcpAndUdp } else { Offload::Tcp })
+    let udp = wanted == TunOffload::TcpAndUdp && set_offload(fd, TCP_OFFLOAD | UDP_OFFLOAD).is_ok();
+    Ok(if udp { TunOffload::TcpAndUdp } else { TunOffload::Tcp })
 }
 
 fn set_offload(fd: &OwnedFd, flags: usize) -> io::Result<()> {

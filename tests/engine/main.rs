@@ -13,7 +13,7 @@ use netns::{Machine, eventually, ip, lacking, pair};
 use pvemesh::filter::Filter;
 use pvemesh::ident::{DiscoPrivate, NodeId, NodePrivate};
 use pvemesh::node::PeerConfig;
-use pvemesh::sys::engine::{Counters, Engine, EngineOptions};
+use pvemesh::sys::engine::{Counters, Engine, EngineOptions, TunOffload};
 
 const PORT: u16 = 41641;
 const LIMIT: Duration = Duration::from_secs(20);
@@ -31,9 +31,13 @@ macro_rules! need_root {
     };
 }
 
+mod allocations;
 mod disco;
+mod fallbacks;
 mod filter;
+mod shapes;
 mod sites;
+mod sizes;
 mod tsmp;
 
 fn key(n: u8) -> NodePrivate {
@@ -78,11 +82,12 @@ impl Node {
     }
 
     fn start_as(&self, disco: DiscoPrivate) {
-        let (engine, n, offload) = (Arc::clone(&self.engine), self.n, self.offload);
+        let (engine, n) = (Arc::clone(&self.engine), self.n);
+        let offload = if self.offload { TunOffload::TcpAndUdp } else { TunOffload::None };
         self.machine.run(move || {
-            let options = EngineOptions { interface: "pm0".into(), mtu: 1280, port: PORT, key: key(n), disco, mark: None };
+            let options = EngineOptions { interface: "pm0".into(), mtu: 1280, port: PORT, key: key(n), disco, mark: None, offload };
             // A process that another test has just forked may hold the last engine's TUN for a moment.
-            eventually("the TUN to be free", LIMIT, || match Engine::start_with(options.clone(), offload) {
+            eventually("the TUN to be free", LIMIT, || match Engine::start(options.clone()) {
                 Ok(started) => {
                     started.set_filter(Filter::open());
                     *engine.lock().unwrap() = Some(started);

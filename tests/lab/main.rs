@@ -20,6 +20,7 @@ mod host;
 mod measure;
 mod namespaces;
 mod network;
+mod peers;
 mod pvesh;
 mod run;
 #[path = "../pve/standin/mod.rs"]
@@ -64,6 +65,8 @@ enum Command {
     Demo(demo::Options),
     /// Measure throughput and latency through the tunnel, next to the bare path.
     Bench(bench::Options),
+    /// Measure our node next to other userspace WireGuards.
+    BenchPeers(peers::Options),
     /// One end of a tunnel for the bench.
     #[command(hide = true)]
     Engine(bench::EngineOptions),
@@ -126,6 +129,7 @@ fn main() -> ExitCode {
         }
         Command::Demo(options) => return demo::main(&arguments.dir, options, arguments.no_lock),
         Command::Bench(options) => bench::run(&arguments.dir, &options),
+        Command::BenchPeers(options) => peers::run(&arguments.dir, &options),
         Command::Engine(options) => bench::engine(&options),
         Command::Status => host::status(&arguments.dir),
         Command::Fetch { namespace, server, path } => {

@@ -8,7 +8,7 @@ use pvemesh::filter::Filter;
 use pvemesh::ident::{DiscoPrivate, DiscoPublic, NodeId, NodePrivate, NodePublic};
 use pvemesh::node::PeerConfig;
 use pvemesh::sys::control::Event;
-use pvemesh::sys::engine::{Engine, EngineOptions};
+use pvemesh::sys::engine::{Engine, EngineOptions, TunOffload};
 use pvemesh::wire::control::{PingKind, PingResponse};
 use serde_json::{Value, json};
 
@@ -178,8 +178,16 @@ fn peer(machine: &Machine, node: NodePublic, disco: DiscoPublic) -> Engine {
     let start = move || {
         let key = NodePrivate::from_seed([PEER; 32]);
         let disco_key = DiscoPrivate::from_seed([PEER; 32]);
-        let engine =
-            Engine::start(EngineOptions { interface: "peer0".into(), mtu: 1280, port: 41641, key, disco: disco_key, mark: None }).unwrap();
+        let engine = Engine::start(EngineOptions {
+            interface: "peer0".into(),
+            mtu: 1280,
+            port: 41641,
+            key,
+            disco: disco_key,
+            mark: None,
+            offload: TunOffload::TcpAndUdp,
+        })
+        .unwrap();
         engine.set_filter(Filter::default());
         engine.set_peers(&[PeerConfig {
             v4: None,

@@ -202,3 +202,26 @@ fn a_strangers_routes_are_nobodys_until_they_are_approved() {
     assert!(pinged(&own).status.success());
     assert_eq!(received(), before + 2, "echo requests: those of its own address alone");
 }
+
+#[test]
+fn a_node_says_which_of_the_kernels_offloads_it_goes_without() {
+    if !possible() {
+        return;
+    }
+    let machine = Machine::new("l");
+    let state = machine.path("state");
+    for (wanted, tun, slower) in [("auto", "tcp-and-udp", false), ("tcp", "tcp", false), ("none", "none", true)] {
+        let up =
+            ["up", "--timeout", "1s", "--login-server", "http://127.0.0.1:9", "--offload", wanted, "--state-dir", state.to_str().unwrap()];
+        let out = machine.node(&up);
+        assert_eq!(out.status.code(), Some(4), "only the coordinator is missing: {}", text(&out.stderr));
+        let status: serde_json::Value = serde_json::from_slice(&machine.node(&["status", "--json"]).stdout).unwrap();
+        assert_eq!(status["Offloads"]["TUN"], tun, "{status}");
+        assert_eq!(status["Offloads"]["Send"], !slower, "{status}");
+        let said = text(&machine.node(&["status"]).stdout);
+        let line = "Packets pass more slowly than they could, without segmentation on the TUN, UDP segmentation";
+        assert_eq!(said.contains(line), slower, "{said}");
+        assert!(machine.node(&["down"]).status.success());
+        wait_for("the node's end", || machine.status().is_none().then_some(()));
+    }
+}

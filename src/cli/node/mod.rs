@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 use super::{Exit, Failure, Output};
 use crate::ident::{NodeName, Via};
-use crate::node::{DEFAULT_INTERFACE, PrefsChange, Tag};
+use crate::node::{DEFAULT_INTERFACE, PrefsChange, Tag, TunOffload};
 use crate::sys::daemon::{self, DEFAULT_STATE_DIR, Ground, Options};
 use crate::sys::local_api::{Client, DEFAULT_SOCKET, LocalError};
 
@@ -118,6 +118,32 @@ struct Place {
     /// The WireGuard UDP port; 0 for any.
     #[arg(long)]
     port: Option<u16>,
+    /// The most of the kernel's segmentation offloads to use; what it lacks is done without in any case. Less is slower: for a kernel or a
+    /// network card that damages packets.
+    #[arg(long, value_enum, default_value_t)]
+    offload: OffloadWanted,
+}
+
+/// How much of the offloads is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+enum OffloadWanted {
+    /// All.
+    #[default]
+    Auto,
+    /// Not those of UDP on the TUN.
+    Tcp,
+    /// None on the TUN, and one datagram a send.
+    None,
+}
+
+impl From<OffloadWanted> for TunOffload {
+    fn from(wanted: OffloadWanted) -> Self {
+        match wanted {
+            OffloadWanted::Auto => Self::TcpAndUdp,
+            OffloadWanted::Tcp => Self::Tcp,
+            OffloadWanted::None => Self::None,
+        }
+    }
 }
 
 impl Place {
@@ -297,6 +323,7 @@ async fn serve(run: &Run, node: &Node, output: &Output) -> Result<(), Failure> {
         socket: node.socket.clone(),
         ground: run.place.ground()?,
         port: run.place.port,
+        offload: run.place.offload.into(),
         guest_config: run.guest_config.clone(),
         background: run.background,
     };

@@ -97,6 +97,9 @@ fn table(status: &Status) -> String {
             let _ = writeln!(text, "#   - {line}");
         }
     }
+    if let Some(missing) = status.offloads.map(|offloads| offloads.missing()).filter(|missing| !missing.is_empty()) {
+        let _ = writeln!(text, "\n# Packets pass more slowly than they could, without {}", missing.join(", "));
+    }
     if let Repairs { count, last: Some(last), what } = &status.repairs {
         let times = if *count == 1 { "once".to_owned() } else { format!("{count} times, last") };
         let _ = writeln!(text, "\n# Another program changed what the mesh needs; put right {times} at {last:.0}: {what}");

@@ -137,6 +137,9 @@ async fn start(up: &Up, node: &Node, client: &Client) -> Result<Child, Failure> 
     if let Some(port) = place.port {
         command.args(["--port", &port.to_string()]);
     }
+    if let Some(offload) = clap::ValueEnum::to_possible_value(&place.offload) {
+        command.args(["--offload", offload.get_name()]);
+    }
     let mut child = command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().map_err(|e| failed(&e, "try again"))?;
     let started = Instant::now();
     loop {

@@ -17,7 +17,7 @@ use crate::filter::{Filter, FilterConfig, Forwards};
 use crate::ident::{DiscoPrivate, NodePrivate, NodePublic, QUAD100_V6};
 use crate::node::peer_api::callers;
 use crate::node::policy_routing::BYPASS_MARK;
-use crate::node::{Assembly, AutoChoice, ExitNode, Prefs, Situation, TUN_MTU, Traffic, assemble};
+use crate::node::{Assembly, AutoChoice, ExitNode, Offloads, Prefs, Situation, TUN_MTU, Traffic, TunOffload, assemble};
 use crate::sys::clock;
 use crate::sys::engine::{Engine, EngineOptions};
 use crate::sys::portmap::Wish;
@@ -30,6 +30,7 @@ use crate::sys::sysctl;
 pub(super) struct Effect {
     ground: Ground,
     port: u16,
+    offload: TunOffload,
     surroundings: Surroundings,
     /// What sets up routes, rules and firewall, with a TUN.
     router: Option<Router>,
@@ -73,7 +74,7 @@ fn set_filter(engine: &Engine, present: &mut Option<(FilterConfig, Arc<Filter>)>
 }
 
 impl Effect {
-    pub(super) async fn new(ground: &Ground, port: u16) -> Result<Self, DaemonError> {
+    pub(super) async fn new(ground: &Ground, port: u16, offload: TunOffload) -> Result<Self, DaemonError> {
         let router = match ground {
             Ground::Tun(_) => Some(Router::new().await?),
             Ground::Userspace { .. } => None,
@@ -81,6 +82,7 @@ impl Effect {
         Ok(Self {
             ground: ground.clone(),
             port,
+            offload,
             surroundings: Surroundings::default(),
             router,
             userspace: None,
@@ -103,6 +105,11 @@ impl Effect {
     /// The UDP port in use; 0 if none.
     pub(super) fn port(&self) -> u16 {
         self.engine.as_ref().map_or(0, Engine::port)
+    }
+
+    /// Which of the kernel's offloads are in use.
+    pub(super) fn offloads(&self) -> Option<Offloads> {
+        self.engine.as_ref().map(Engine::offloads)
     }
 
     /// Where proxies listen for local programs.
@@ -128,6 +135,7 @@ impl Effect {
                 key: key.clone(),
                 disco: disco.clone(),
                 mark: Some(BYPASS_MARK),
+                offload: self.offload,
             };
             let (engine, userspace) = match &self.ground {
                 Ground::Tun(_) => (Engine::start(options).map_err(DaemonError::Engine)?, None),
@@ -135,7 +143,7 @@ impl Effect {
                     // Without routes of the mesh there is nothing to keep out of.
                     options.mark = None;
                     let (userspace, tun) = Userspace::start().map_err(DaemonError::Engine)?;
-                    (Engine::start_on(tun, options, true).map_err(DaemonError::Engine)?, Some(userspace))
+                    (Engine::start_on(tun, options).map_err(DaemonError::Engine)?, Some(userspace))
                 }
             };
             let outside = Outside::start(&engine, key).map_err(DaemonError::Engine)?;

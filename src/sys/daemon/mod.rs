@@ -32,6 +32,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
+use crate::node::TunOffload;
 use crate::settings::GuestError;
 use crate::sys::local_api::{Refused, Reply, Request, Server};
 use crate::sys::router::{self, RouterError};
@@ -67,6 +68,8 @@ pub struct Options {
     pub ground: Ground,
     /// The UDP port; absent means what the guest's configuration says, or else the usual one.
     pub port: Option<u16>,
+    /// The most of the kernel's offloads to use.
+    pub offload: TunOffload,
     /// The guest's configuration, in the appliance.
     pub guest_config: Option<PathBuf>,
     /// It was started in the background by `up`, so it ends with `down`.

@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+pub use crate::node::{Offloads, TunOffload};
 pub use counters::Counters;
 pub use door::Door;
 use probes::Probing;
@@ -73,6 +74,8 @@ pub struct EngineOptions {
     pub disco: DiscoPrivate,
     /// The firewall mark of the engine's own datagrams, which keeps them out of the mesh's routes.
     pub mark: Option<u32>,
+    /// The most of the kernel's offloads to use; with none on the TUN, the UDP sockets send singly, too. What the kernel lacks is done without.
+    pub offload: TunOffload,
 }
 
 /// How one peer is doing.
@@ -141,6 +144,8 @@ struct Shared {
     traffic: AtomicU64,
     started: Instant,
     stopping: AtomicBool,
+    /// The kernel would not take joined packets.
+    joining_refused: AtomicBool,
     wake: OwnedFd,
 }
 
@@ -177,9 +182,13 @@ impl Shared {
 
     /// Waits until one of the descriptors is ready, the time is up or the engine stops. Whoever calls tries again either way.
     fn wait<const N: usize>(&self, fds: [(BorrowedFd<'_>, PollFlags); N], limit: Option<Timespec>) {
-        let stop = PollFd::new(&self.wake, PollFlags::IN);
-        let mut all: Vec<PollFd<'_>> = fds.into_iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).chain([stop]).collect();
-        if let Err(error) = rustix::event::poll(&mut all, limit.as_ref())
+        // A lone packet is waited for anew each time: no allocation for that.
+        let mut all: [PollFd<'_>; 4] = std::array::from_fn(|_| PollFd::new(&self.wake, PollFlags::IN));
+        for (place, (fd, flags)) in all.iter_mut().skip(1).zip(fds) {
+            *place = PollFd::from_borrowed_fd(fd, flags);
+        }
+        let count = (N + 1).min(all.len());
+        if let Err(error) = rustix::event::poll(all.get_mut(..count).unwrap_or_default(), limit.as_ref())
             && error != rustix::io::Errno::INTR
         {
             tracing::error!(%error, "cannot wait for the TUN or the socket");
@@ -209,17 +218,8 @@ impl Engine {
     ///
     /// If the TUN cannot be made (no /dev/net/tun, no rights, name in use) or no UDP socket can be opened.
     pub fn start(options: EngineOptions) -> io::Result<Self> {
-        Self::start_with(options, true)
-    }
-
-    /// The same; `offload` says whether the kernel's offloads are used where it has them.
-    ///
-    /// # Errors
-    ///
-    /// See [`Engine::start`].
-    pub fn start_with(options: EngineOptions, offload: bool) -> io::Result<Self> {
-        let tun = Tun::open(&options.interface, options.mtu, offload).map_err(|error| no_tun(&options.interface, &error))?;
-        Self::start_on(tun, options, offload)
+        let tun = Tun::open(&options.interface, options.mtu, options.offload).map_err(|error| no_tun(&options.interface, &error))?;
+        Self::start_on(tun, options)
     }
 
     /// The same with something that behaves like a TUN.
@@ -227,8 +227,8 @@ impl Engine {
     /// # Errors
     ///
     /// No UDP socket can be opened, or no thread started.
-    pub(in crate::sys) fn start_on(tun: Tun, options: EngineOptions, offload: bool) -> io::Result<Self> {
-        let sockets = Sockets::open(options.port, options.mark, offload)
+    pub(in crate::sys) fn start_on(tun: Tun, options: EngineOptions) -> io::Result<Self> {
+        let sockets = Sockets::open(options.port, options.mark, options.offload != TunOffload::None)
             .map_err(|error| io::Error::new(error.kind(), format!("cannot open a UDP socket: {error}")))?;
         tracing::info!(interface = options.interface, port = sockets.main.port(), offload = ?tun.offload, "packet engine started");
         let probing = Probing::new(&options)?;
@@ -251,6 +251,7 @@ impl Engine {
             traffic: AtomicU64::new(0),
             started: Instant::now(),
             stopping: AtomicBool::new(false),
+            joining_refused: AtomicBool::new(false),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         });
         let mut first_index = [0; 4];
@@ -372,6 +373,17 @@ impl Engine {
     /// The UDP port in use.
     pub fn port(&self) -> u16 {
         self.shared.sockets.main.port()
+    }
+
+    /// Which of the kernel's offloads are in use by now.
+    pub fn offloads(&self) -> Offloads {
+        let Shared { tun, sockets, joining_refused, .. } = &*self.shared;
+        Offloads {
+            tun: tun.offload,
+            joining: tun.offload != TunOffload::None && !joining_refused.load(Ordering::Relaxed),
+            send: sockets.main.segmentation(),
+            receive: sockets.main.receives_many(),
+        }
     }
 
     /// What has passed and what was dropped since the start.

@@ -2,11 +2,12 @@
 
 use std::io::IoSlice;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use super::Shared;
 use super::counters::add;
 use super::reception::{MESSAGE, MESSAGES};
-use crate::sys::offload::Offload;
+use crate::node::TunOffload;
 use crate::tunnel::{Coalescer, Joining, Segments, VirtioHeader};
 
 /// What was opened and is to be written: the packets lie in `arena`, in the order they came.
@@ -19,9 +20,9 @@ pub(super) struct Opening {
 impl Opening {
     pub(super) fn new(shared: &Shared) -> Self {
         let joining = match shared.tun.offload {
-            Offload::None => Joining::Nothing,
-            Offload::Tcp => Joining::Tcp,
-            Offload::TcpAndUdp => Joining::TcpAndUdp,
+            TunOffload::None => Joining::Nothing,
+            TunOffload::Tcp => Joining::Tcp,
+            TunOffload::TcpAndUdp => Joining::TcpAndUdp,
         };
         // What is opened is shorter than what was received; opening itself needs room for the largest datagram.
         Self { arena: vec![0; (MESSAGES + 1) * MESSAGE].into_boxed_slice(), used: 0, coalescer: Coalescer::new(joining) }
@@ -43,7 +44,7 @@ impl Opening {
         if self.coalescer.is_empty() {
             return;
         }
-        let plain = shared.tun.offload == Offload::None;
+        let plain = shared.tun.offload == TunOffload::None;
         let mut refused = false;
         self.coalescer.finish(&mut self.arena, |pieces, count| {
             let counters = &shared.counters;
@@ -68,6 +69,7 @@ impl Opening {
         if refused {
             tracing::info!("the kernel refuses joined packets on the TUN, writing them one by one");
             self.coalescer.set_joining(Joining::Nothing);
+            shared.joining_refused.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -87,7 +89,7 @@ fn write_singly(shared: &Shared, pieces: &[IoSlice<'_>]) {
 pub(super) fn write_one(shared: &Shared, packet: &[u8]) {
     let header = VirtioHeader::default().bytes();
     let pieces = [IoSlice::new(&header), IoSlice::new(packet)];
-    let skip = usize::from(shared.tun.offload == Offload::None);
+    let skip = usize::from(shared.tun.offload == TunOffload::None);
     let counters = &shared.counters;
     match rustix::io::writev(&shared.tun, pieces.get(skip..).unwrap_or_default()) {
         Ok(_) => {

@@ -15,8 +15,8 @@ use super::socket::{MAX_SEGMENTS, MAX_SEND};
 use super::table::{Peer, State};
 use super::translation::{Answering, Leaving};
 use crate::filter::{Departure, Flow};
+use crate::node::TunOffload;
 use crate::path::{Local, Path, Ways};
-use crate::sys::offload::Offload;
 use crate::time::Time;
 use crate::tunnel::translate::GROWTH;
 use crate::tunnel::{MAX_PACKET, MIN_ROOM, OVERHEAD, Sealed, Segments, Tunnel, VirtioHeader};
@@ -252,7 +252,7 @@ pub(super) fn run(shared: &Shared) {
             Ok(length) => {
                 add(&shared.counters.tun_reads, 1);
                 let taken = buffer.get_mut(..GROWTH + length).unwrap_or_default();
-                if shared.tun.offload == Offload::None {
+                if shared.tun.offload == TunOffload::None {
                     read(shared, &mut batch, &mut answering, VirtioHeader::default(), taken, GROWTH);
                 } else if let Some(header) = taken.get(GROWTH..).and_then(<[u8]>::first_chunk).copied().and_then(VirtioHeader::read) {
                     read(shared, &mut batch, &mut answering, header, taken, GROWTH + VirtioHeader::LENGTH);

@@ -32,6 +32,8 @@ pub(super) struct Socket {
     state: UdpSocketState,
     both_families: bool,
     segmentation: AtomicBool,
+    /// Whether the kernel joins datagrams of one sender into one message.
+    receives_many: bool,
     port: u16,
 }
 
@@ -96,7 +98,8 @@ impl Socket {
         }
         let segmentation = AtomicBool::new(offload && state.max_gso_segments() > 1);
         let port = socket.local_addr()?.port();
-        Ok(Self { socket, state, both_families, segmentation, port })
+        let receives_many = state.gro_segments() > 1;
+        Ok(Self { socket, state, both_families, segmentation, receives_many, port })
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -111,6 +114,11 @@ impl Socket {
     /// Whether one send may carry several datagrams.
     pub(super) fn segmentation(&self) -> bool {
         self.segmentation.load(Ordering::Relaxed)
+    }
+
+    /// Whether one receive may bring several datagrams.
+    pub(super) fn receives_many(&self) -> bool {
+        self.receives_many
     }
 
     /// Receives up to as many messages as there are buffers. Does not block.

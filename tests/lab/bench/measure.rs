@@ -47,6 +47,7 @@ impl Server {
 }
 
 /// Where a measurement starts, and where it goes.
+#[derive(Clone, Copy)]
 pub struct Load<'a> {
     pub machine: &'a Machine,
     pub target: &'a str,
@@ -87,7 +88,7 @@ pub fn percentile(values: &[f64], part: f64) -> f64 {
 
 impl Load<'_> {
     /// Runs iperf3, again if it gives up: under its own UDP flood it may lose the connection it reports over.
-    fn iperf(&self, extra: &str, wanted: &str) -> Done<Value> {
+    pub fn iperf(&self, extra: &str, wanted: &str) -> Done<Value> {
         let mut why = String::new();
         for _ in 0..4 {
             match self.iperf_once(extra) {
@@ -100,13 +101,22 @@ impl Load<'_> {
         Err(why)
     }
 
-    fn iperf_once(&self, extra: &str) -> Done<Value> {
+    /// Runs iperf3 once, with these flags more.
+    pub fn iperf_once(&self, extra: &str) -> Done<Value> {
         let line = format!("-c {} -J --connect-timeout 5000 -t {} {extra}", self.target, self.seconds);
         let text = self.machine.run(move || output(bound("iperf3").args(line.split_whitespace()), &format!("iperf3 {line}")))?;
         serde_json::from_str(&text).map_err(|e| format!("iperf3: {e}"))
     }
 
-    fn ping(&self, count: u32, interval: &str) -> Done<Vec<f64>> {
+    /// A stream that goes on for two seconds more than a measurement.
+    pub fn background(&self, flags: &str) -> Done<Running> {
+        let mut command = bound("iperf3");
+        command.args(["-c", self.target, "-t", &(self.seconds + 2).to_string()]).args(flags.split_whitespace()).stdout(Stdio::null());
+        start(self.machine, command)
+    }
+
+    /// The times of so many pings in milliseconds.
+    pub fn ping(&self, count: u32, interval: &str) -> Done<Vec<f64>> {
         let line = format!("-n -i {interval} -c {count} -w 20 {}", self.target);
         // Some loss is no failure here: ping's exit code says so, its lines are what counts.
         let text = self.machine.run(move || {
@@ -119,7 +129,7 @@ impl Load<'_> {
 }
 
 /// Processor time used so far by everything on this machine, in seconds.
-fn busy() -> f64 {
+pub fn busy() -> f64 {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let ticks: Vec<f64> = text.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|w| w.parse().ok()).collect();
     // user, nice, system, idle, iowait, irq, softirq, steal: all but idle, iowait and steal, in hundredths.
@@ -161,11 +171,8 @@ impl Figures {
 
     /// While one TCP stream takes all it can.
     pub fn ping_loaded(&mut self, load: &Load<'_>) -> Done {
-        let mut command = bound("iperf3");
-        command.args(["-c", load.target, "-t", &(load.seconds + 2).to_string()]).stdout(Stdio::null());
-        let stream = start(load.machine, command)?;
+        let mut stream = load.background("")?;
         let times = load.ping(load.seconds * 100, "0.01");
-        let mut stream = stream;
         stream.0.wait().map_err(|e| e.to_string())?;
         let times = times?;
         self.ping_loaded_p50.push(percentile(&times, 0.5));

@@ -6,11 +6,11 @@
 mod forwarding;
 #[path = "../../engine/netns.rs"]
 #[allow(dead_code, reason = "shared with the engine's tests")]
-mod machines;
-mod measure;
+pub mod machines;
+pub mod measure;
 mod names;
 mod report;
-mod subject;
+pub mod subject;
 
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,7 @@ use measure::{Figures, Load};
 use report::Report;
 use subject::Subject;
 
+pub use machines::lacking;
 pub use subject::EngineOptions;
 pub use subject::engine;
 
@@ -50,7 +51,7 @@ pub struct Options {
 
 /// Measures, prints a table and writes the figures.
 pub fn run(dir: &Path, options: &Options) -> Done {
-    if let Some(reason) = machines::lacking() {
+    if let Some(reason) = lacking() {
         return Err(format!("the bench {reason}"));
     }
     if options.forwarding {

@@ -40,7 +40,7 @@ impl Drop for Subject {
 
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
-pub(super) fn answers(machine: &Machine, target: &str) -> Done {
+pub fn answers(machine: &Machine, target: &str) -> Done {
     let target = target.to_owned();
     let said = target.clone();
     let reached = until(LIMIT, || {
@@ -80,6 +80,7 @@ pub fn engine(options: &EngineOptions) -> Done {
         key: key(own),
         disco: disco(own),
         mark: None,
+        offload: pvemesh::sys::engine::TunOffload::TcpAndUdp,
     });
     let engine = engine.map_err(|e| e.to_string())?;
     ip(&format!("addr add 100.64.0.{own}/32 dev pvlbench0"));
@@ -102,23 +103,23 @@ pub fn engine(options: &EngineOptions) -> Done {
 }
 
 /// The program, and a directory for what its processes keep.
-pub(super) struct Program {
+pub struct Program {
     binary: PathBuf,
     dir: PathBuf,
 }
 
 impl Program {
-    pub(super) fn new(binary: &Path, dir: &Path) -> Done<Self> {
+    pub fn new(binary: &Path, dir: &Path) -> Done<Self> {
         let binary = binary.canonicalize().map_err(|e| format!("{}: {e}", binary.display()))?;
         Ok(Self { binary, dir: dir.to_owned() })
     }
 
-    pub(super) fn at(&self, name: &str) -> String {
+    pub fn at(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
     }
 
     /// Runs a command to its end.
-    pub(super) fn once(&self, machine: &Machine, line: &str) -> Done<String> {
+    pub fn once(&self, machine: &Machine, line: &str) -> Done<String> {
         let (binary, line) = (self.binary.clone(), line.to_owned());
         machine.run(move || output(bound(binary).args(line.split_whitespace()), &format!("pvemesh {line}")))
     }
@@ -129,15 +130,11 @@ impl Program {
         let mut command = bound(&self.binary);
         command.args(line.split_whitespace()).stdout(Stdio::null()).stderr(file);
         let running = start(machine, command)?;
-        if until(LIMIT, || UnixStream::connect(socket).is_ok()) {
-            Ok(running)
-        } else {
-            Err(format!("{name} does not start: see {}", log.display()))
-        }
+        if listens(Path::new(socket)) { Ok(running) } else { Err(format!("{name} does not start: see {}", log.display())) }
     }
 
     /// A coordinator on the machine with 192.0.2.1, and a key for all nodes.
-    pub(super) fn coordinator(&self, machine: &Machine) -> Done<Running> {
+    pub fn coordinator(&self, machine: &Machine) -> Done<Running> {
         let (admin, state) = (self.at("coordinator.sock"), self.at("coordinator"));
         let serve = format!("coordinator serve --url {URL} --listen 192.0.2.1:8080 --state-dir {state} --socket {admin}");
         let running = self.background(machine, "coordinator", &serve, &admin)?;
@@ -152,7 +149,7 @@ impl Program {
     }
 
     /// A node that has joined.
-    pub(super) fn node(&self, machine: &Machine, name: &str, run: &str, up: &str) -> Done<Running> {
+    pub fn node(&self, machine: &Machine, name: &str, run: &str, up: &str) -> Done<Running> {
         let (socket, state, key) = (self.at(&format!("{name}.sock")), self.at(name), self.at("join.key"));
         let running = self.background(machine, name, &format!("node run --socket {socket} --state-dir {state} {run}"), &socket)?;
         self.once(machine, &format!("node up --socket {socket} --login-server {URL} --auth-key-file {key} --hostname {name} {up}"))?;
@@ -225,10 +222,10 @@ impl Subject {
             subject.processes.push(start(machine, command)?);
             let socket = PathBuf::from(format!("/var/run/wireguard/{interface}.sock"));
             subject.files.push(socket.clone());
-            if !until(LIMIT, || UnixStream::connect(&socket).is_ok()) {
+            if !listens(&socket) {
                 return Err(format!("{name} does not open {}", socket.display()));
             }
-            configure(&socket, own, n)?;
+            configure(&socket, own, n, &[])?;
             machine.ip(&format!("link set {interface} mtu 1280 up"));
             machine.ip(&format!("addr add 10.88.{n}.{own}/24 dev {interface}"));
         }
@@ -243,12 +240,19 @@ impl Subject {
     }
 }
 
-fn configure(socket: &Path, own: u8, n: usize) -> Done {
+/// Waits for somebody to listen on a socket; `false` if nobody does.
+pub fn listens(socket: &Path) -> bool {
+    until(LIMIT, || UnixStream::connect(socket).is_ok())
+}
+
+/// Gives a userspace WireGuard its key and its peer through its socket; the peer also has these networks.
+pub fn configure(socket: &Path, own: u8, n: usize, networks: &[&str]) -> Done {
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let peer = 3 - own;
     let port = 51_000 + n * 10;
+    let networks: String = networks.iter().map(|network| format!("allowed_ip={network}\n")).collect();
     let text = format!(
-        "set=1\nprivate_key={}\nlisten_port={}\nreplace_peers=true\npublic_key={}\nendpoint=192.0.2.{peer}:{}\nallowed_ip=10.88.{n}.{peer}/32\n\n",
+        "set=1\nprivate_key={}\nlisten_port={}\nreplace_peers=true\npublic_key={}\nendpoint=192.0.2.{peer}:{}\nallowed_ip=10.88.{n}.{peer}/32\n{networks}\n",
         hex(key(own).as_bytes()),
         port + usize::from(own),
         hex(key(peer).public().as_bytes()),

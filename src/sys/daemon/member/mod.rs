@@ -87,7 +87,7 @@ impl Member {
             disco: entropy::disco_key().map_err(DaemonError::Entropy)?,
             machine: surroundings::machine(options.ground.interface().is_empty()),
             map: KeptMap::load(store, membership.state()),
-            effect: Effect::new(&options.ground, port).await?,
+            effect: Effect::new(&options.ground, port, options.offload).await?,
             exit: Chooser::default(),
             watch: Watch::default(),
             session: Session::default(),

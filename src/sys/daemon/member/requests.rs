@@ -188,6 +188,7 @@ impl Member {
         status.health.extend(self.effect.name_trouble());
         status.health.extend(self.watch.note());
         status.health.extend(self.effect.outside().and_then(Outside::health));
+        status.offloads = self.effect.offloads();
         status.repairs = self.effect.upkeep().repairs().clone();
         status
     }
