@@ -25,6 +25,7 @@ mod pvesh;
 mod run;
 #[path = "../pve/standin/mod.rs"]
 mod standin;
+mod stress;
 mod summary;
 mod sweep;
 mod web;
@@ -67,6 +68,8 @@ enum Command {
     Bench(bench::Options),
     /// Measure our node next to other userspace WireGuards.
     BenchPeers(peers::Options),
+    /// Measure what many peers cost, whether a heavy one starves others, and what floods do.
+    BenchStress(stress::Options),
     /// One end of a tunnel for the bench.
     #[command(hide = true)]
     Engine(bench::EngineOptions),
@@ -130,6 +133,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => return demo::main(&arguments.dir, options, arguments.no_lock),
         Command::Bench(options) => bench::run(&arguments.dir, &options),
         Command::BenchPeers(options) => peers::run(&arguments.dir, &options),
+        Command::BenchStress(options) => stress::run(&arguments.dir, &options),
         Command::Engine(options) => bench::engine(&options),
         Command::Status => host::status(&arguments.dir),
         Command::Fetch { namespace, server, path } => {

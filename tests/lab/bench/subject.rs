@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use pvemesh::ident::{DiscoPrivate, NodeId, NodePrivate};
+use pvemesh::ident::{DiscoPrivate, NodeId, NodePrivate, NodePublic};
 use pvemesh::node::PeerConfig;
 use pvemesh::sys::engine::Engine;
 
@@ -24,6 +24,8 @@ pub struct Subject {
     pub target: String,
     /// Whom the near machine asks for names, if there is anybody.
     pub asked: Option<Asked>,
+    /// The far node's key, of a mesh.
+    far_key: Option<NodePublic>,
     pub(super) processes: Vec<Running>,
     /// Files and directories that outlive their program.
     pub(super) files: Vec<PathBuf>,
@@ -55,7 +57,7 @@ pub fn answers(machine: &Machine, target: &str) -> Done {
 }
 
 /// Key and peer of the engine of machine `n`.
-fn key(n: u8) -> NodePrivate {
+pub fn key(n: u8) -> NodePrivate {
     NodePrivate::from_seed([n; 32])
 }
 
@@ -68,6 +70,17 @@ fn disco(n: u8) -> DiscoPrivate {
 pub struct EngineOptions {
     /// Which end this is: 1 or 2.
     number: u8,
+    /// Instead of the other end, so many peers of which nothing but their keys is known.
+    #[arg(long)]
+    crowd: Option<u16>,
+}
+
+/// Key and address of one of a crowd.
+pub fn member(n: u16) -> (NodePrivate, std::net::Ipv4Addr) {
+    let [high, low] = n.to_be_bytes();
+    let mut seed = [200; 32];
+    (seed[0], seed[1]) = (high, low);
+    (NodePrivate::from_seed(seed), std::net::Ipv4Addr::new(100, 65, high, low))
 }
 
 /// Runs one end of a tunnel.
@@ -86,7 +99,7 @@ pub fn engine(options: &EngineOptions) -> Done {
     ip(&format!("addr add 100.64.0.{own}/32 dev pvlbench0"));
     ip("route add 100.64.0.0/10 dev pvlbench0");
     engine.set_filter(pvemesh::filter::Filter::open());
-    engine.set_peers(&[PeerConfig {
+    let other = PeerConfig {
         id: NodeId(peer.into()),
         key: key(peer).public(),
         disco: Some(disco(peer).public()),
@@ -96,7 +109,19 @@ pub fn engine(options: &EngineOptions) -> Done {
         home: None,
         ends: None,
         v4: None,
-    }]);
+    };
+    let peers = match options.crowd {
+        None => vec![other],
+        Some(count) => (0..count)
+            .map(|n| {
+                let (key, address) = member(n);
+                let allowed_ips = vec![format!("{address}/32").parse().map_err(|_| "address")?];
+                let name = format!("member-{n}");
+                Ok(PeerConfig { id: NodeId(i64::from(n) + 1), key: key.public(), disco: None, name, allowed_ips, endpoints: Vec::new(), ..other.clone() })
+            })
+            .collect::<Result<_, &str>>()?,
+    };
+    engine.set_peers(&peers);
     loop {
         std::thread::park();
     }
@@ -168,7 +193,7 @@ impl Subject {
 
     /// A way that is there without processes of its own.
     pub fn way(name: &str, target: &str) -> Self {
-        Self { name: name.into(), target: target.into(), asked: None, processes: Vec::new(), files: Vec::new() }
+        Self { name: name.into(), target: target.into(), asked: None, far_key: None, processes: Vec::new(), files: Vec::new() }
     }
 
     /// The real program: a coordinator and a node on the near machine, a node on the far one. Their state lies in `dir`.
@@ -177,7 +202,7 @@ impl Subject {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
         let program = Program::new(binary, dir)?;
         let mut subject =
-            Self { name: "pvemesh".into(), target: String::new(), asked: Some(Asked::node()), processes: Vec::new(), files: Vec::new() };
+            Self { name: "pvemesh".into(), target: String::new(), asked: Some(Asked::node()), far_key: None, processes: Vec::new(), files: Vec::new() };
         let coordinator = program.coordinator(a)?;
         for (machine, n) in [(a, 1), (b, 2)] {
             let name = format!("end-{n}");
@@ -186,6 +211,9 @@ impl Subject {
                 program.once(machine, &format!("node ip -4 --socket {}", program.at(&format!("{name}.sock"))))?.trim().to_owned();
         }
         subject.files.push(dir.to_owned());
+        let status = program.once(b, &format!("node status --json --socket {}", program.at("end-2.sock")))?;
+        let status: serde_json::Value = serde_json::from_str(&status).map_err(|e| format!("node status: {e}"))?;
+        subject.far_key = status["Self"]["PublicKey"].as_str().and_then(|key| key.parse().ok());
         // Behind the nodes, so that the memory of the first process is a node's.
         subject.processes.push(coordinator);
         answers(a, &subject.target)?;
@@ -202,14 +230,14 @@ impl Subject {
             processes.push(start(machine, command)?);
         }
         answers(a, "100.64.0.2")?;
-        Ok(Self { name: "pvemesh engine".into(), target: "100.64.0.2".into(), asked: None, processes, files: Vec::new() })
+        Ok(Self { name: "pvemesh engine".into(), target: "100.64.0.2".into(), asked: None, far_key: None, processes, files: Vec::new() })
     }
 
     /// Another userspace WireGuard, configured through its socket in /var/run/wireguard.
     pub fn other(program: &Path, n: usize, a: &Machine, b: &Machine) -> Done<Self> {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut subject =
-            Self { name: name.clone(), target: format!("10.88.{n}.2"), asked: None, processes: Vec::new(), files: Vec::new() };
+            Self { name: name.clone(), target: format!("10.88.{n}.2"), asked: None, far_key: None, processes: Vec::new(), files: Vec::new() };
         for (machine, own) in [(a, 1_u8), (b, 2)] {
             let interface = format!("pvlb{n}{own}");
             let mut command = bound(program);
@@ -231,6 +259,11 @@ impl Subject {
         }
         answers(a, &subject.target)?;
         Ok(subject)
+    }
+
+    /// The far node's key.
+    pub fn far_key(&self) -> Done<NodePublic> {
+        self.far_key.ok_or_else(|| format!("{} has no node whose key is known", self.name))
     }
 
     /// Resident memory of the near end, in KiB.
