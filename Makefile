@@ -14,7 +14,7 @@ NAME_PACKAGES := systemd-resolved resolvconf openresolv
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := noise map_stream requests policy derp disco stun portmap translate netstack dns
 
-.PHONY: help deps test-deps build demo demo-down check test peers interop nat-matrix bench bench-peers bench-failover bench-coord bench-relay fuzz clean
+.PHONY: help deps test-deps build demo demo-down check test peers interop nat-matrix bench bench-peers bench-stress bench-failover bench-coord bench-relay fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -94,6 +94,9 @@ bench-peers: deps build ## our node next to tailscaled, wireguard-go, boringtun-
 	else echo "skipped: tailscaled and wireguard-go (there is no Go here to build them)"; fi
 	@for crate in boringtun-cli gotatun-cli; do cargo install --locked --quiet --root target/bench-peers $$crate || exit 1; done
 	$(LAB) bench-peers --binary $(OUT)/pvemesh --peers target/bench-peers/bin --result target/bench-peers.json $(BENCH_FLAGS)
+
+bench-stress: deps build ## a thousand peers, a heavy one beside light ones, floods of junk: target/bench-stress.json
+	$(LAB) bench-stress --binary $(OUT)/pvemesh --result target/bench-stress.json $(BENCH_FLAGS)
 
 bench-failover: ## how long a network is away when its router dies, as a distribution: target/bench-failover.json (RUNS=50)
 	PVEMESH_RUNS=$(or $(RUNS),50) PVEMESH_RESULT=$(abspath target/bench-failover.json) cargo test --test node -- --ignored --exact --nocapture failover::distribution_of_failover_times

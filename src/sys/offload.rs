@@ -83,6 +83,18 @@ fn set_offload(fd: &OwnedFd, flags: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Bytes in a socket's queue of received datagrams, with what the kernel keeps about them, and how many it takes (`SO_MEMINFO`, Linux 4.12).
+pub(super) fn queue(socket: impl AsFd) -> Option<(u32, u32)> {
+    // The first two of nine numbers, see SK_MEMINFO_* of linux/sock_diag.h.
+    let mut info = [0_u32; 9];
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or_default();
+    let raw = socket.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is borrowed for the call; the pointers are to live values, and the length is that of the array.
+    let result = unsafe { libc::getsockopt(raw, libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &raw mut length) };
+    let [used, limit, ..] = info;
+    (result == 0).then_some((used, limit))
+}
+
 /// Lets the kernel fragment IPv6 datagrams that are larger than the path's MTU (quinn-udp forbids it for QUIC's sake).
 pub(super) fn allow_fragments_v6(socket: impl AsFd) -> io::Result<()> {
     let off: libc::c_int = 0;

@@ -4,6 +4,7 @@
 //!   floods, and finding the peer a handshake initiation belongs to; [`Strangers`] keeps those that came too early.
 //! * [`demux`] tells apart what arrives on the one UDP socket.
 //! * [`Segments`] splits a super-packet read from the TUN, [`Coalescer`] joins packets into one to be written to it.
+//! * [`Shares`] says whose packets are given up when more comes than can be opened.
 //! * [`translate`] turns IPv6 packets into IPv4 and back, for networks of sites ("4via6").
 //!
 //! It does no I/O. It is the one core that may read a clock and draw the system's randomness, through boringtun, which
@@ -19,6 +20,7 @@ mod packet;
 mod segment;
 #[cfg(test)]
 mod shaping_tests;
+mod shares;
 mod strangers;
 pub mod translate;
 mod wireguard;
@@ -29,6 +31,7 @@ pub use coalesce::{Coalescer, Joining};
 pub use gate::{Admission, Gate};
 pub use packet::{MAX_PACKET, Segmentation, VirtioHeader};
 pub use segment::{BadPacket, Segments};
+pub use shares::Shares;
 pub use strangers::{Stranger, Strangers};
 pub use wireguard::{MAX_TUNNELS, Opened, Refusal, Sealed, Tick, Tunnel};
 

@@ -59,6 +59,8 @@ counters! {
     malformed,
     /// Dropped: for a session that does not exist.
     no_session,
+    /// Dropped unopened: of a peer that sent more than its share while more came than could be opened.
+    overload,
     /// Dropped: seen before, or too old.
     replayed,
     /// Dropped: from a source address that is not the peer's to use.

@@ -18,7 +18,7 @@ use crate::ident::NodePublic;
 use crate::path::{Local, Path};
 use crate::tunnel::demux::{Kind, classify};
 use crate::tunnel::translate::Sites;
-use crate::tunnel::{Admission, MIN_ROOM, Opened};
+use crate::tunnel::{Admission, MIN_ROOM, Opened, Shares, Tunnel};
 use crate::wire::tsmp;
 
 /// How long a handshake may stay without an answer when its peer shows that it is there.
@@ -109,7 +109,7 @@ pub(super) struct Arrival<'a> {
 
 impl Arrival<'_> {
     /// What one received message holds: datagrams of `stride` bytes from one sender, the last may be shorter.
-    pub(super) fn message(self, contents: &[u8], stride: usize, opening: &mut Opening) {
+    pub(super) fn message(self, contents: &[u8], stride: usize, opening: &mut Opening, shares: &mut Shares) {
         let mut rest = contents.chunks(stride.max(1));
         let mut next = rest.next();
         while let Some(one) = next {
@@ -119,6 +119,13 @@ impl Arrival<'_> {
             };
             let peer = peer.filter(|(peer, _)| self.from.may_be(&peer.key));
             next = match peer {
+                // What one sender has sent at once is one peer's, nearly always.
+                Some((_, receiver)) if !shares.admits(Tunnel::index_of(receiver), one.len() * (1 + rest.len())) => {
+                    let before = rest.len();
+                    let after = rest.find(|other| classify(other) != (Kind::Data { receiver }));
+                    add(&self.shared.counters.overload, (before - rest.len() + usize::from(after.is_none())) as u64);
+                    after
+                }
                 Some((peer, receiver)) => self.data(peer, receiver, std::iter::once(one).chain(&mut rest), opening),
                 None => {
                     control(self.shared, self.table, self.from, one, opening.room());

@@ -14,13 +14,16 @@ use super::opening::Opening;
 use super::relays::Arrived;
 use super::socket::Socket;
 use crate::path::{Local, Path};
+use crate::tunnel::Shares;
 
 /// Messages taken from a socket at a time; each may carry 64 KiB of datagrams.
 pub(super) const MESSAGES: usize = 4;
 pub(super) const MESSAGE: usize = 65_536;
+/// After so many receives that brought all they could, the queue behind them is looked at.
+const LOOK: u32 = 16;
 
 /// What relays have brought.
-fn relayed(shared: &Shared, opening: &mut Opening) {
+fn relayed(shared: &Shared, opening: &mut Opening, shares: &mut Shares) {
     let arrived = shared.relays.take_arrived();
     if arrived.is_empty() {
         return;
@@ -31,7 +34,7 @@ fn relayed(shared: &Shared, opening: &mut Opening) {
         if opening.room().len() < 2 * MESSAGE {
             opening.write(shared);
         }
-        Arrival { shared, table: &table, filter: &filter, sites: sites.as_deref(), from }.message(&packet, packet.len(), opening);
+        Arrival { shared, table: &table, filter: &filter, sites: sites.as_deref(), from }.message(&packet, packet.len(), opening, shares);
     }
     opening.write(shared);
 }
@@ -41,9 +44,24 @@ struct Reception {
     buffer: Box<[u8]>,
     meta: [RecvMeta; MESSAGES],
     opening: Opening,
+    shares: Shares,
+    /// How often in a row there was as much as could be taken.
+    full: u32,
 }
 
 impl Reception {
+    /// While there is always more than can be taken, the queue is looked at now and then.
+    fn note_queue(&mut self, socket: &Socket, count: usize) {
+        if count < MESSAGES {
+            self.full = 0;
+            return self.shares.note_queue(0.0);
+        }
+        self.full = self.full.wrapping_add(1);
+        if self.full.is_multiple_of(LOOK) {
+            self.shares.note_queue(socket.queue_used());
+        }
+    }
+
     /// Takes what a socket has, up to so many messages.
     fn take(&mut self, shared: &Shared, local: Local, socket: &Socket) -> io::Result<()> {
         let mut parts = self.buffer.chunks_exact_mut(MESSAGE);
@@ -60,8 +78,10 @@ impl Reception {
                 contents,
                 meta.stride,
                 &mut self.opening,
+                &mut self.shares,
             );
         }
+        self.note_queue(socket, count);
         self.opening.write(shared);
         Ok(())
     }
@@ -73,10 +93,12 @@ pub(super) fn run(shared: &Shared) {
         buffer: vec![0; MESSAGES * MESSAGE].into_boxed_slice(),
         meta: [RecvMeta::default(); MESSAGES],
         opening: Opening::new(shared),
+        shares: Shares::default(),
+        full: 0,
     };
     while !shared.stopping() {
         let received = reception.take(shared, Local::MAIN, &shared.sockets.main);
-        relayed(shared, &mut reception.opening);
+        relayed(shared, &mut reception.opening, &mut reception.shares);
         let mut others = 0;
         if shared.sockets.has_others() {
             let ready = shared.sockets.ready();

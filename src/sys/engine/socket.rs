@@ -126,6 +126,11 @@ impl Socket {
         self.state.recv(UdpSockRef::from(&self.socket), buffers, meta)
     }
 
+    /// How much of the kernel's queue of received datagrams is used, from 0 to 1; 0 if it does not say.
+    pub(super) fn queue_used(&self) -> f64 {
+        offload::queue(&self.socket).map_or(0.0, |(used, limit)| f64::from(used) / f64::from(limit.max(1)))
+    }
+
     fn try_send(&self, to: SocketAddr, contents: &[u8], segment: Option<usize>) -> io::Result<()> {
         let destination = match to.ip() {
             IpAddr::V4(v4) if self.both_families => SocketAddr::new(v4.to_ipv6_mapped().into(), to.port()),

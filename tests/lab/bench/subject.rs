@@ -117,7 +117,15 @@ pub fn engine(options: &EngineOptions) -> Done {
                 let (key, address) = member(n);
                 let allowed_ips = vec![format!("{address}/32").parse().map_err(|_| "address")?];
                 let name = format!("member-{n}");
-                Ok(PeerConfig { id: NodeId(i64::from(n) + 1), key: key.public(), disco: None, name, allowed_ips, endpoints: Vec::new(), ..other.clone() })
+                Ok(PeerConfig {
+                    id: NodeId(i64::from(n) + 1),
+                    key: key.public(),
+                    disco: None,
+                    name,
+                    allowed_ips,
+                    endpoints: Vec::new(),
+                    ..other.clone()
+                })
             })
             .collect::<Result<_, &str>>()?,
     };
@@ -201,8 +209,14 @@ impl Subject {
         let _ = std::fs::remove_dir_all(dir);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
         let program = Program::new(binary, dir)?;
-        let mut subject =
-            Self { name: "pvemesh".into(), target: String::new(), asked: Some(Asked::node()), far_key: None, processes: Vec::new(), files: Vec::new() };
+        let mut subject = Self {
+            name: "pvemesh".into(),
+            target: String::new(),
+            asked: Some(Asked::node()),
+            far_key: None,
+            processes: Vec::new(),
+            files: Vec::new(),
+        };
         let coordinator = program.coordinator(a)?;
         for (machine, n) in [(a, 1), (b, 2)] {
             let name = format!("end-{n}");
@@ -236,8 +250,14 @@ impl Subject {
     /// Another userspace WireGuard, configured through its socket in /var/run/wireguard.
     pub fn other(program: &Path, n: usize, a: &Machine, b: &Machine) -> Done<Self> {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut subject =
-            Self { name: name.clone(), target: format!("10.88.{n}.2"), asked: None, far_key: None, processes: Vec::new(), files: Vec::new() };
+        let mut subject = Self {
+            name: name.clone(),
+            target: format!("10.88.{n}.2"),
+            asked: None,
+            far_key: None,
+            processes: Vec::new(),
+            files: Vec::new(),
+        };
         for (machine, own) in [(a, 1_u8), (b, 2)] {
             let interface = format!("pvlb{n}{own}");
             let mut command = bound(program);

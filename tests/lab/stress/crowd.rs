@@ -21,8 +21,7 @@ fn once(peers: u16) -> Done<f64> {
     // Somebody has the port, so that the kernel sends no refusals back.
     let sink = stage.far.run(|| UdpSocket::bind("0.0.0.0:9")).map_err(|e| format!("port 9: {e}"))?;
     // Sizes that grow from packet to packet keep a lone flow from being joined, which is not what is asked here.
-    let packets: Vec<Vec<Vec<u8>>> =
-        (0..members.count()).map(|at| (0..64).map(|n| members.datagram(at, 60 + n)).collect()).collect();
+    let packets: Vec<Vec<Vec<u8>>> = (0..members.count()).map(|at| (0..64).map(|n| members.datagram(at, 60 + n)).collect()).collect();
     let before = stage.used();
     let mut sent = 0_u64;
     paced(RATE, LONG, |n| {

@@ -21,11 +21,13 @@ const SECONDS: u32 = 4;
 const TARGET: &str = "192.0.2.2:41643";
 
 /// What a flood consists of.
-const FLOODS: [&str; 4] = ["random bytes", "data of sessions that do not exist", "handshakes with a wrong checksum", "handshakes of strangers"];
+const FLOODS: [&str; 4] =
+    ["random bytes", "data of sessions that do not exist", "handshakes with a wrong checksum", "handshakes of strangers"];
 
 /// A few hundred datagrams of a kind, to be sent again and again.
 fn datagrams(kind: usize, target: &NodePublic) -> Vec<Vec<u8>> {
-    let noise = |n: usize, length: usize| (0..length).map(|i| (i.wrapping_mul(197) ^ n.wrapping_mul(91) ^ (i >> 3)) as u8).collect::<Vec<u8>>();
+    let noise =
+        |n: usize, length: usize| (0..length).map(|i| (i.wrapping_mul(197) ^ n.wrapping_mul(91) ^ (i >> 3)) as u8).collect::<Vec<u8>>();
     (0..256)
         .map(|n| match kind {
             0 => noise(n, 40 + n * 4),
