@@ -325,7 +325,7 @@ impl Work<'_> {
 }
 
 fn mark(vmid: Vmid, name: &NodeName) -> Mark {
-    Mark { vmid, role: ROLE.to_owned(), name: name.clone(), run: RunId::new(0), ready: true, identity: Identity::default() }
+    Mark { vmid, role: ROLE.to_owned(), name: name.clone(), run: RunId::new(0), ready: true, identity: Identity::default(), fleet: None }
 }
 
 fn text(vmid: Vmid, attached: &Attached) -> String {

@@ -232,7 +232,7 @@ fn container(
 }
 
 fn notes(vmid: Vmid, image: &Image, run: RunId, ready: bool) -> String {
-    let mark = Mark { vmid, role: ROLE.to_owned(), name: NodeName::sanitised(NAME), run, ready, identity: Origin::default() };
+    let mark = Mark { vmid, role: ROLE.to_owned(), name: NodeName::sanitised(NAME), run, ready, identity: Origin::default(), fleet: None };
     let (version, digits) = (&image.version, image.digits());
     mark.attach(&format!(
         "# pvemesh golden container\n\nA template with `/dev/net/tun` and pvemesh {version}. `pvemesh create-*` clones it where an API token may \

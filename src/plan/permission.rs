@@ -43,7 +43,7 @@ fn requests(action: &Action) -> Result<Vec<Request>, BuildError> {
     Ok(match action {
         Action::Upload { host, volume } | Action::UploadPersonal { host, volume, .. } => upload(host, volume.storage()),
         Action::Call { request, .. } => vec![request.clone()],
-        Action::Deliver { host, guest } => {
+        Action::Deliver { host, guest } | Action::Redeliver { host, guest } => {
             vec![Request::new(Method::Put, format!("/nodes/{host}/lxc/{}/config", guest.vmid)).with("env", "")]
         }
         Action::AwaitAddress { host, vmid, .. } | Action::AwaitMeshAddress { host, vmid, .. } => vec![call::interfaces(host, *vmid)?],
@@ -58,6 +58,7 @@ fn undo_requests(undo: &Undo) -> Result<Vec<Request>, BuildError> {
         Undo::RemoveContainer { host, vmid, .. } => {
             vec![call::container_config(host, *vmid)?, call::stop(host, *vmid)?, call::destroy(host, *vmid)?]
         }
+        Undo::Stop { host, vmid } => vec![call::shutdown(host, *vmid, 1)?],
         Undo::RemoveVolume { host, volume } => vec![call::templates(host, volume.storage())?, call::delete_volume(host, volume, 1)?],
         _ => Vec::new(),
     })

@@ -66,8 +66,12 @@ pub enum Refusal {
         /// The number.
         vmid: Vmid,
     },
-    /// Changed settings cannot be handed over.
-    #[error("{host} has Proxmox VE {version}; handing new settings to a guest that is there (env) came with {}", Version::ENVIRONMENT)]
+    /// Changed settings cannot be handed over: the API has no way, and there is none into the guest.
+    #[error(
+        "{host} has Proxmox VE {version}, whose API hands no new settings to a guest that is there (env came with {}), and from here no other \
+         way leads into container {vmid}",
+        Version::ENVIRONMENT
+    )]
     TooOldToTell {
         /// The guest.
         vmid: Vmid,
@@ -312,7 +316,11 @@ impl Refusal {
                 "choose another number or name; `pvemesh list` shows the guests of pvemesh".to_owned()
             }
             Self::CannotChange { next, .. } => next.clone(),
-            Self::Untold { vmid } | Self::TooOldToTell { vmid, .. } => {
+            Self::TooOldToTell { host, .. } => format!(
+                "run this command as root on {host} itself, or let it go there by ssh with a key: add --ssh root@{host} (once and for all: \
+                 ssh = \"root@{{node}}\" in config.toml); or leave that option out"
+            ),
+            Self::Untold { vmid } => {
                 format!("leave that option out, or make the guest anew: pvemesh destroy {vmid}, then this command again")
             }
             Self::Unfinished { vmid } => format!("if no other pvemesh is at work, remove it and try again: pvemesh destroy {vmid}"),

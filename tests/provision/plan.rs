@@ -332,6 +332,7 @@ fn mark(ready: bool) -> Mark {
         run: RUN,
         ready,
         identity: Origin::default(),
+        fleet: None,
     }
 }
 

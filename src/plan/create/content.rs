@@ -17,6 +17,7 @@ impl Maker<'_> {
             run: self.run,
             ready,
             identity: Origin::default(),
+            fleet: self.options.fleet.clone(),
         }
     }
 

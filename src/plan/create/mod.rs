@@ -76,6 +76,13 @@ pub struct Plan {
     pub steps: Vec<Step>,
 }
 
+impl Plan {
+    /// Whether a way into the guest is needed for it.
+    pub fn enters(&self) -> bool {
+        self.steps.iter().any(|step| step.action.enters())
+    }
+}
+
 /// Plans the making of a guest.
 ///
 /// # Errors

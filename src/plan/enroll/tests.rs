@@ -253,6 +253,7 @@ fn what_cannot_be_worked_on_is_refused() {
         run: RunId::new(1),
         ready: true,
         identity: crate::plan::mark::Identity::default(),
+        fleet: None,
     };
     let is_ours = |found: &mut Found| {
         let config = &mut found.observed.target.as_mut().unwrap().config;
