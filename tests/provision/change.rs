@@ -10,7 +10,7 @@ use pvemesh::plan::render::{self, Notes};
 use pvemesh::plan::{Action, Carrier, Refusal, Undo};
 use pvemesh::pve::call::Arch;
 use pvemesh::pve::reply::ContainerConfig;
-use pvemesh::pve::{Identity, Version};
+use pvemesh::pve::{Principal, Version};
 use pvemesh::settings::Guest;
 
 use crate::world::World;
@@ -39,7 +39,7 @@ fn there(version: Version, description: &str) -> Observed {
         templates: Vec::new(),
     };
     Observed {
-        identity: Identity::RootTicket,
+        principal: Principal::RootTicket,
         local: None,
         hosts: vec![host],
         guests: Vec::new(),

@@ -26,7 +26,7 @@ pub async fn look(
 ) -> Result<View, CallError> {
     let targets = targets(executor, guests.iter().filter(|guest| declared.contains(&guest.vmid))).await?;
     let observed = Observed {
-        identity: executor.identity(),
+        principal: executor.principal(),
         local: None,
         hosts: Vec::new(),
         guests,
