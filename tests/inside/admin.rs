@@ -27,7 +27,7 @@ impl<'s> Admin<'s> {
         }
         shell(&lines);
         // `ssh` to the host needs a connection to it, which is made as `ssh` would make one; what is run then is run there.
-        let host = site.standin.url().trim_start_matches("https://").trim_end_matches('/').replace(':', "/");
+        let host = host(site);
         let ssh = format!(
             "#!/bin/bash\nwhile [ $# -gt 2 ]; do shift; done\n\
              timeout 3 bash -c 'exec 3<>/dev/tcp/{host}' 2>/dev/null || {{ echo \"ssh: connect to host $1 port 22: No route to host\" >&2; exit 255; }}\n\
@@ -80,8 +80,16 @@ impl<'s> Admin<'s> {
 
     /// Whether the way to the host is there.
     pub fn reaches_the_host(&self) -> bool {
-        self.run("list --json").code == Some(0)
+        let mut command = self.site.command("/usr/bin/nsenter");
+        let connect = format!("exec 3<>/dev/tcp/{}", host(self.site));
+        command.arg(format!("--net=/run/netns/{}", self.namespace)).args(["timeout", "2", "bash", "-c", &connect]);
+        command.output().unwrap().status.success()
     }
+}
+
+/// The host's address and port, as bash connects to it.
+fn host(site: &Site) -> String {
+    site.standin.url().trim_start_matches("https://").trim_end_matches('/').replace(':', "/")
 }
 
 impl Drop for Admin<'_> {
