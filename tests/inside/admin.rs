@@ -96,6 +96,12 @@ impl Drop for Admin<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             println!("--- the admin's node\n{}", std::fs::read_to_string(self.path("log")).unwrap_or_default());
+            for words in ["ip rule", "ip route show table 52", "ip route"] {
+                let ran = Command::new("ip").args(["netns", "exec", &self.namespace]).args(words.split(' ')).output();
+                println!("admin$ {words}\n{}", ran.map(|ran| String::from_utf8_lossy(&ran.stdout).into_owned()).unwrap_or_default());
+            }
+            self.run("node status");
+            self.run("node ping -c 2 way-in");
         }
         let _ = self.node.kill().and_then(|()| self.node.wait());
         let _ = Command::new("ip").args(["netns", "del", &self.namespace]).status();
