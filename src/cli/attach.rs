@@ -270,7 +270,7 @@ impl Work<'_> {
             requests.push(build(machine::set_notes(place, &notes))?);
         }
         let set = config.values.get("hookscript");
-        let may = self.session.executor.identity().is_root();
+        let may = self.session.executor.principal().is_root();
         if let Some(volume) = if may { hook::ours(self.session).await } else { None } {
             match (attached, set) {
                 (Some(_), None) => requests.push(build(machine::set_hookscript(place, Some(&volume)))?),
@@ -325,7 +325,7 @@ impl Work<'_> {
 }
 
 fn mark(vmid: Vmid, name: &NodeName) -> Mark {
-    Mark { vmid, role: ROLE.to_owned(), name: name.clone(), run: RunId::new(0), ready: true, identity: Identity::default() }
+    Mark { vmid, role: ROLE.to_owned(), name: name.clone(), run: RunId::new(0), ready: true, identity: Identity::default(), fleet: None }
 }
 
 fn text(vmid: Vmid, attached: &Attached) -> String {

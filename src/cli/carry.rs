@@ -1,6 +1,7 @@
 //! What every command says of a run that failed, or of what an earlier run left.
 
 use super::connect::{Session, config_failure, step_advice};
+use super::ways::WayArgs;
 use super::{Exit, Failure, Output};
 use crate::ident::Vmid;
 use crate::sys::pve::{Mesh, RunError, StepError, Undoer, Watch};
@@ -30,7 +31,7 @@ pub(super) fn failed(output: &Output, tried: &str, error: &RunError) -> Failure 
 
 /// Takes back what an earlier run left for this guest; the caller holds the right to work on it.
 pub(super) async fn recover(
-    session: &Session,
+    (session, way): (&Session, &WayArgs),
     mesh: Option<&dyn Mesh>,
     vmid: Vmid,
     output: &Output,
@@ -38,7 +39,8 @@ pub(super) async fn recover(
 ) -> Result<(), Failure> {
     let Some(journal) = session.store.journal(vmid).map_err(config_failure)? else { return Ok(()) };
     output.note(format!("an earlier run for {vmid} did not come to its end; taking back what it left"));
-    let undoer = Undoer { executor: &*session.executor, mesh, inside: None, store: &session.store };
+    let inside = way.back(session, &journal)?;
+    let undoer = Undoer { executor: &*session.executor, mesh, inside: inside.as_deref(), store: &session.store };
     let tried = format!("take back what an earlier run left for {vmid}");
     match undoer.recover(&journal, watch).await {
         Ok((_, left)) if left.is_empty() => Ok(()),

@@ -9,7 +9,7 @@ use super::{Exit, Failure, Output, hosts};
 use crate::ident::{Secret, Vmid};
 use crate::plan::options::KnownCoordinator;
 use crate::plan::{Fault, Refusal};
-use crate::pve::{ErrorKind, Identity, call};
+use crate::pve::{ErrorKind, Principal, call};
 use crate::sys::config::{Config, ConfigError, Pve, Store, read_secret};
 use crate::sys::entropy;
 use crate::sys::pve::{
@@ -117,7 +117,7 @@ pub(super) async fn reach(pve: &Pve, code: &Arc<Code>) -> Result<Https, Failure>
 /// Logs in. A token has nothing to log in with, so where there is another address to go to it makes a call that shows whether one answers.
 async fn answers(https: &Https, among_others: bool) -> Result<(), CallError> {
     https.log_in().await?;
-    if among_others && matches!(https.identity(), Identity::Token(_)) {
+    if among_others && matches!(https.principal(), Principal::Token(_)) {
         https.call(&call::version()?).await?;
     }
     Ok(())

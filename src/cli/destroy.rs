@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::connect::{ConnectArgs, Session, call_failure, config_failure, refusal, step_advice};
 use super::interrupt::Interrupt;
 use super::progress::Progress;
+use super::ways::WayArgs;
 use super::{Exit, Failure, Output, rights};
 use crate::ident::Vmid;
 use crate::plan::destroy::{self, Removal};
@@ -13,7 +14,7 @@ use crate::plan::options::OptionError;
 use crate::plan::{Action, Refusal};
 use crate::sys::config::ConfigError;
 use crate::sys::image::{Image, ImageError};
-use crate::sys::pve::{Images, Inside, Mesh, Provisioner, Undoer, observe};
+use crate::sys::pve::{Images, Inside, Mesh, Provisioner, Undoer, Watch, observe};
 
 /// Removes a guest that pvemesh made: the container, its node at the coordinator, and the image if no other guest is left.
 #[derive(Debug, clap::Args)]
@@ -27,6 +28,8 @@ pub(super) struct Destroy {
     /// Print every call, and change nothing.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    way: WayArgs,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -60,7 +63,12 @@ pub(super) async fn run(args: Destroy, output: &Output) -> Result<(), Failure> {
     // Removing the coordinator itself must work when it does not answer.
     let mesh = if known == Some(Some(vmid)) { None } else { reachable_mesh(&session, output).await };
     let mut progress = Progress::new(output);
-    let undone = if lock.is_some() { recover(&session, vmid, mesh.as_deref(), None, &mut progress).await? } else { Vec::new() };
+    let journal = session.store.journal(vmid).map_err(config_failure)?;
+    let inside = journal.map_or(Ok(None), |journal| args.way.back(&session, &journal))?;
+    let undone = match &lock {
+        Some(_) => recover(&session, vmid, mesh.as_deref(), inside.as_deref(), &mut progress).await?,
+        None => Vec::new(),
+    };
     let observed = observe::observe(&*session.executor, vmid, Vec::new()).await.map_err(|e| call_failure(&tried, &e))?;
     if observed.guest(vmid).is_none() && !undone.is_empty() {
         output.result(&serde_json::json!({ "vmid": vmid, "taken_back": undone }), format!("what a run for {vmid} had left is gone"));
@@ -79,29 +87,8 @@ pub(super) async fn run(args: Destroy, output: &Output) -> Result<(), Failure> {
         return Ok(());
     }
     confirm_removal(args.yes, &removal, &tried, output)?;
-    let door = session.door()?;
-    let images = NoImages::default();
     let mut interrupt = Interrupt::listen(output)?;
-    let provisioner = Provisioner {
-        executor: &*session.executor,
-        door: &door,
-        mesh: mesh.as_deref(),
-        inside: None,
-        images: &images,
-        store: &session.store,
-        watch: &mut progress,
-        interrupted: interrupt.requested(),
-    };
-    let left = provisioner.remove(&removal.steps).await.map_err(|error| {
-        let (next, exit, log) = step_advice(&error.error);
-        for line in log {
-            output.note(format!("    | {line}"));
-        }
-        Failure::new(&tried, format!("{}: {}", error.step, error.error), next).exit(exit)
-    })?;
-    if let Err(error) = forget(&session, vmid) {
-        output.note(format!("what is remembered of it stays: {error}"));
-    }
+    let left = carry_out((&session, mesh.as_deref()), &removal, &mut progress, interrupt.requested(), (&tried, output)).await?;
     super::hook::forget_script(&session).await;
     output.result(&removal_value(&removal, false, &left), format!("{} {} ({}) is gone", removal.role, removal.vmid, removal.name));
     if left.is_empty() {
@@ -109,6 +96,39 @@ pub(super) async fn run(args: Destroy, output: &Output) -> Result<(), Failure> {
     } else {
         Err(Failure::new(tried, left.join("; "), "the container is gone; remove the rest by hand").exit(Exit::Left))
     }
+}
+
+/// Carries a removal out; gives what is left beside the container.
+pub(super) async fn carry_out(
+    (session, mesh): (&Session, Option<&dyn Mesh>),
+    removal: &Removal,
+    watch: &mut dyn Watch,
+    interrupted: &mut (dyn Future<Output = ()> + Unpin + Send),
+    (tried, output): (&str, &Output),
+) -> Result<Vec<String>, Failure> {
+    let door = session.door()?;
+    let images = NoImages::default();
+    let provisioner = Provisioner {
+        executor: &*session.executor,
+        door: &door,
+        mesh,
+        inside: None,
+        images: &images,
+        store: &session.store,
+        watch,
+        interrupted,
+    };
+    let left = provisioner.remove(&removal.steps).await.map_err(|error| {
+        let (next, exit, log) = step_advice(&error.error);
+        for line in log {
+            output.note(format!("    | {line}"));
+        }
+        Failure::new(tried, format!("{}: {}", error.step, error.error), next).exit(exit)
+    })?;
+    if let Err(error) = forget(session, removal.vmid) {
+        output.note(format!("what is remembered of it stays: {error}"));
+    }
+    Ok(left)
 }
 
 /// Nothing is remembered of a guest that was meant to go.

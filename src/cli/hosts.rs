@@ -1,5 +1,6 @@
 //! Which of several hosts or clusters a command is for: the one named, else the one that has the guest.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -129,6 +130,34 @@ pub(super) async fn all(args: &ConnectArgs, output: &Output) -> Result<Vec<(Opti
         (true, Some(first)) => Err(first.failure),
         _ => Ok(sessions),
     }
+}
+
+/// Opens these, by name; all that are set up without names. Every one of them has to answer.
+///
+/// # Errors
+/// At the first that is unknown or cannot be opened.
+pub(super) async fn each(args: &ConnectArgs, wanted: Option<&BTreeSet<String>>) -> Result<Vec<(Option<String>, Session)>, Failure> {
+    let (store, config) = load()?;
+    let one = args.host.clone().map(|name| BTreeSet::from([name]));
+    let wanted = one.as_ref().or(wanted);
+    for name in wanted.into_iter().flatten() {
+        named(&config, name)?;
+    }
+    if ways(&config).is_empty() {
+        return Ok(vec![(None, here(store, config)?)]);
+    }
+    let code = code(args)?;
+    let chosen = ways(&config).into_iter().filter(|(name, _)| wanted.is_none_or(|wanted| wanted.contains(name)));
+    let opening = chosen.map(|(name, pve)| {
+        let (store, config, code) = (&store, &config, &code);
+        async move {
+            let opened = open(store, config, &name, pve, code).await;
+            let opened = opened.map_err(|failure| Failure { happened: format!("{name}: {}", failure.happened), ..failure });
+            opened.map(|session| (Some(name), session))
+        }
+    });
+    let opened: Vec<_> = futures_util::stream::iter(opening).buffered(AT_ONCE).collect().await;
+    opened.into_iter().collect()
 }
 
 fn say_down(down: &[Down], output: &Output) {

@@ -18,23 +18,23 @@ pub(super) async fn review(
     steps: &mut Vec<Step>,
 ) -> Result<Vec<Choice>, Failure> {
     let version = observed.host(host).and_then(|view| view.version).unwrap_or(Version::new(0, 0, 0));
-    let identity = &observed.identity;
-    let paths = permission::paths(identity, steps, version).map_err(|e| refusal(tried, &Refusal::Build(e)))?;
+    let principal = &observed.principal;
+    let paths = permission::paths(principal, steps, version).map_err(|e| refusal(tried, &Refusal::Build(e)))?;
     if paths.is_empty() {
         return Ok(Vec::new());
     }
     let rights = observe::rights(executor, &paths).await.map_err(|e| call_failure(format!("{tried}: ask for our rights"), &e))?;
-    permission::review(identity, &rights, version, steps).map_err(|e| refusal(tried, &e))
+    permission::review(principal, &rights, version, steps).map_err(|e| refusal(tried, &e))
 }
 
 /// A refusal with its real cause, where Proxmox showed us nothing for want of a right.
 pub(super) async fn explained(executor: &dyn Executor, tried: &str, error: Refusal) -> Failure {
-    let identity = executor.identity();
-    let error = if identity.is_root() {
+    let principal = executor.principal();
+    let error = if principal.is_root() {
         error
     } else {
         match observe::rights(executor, &BTreeSet::new()).await {
-            Ok(everywhere) => permission::explain(error, &identity, &everywhere),
+            Ok(everywhere) => permission::explain(error, &principal, &everywhere),
             Err(_) => error,
         }
     };
@@ -43,13 +43,14 @@ pub(super) async fn explained(executor: &dyn Executor, tried: &str, error: Refus
 
 /// Says so if the list of guests is empty because none may be seen.
 pub(super) async fn say_if_blind(executor: &dyn Executor, output: &Output) {
-    let identity = executor.identity();
-    if identity.is_root() {
+    let principal = executor.principal();
+    if principal.is_root() {
         return;
     }
     if let Ok(everywhere) = observe::rights(executor, &BTreeSet::new()).await
         && !everywhere.has_anywhere(&["VM.Audit"])
     {
-        output.note(format!("Proxmox shows no guest to {identity}: VM.Audit is granted nowhere; pvemesh init --print-role shows the role"));
+        output
+            .note(format!("Proxmox shows no guest to {principal}: VM.Audit is granted nowhere; pvemesh init --print-role shows the role"));
     }
 }

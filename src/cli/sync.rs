@@ -8,7 +8,7 @@ use crate::ident::Vmid;
 use crate::plan::identity::Clones;
 use crate::plan::mark::RunId;
 use crate::plan::sync::{self, Change, World};
-use crate::pve::{HostName, Identity};
+use crate::pve::{HostName, Principal};
 use crate::sys::entropy;
 use crate::sys::pve::reconcile::{MeshSurvey, Reconciler, survey};
 use crate::sys::pve::{Handover, Pvesh, StepError, Watch};
@@ -96,7 +96,7 @@ pub(super) async fn run(args: Sync, output: &Output) -> Result<(), Failure> {
 
 /// The host that we are root of.
 pub(super) fn local(session: &Session) -> Option<HostName> {
-    (session.executor.identity() == Identity::RootHost).then(Pvesh::local_host).flatten()
+    (session.executor.principal() == Principal::RootHost).then(Pvesh::local_host).flatten()
 }
 
 /// The way into guests from here.

@@ -2,10 +2,14 @@
 
 use std::path::Path;
 
-use super::connect::Session;
+use super::connect::{Session, refusal};
 use super::{Exit, Failure};
 use crate::ident::Vmid;
-use crate::pve::HostName;
+use crate::plan::Refusal;
+use crate::plan::create::Plan;
+use crate::plan::journal::Journal;
+use crate::plan::observed::{HostView, Observed};
+use crate::pve::{HostName, Version};
 use crate::sys::pve::{Inside, InsideError, Pct, Pvesh, SshTarget};
 
 /// How guests are entered.
@@ -31,6 +35,29 @@ impl WayArgs {
             return Ok(None);
         }
         Ok(Some(if Pvesh::local_host().as_ref() == Some(host) { Box::new(Pct::here()) } else { Box::new(Pct::cluster(host)) }))
+    }
+
+    /// The way that taking back what a journal lists needs; none if it needs none, or there is none, which the undoing says then.
+    pub(super) fn back(&self, session: &Session, journal: &Journal) -> Result<Option<Box<dyn Inside>>, Failure> {
+        journal.enters().map_or(Ok(None), |host| self.find(session, host))
+    }
+
+    /// The way that a plan about a guest that is there needs, if it needs one.
+    pub(super) fn of_plan(
+        &self,
+        session: &Session,
+        plan: &Plan,
+        observed: &Observed,
+        tried: &str,
+    ) -> Result<Option<Box<dyn Inside>>, Failure> {
+        if !plan.enters() {
+            return Ok(None);
+        }
+        let found = self.find(session, &plan.host)?;
+        found.map(Some).ok_or_else(|| {
+            let version = observed.host(&plan.host).map_or(Version::new(0, 0, 0), HostView::known_version);
+            refusal(tried, &Refusal::TooOldToTell { vmid: plan.vmid, host: plan.host.clone(), version })
+        })
     }
 
     /// The same, where nothing can be done without.

@@ -73,6 +73,7 @@ mod tests {
             name: "exit-1".parse().unwrap(),
             run: RunId::new(7),
             ready: true,
+            fleet: None,
             identity: Identity { generation, ..Identity::default() },
         }
     }

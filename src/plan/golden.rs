@@ -5,7 +5,7 @@
 
 use super::choose;
 use super::create::{Image, Plan};
-use super::mark::{Identity as Origin, Mark, RunId, TAG};
+use super::mark::{Identity, Mark, RunId, TAG};
 use super::observed::{Observed, Target};
 use super::options::{DEFAULT_CORES, DEFAULT_MEMORY, GuestOptions, OptionError, ROOT_VOLUME};
 use super::refusal::Refusal;
@@ -13,7 +13,7 @@ use super::step::{Action, Step, Undo};
 use crate::ident::{NodeName, Vmid};
 use crate::pve::call::{self, Arch, NewContainer};
 use crate::pve::reply::ContainerConfig;
-use crate::pve::{Device, HostName, Identity, RootVolume, Tag, Version, VolumeId, golden};
+use crate::pve::{Device, HostName, Principal, RootVolume, Tag, Version, VolumeId, golden};
 
 /// The role's name in marks and tags.
 pub const ROLE: &str = "golden";
@@ -88,8 +88,8 @@ pub enum Outcome {
 /// # Errors
 /// With the first reason why nothing should be begun.
 pub fn plan(options: &GuestOptions, observed: &Observed, image: &Image, run: RunId) -> Result<Outcome, Refusal> {
-    if !observed.identity.is_root() {
-        return Err(Refusal::GoldenNeedsRoot { identity: observed.identity.clone(), vmid: options.vmid });
+    if !observed.principal.is_root() {
+        return Err(Refusal::GoldenNeedsRoot { principal: observed.principal.clone(), vmid: options.vmid });
     }
     let old = there(options.vmid, observed)?;
     if let Some((golden, target)) = &old
@@ -232,7 +232,8 @@ fn container(
 }
 
 fn notes(vmid: Vmid, image: &Image, run: RunId, ready: bool) -> String {
-    let mark = Mark { vmid, role: ROLE.to_owned(), name: NodeName::sanitised(NAME), run, ready, identity: Origin::default() };
+    let mark =
+        Mark { vmid, role: ROLE.to_owned(), name: NodeName::sanitised(NAME), run, ready, identity: Identity::default(), fleet: None };
     let (version, digits) = (&image.version, image.digits());
     mark.attach(&format!(
         "# pvemesh golden container\n\nA template with `/dev/net/tun` and pvemesh {version}. `pvemesh create-*` clones it where an API token may \
@@ -266,6 +267,6 @@ pub(super) fn candidates<'o>(options: &GuestOptions, observed: &'o Observed, ima
 }
 
 /// Whether somebody clones rather than creates, where both would do: a token needs fewer rights for a clone.
-pub(super) fn clones(identity: &Identity) -> bool {
-    !identity.is_root()
+pub(super) fn clones(principal: &Principal) -> bool {
+    !principal.is_root()
 }

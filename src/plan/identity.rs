@@ -202,6 +202,7 @@ pub fn renew(guest: &Ours, mark: &Mark, reason: Reason, kept: Option<&Kept>, aro
         // A copy is another guest; one that keeps its place stays the one that was made.
         run: if keeps { mark.run } else { run },
         identity,
+        fleet: mark.fleet.clone().filter(|_| keeps),
         ..mark.clone()
     };
     Renew {
@@ -259,6 +260,7 @@ mod tests {
             name: "exit-1".parse().unwrap(),
             run: RunId::new(7),
             ready: true,
+            fleet: None,
             identity: Identity { mac: Some(MAC), generation: 3, address: Some([100, 64, 0, 5].into()) },
         }
     }

@@ -102,6 +102,13 @@ pub enum Deed {
     },
 }
 
+impl Deed {
+    /// Whether the guest has to be entered for it.
+    pub fn enters(&self) -> bool {
+        matches!(self, Self::Program { .. } | Self::Write { .. } | Self::Run { .. } | Self::Remove { .. })
+    }
+}
+
 impl fmt::Display for InsideAction {
     /// As `--dry-run` prints it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -186,6 +193,13 @@ pub enum UndoDeed {
         /// What has the guest be the old one again.
         back: Command,
     },
+}
+
+impl UndoDeed {
+    /// Whether the guest has to be entered for it.
+    pub fn enters(&self) -> bool {
+        matches!(self, Self::Remove { .. } | Self::Run { .. } | Self::Unrekey { .. })
+    }
 }
 
 /// A key's value before and after.

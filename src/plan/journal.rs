@@ -6,6 +6,7 @@ use super::create::Plan;
 use super::mark::{Mark, RunId};
 use super::step::Undo;
 use crate::ident::{NodeName, Vmid};
+use crate::pve::HostName;
 use crate::pve::reply::ContainerConfig;
 
 /// A run's journal. No secret is in it.
@@ -36,6 +37,11 @@ impl Journal {
     /// The journal of a plan nothing of which has begun.
     pub fn new(plan: &Plan) -> Self {
         Self { vmid: plan.vmid, name: plan.name.clone(), role: plan.role.to_owned(), run: plan.run, undo: Vec::new() }
+    }
+
+    /// The host of the guest that has to be entered to take it back, if one has to be.
+    pub fn enters(&self) -> Option<&HostName> {
+        self.undo.iter().find_map(Undo::enters)
     }
 
     /// What to do about it, given the configuration of the container that now has the number.

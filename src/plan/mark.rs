@@ -74,6 +74,30 @@ pub struct Identity {
     pub address: Option<Ipv4Addr>,
 }
 
+/// The name of a fleet: one word of letters, digits and hyphens, at most 32.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct FleetName(String);
+
+/// A text that is no fleet's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("one word of letters, digits and -, at most 32")]
+pub struct FleetNameError;
+
+impl std::str::FromStr for FleetName {
+    type Err = FleetNameError;
+
+    fn from_str(text: &str) -> Result<Self, FleetNameError> {
+        let clean = (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if clean { Ok(Self(text.to_owned())) } else { Err(FleetNameError) }
+    }
+}
+
+impl fmt::Display for FleetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// What a guest's notes say about it for us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
@@ -89,6 +113,8 @@ pub struct Mark {
     pub ready: bool,
     /// What tells it from its copies.
     pub identity: Identity,
+    /// The fleet it was made for; only `apply` writes one, and no copy has it.
+    pub fleet: Option<FleetName>,
 }
 
 impl Mark {
@@ -111,6 +137,7 @@ impl Mark {
                 generation: value("gen").and_then(|text| text.parse().ok()).unwrap_or(0),
                 address: value("addr").and_then(|text| text.parse().ok()),
             },
+            fleet: value("fleet").and_then(|text| text.parse().ok()),
         })
     }
 
@@ -140,6 +167,9 @@ impl fmt::Display for Mark {
         if let Some(address) = address {
             write!(f, " addr={address}")?;
         }
+        if let Some(fleet) = &self.fleet {
+            write!(f, " fleet={fleet}")?;
+        }
         f.write_str(CLOSE)
     }
 }
@@ -156,6 +186,7 @@ mod tests {
             run: RunId::new(7),
             ready: false,
             identity: Identity::default(),
+            fleet: None,
         }
     }
 
@@ -166,7 +197,7 @@ mod tests {
         assert_eq!(mark().to_string(), old);
         let identity =
             Identity { mac: Some(Mac::from_bytes([0xbc, 0x24, 0x11, 0, 0, 1])), generation: 4, address: Some([100, 64, 0, 5].into()) };
-        let full = Mark { identity, ready: true, ..mark() };
+        let full = Mark { identity, ready: true, fleet: Some("home".parse().unwrap()), ..mark() };
         assert_eq!(Mark::find(&full.to_string()), Some(full));
     }
 

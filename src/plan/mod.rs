@@ -41,7 +41,7 @@ pub mod upgrade;
 pub use change::Difference;
 pub use choose::Choice;
 pub use refusal::{Fault, Refusal};
-pub use step::{Action, RELAY_PORT, Step, TunEdit, Undo};
+pub use step::{Action, Carrier, RELAY_PORT, Step, TunEdit, Undo};
 
 use base64::Engine as _;
 

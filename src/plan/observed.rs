@@ -3,13 +3,13 @@
 use super::golden::Golden;
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::pve::reply::{Bridge, ContainerConfig, GuestSummary, Storage};
-use crate::pve::{HostName, Identity, Version, VolumeId};
+use crate::pve::{HostName, Principal, Version, VolumeId};
 
 /// Everything a plan looks at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     /// Whom Proxmox takes us for.
-    pub identity: Identity,
+    pub principal: Principal,
     /// The host we run on, when we run on one.
     pub local: Option<HostName>,
     /// The hosts of the cluster.
@@ -79,7 +79,7 @@ impl HostView {
 impl Observed {
     /// Whether we are root on this very host, whose files are then ours to edit.
     pub fn is_on(&self, host: &HostName) -> bool {
-        self.identity == Identity::RootHost && self.local.as_ref() == Some(host)
+        self.principal == Principal::RootHost && self.local.as_ref() == Some(host)
     }
 
     /// The guest with this number.

@@ -11,7 +11,7 @@ use super::refusal::Refusal;
 use super::step::{Action, Step, Undo};
 use crate::pve::access::Rights;
 use crate::pve::privilege::{self, Need};
-use crate::pve::{BuildError, HostName, Identity, Method, Request, Version, call};
+use crate::pve::{BuildError, HostName, Method, Principal, Request, Version, call};
 
 /// A privilege that is missing, and the first call that needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ fn requests(action: &Action) -> Result<Vec<Request>, BuildError> {
     Ok(match action {
         Action::Upload { host, volume } | Action::UploadPersonal { host, volume, .. } => upload(host, volume.storage()),
         Action::Call { request, .. } => vec![request.clone()],
-        Action::Deliver { host, guest } => {
+        Action::Deliver { host, guest } | Action::Redeliver { host, guest } => {
             vec![Request::new(Method::Put, format!("/nodes/{host}/lxc/{}/config", guest.vmid)).with("env", "")]
         }
         Action::AwaitAddress { host, vmid, .. } | Action::AwaitMeshAddress { host, vmid, .. } => vec![call::interfaces(host, *vmid)?],
@@ -58,6 +58,7 @@ fn undo_requests(undo: &Undo) -> Result<Vec<Request>, BuildError> {
         Undo::RemoveContainer { host, vmid, .. } => {
             vec![call::container_config(host, *vmid)?, call::stop(host, *vmid)?, call::destroy(host, *vmid)?]
         }
+        Undo::Stop { host, vmid } => vec![call::shutdown(host, *vmid, 1)?],
         Undo::RemoveVolume { host, volume } => vec![call::templates(host, volume.storage())?, call::delete_volume(host, volume, 1)?],
         _ => Vec::new(),
     })
@@ -67,9 +68,9 @@ fn undo_requests(undo: &Undo) -> Result<Vec<Request>, BuildError> {
 ///
 /// # Errors
 /// If a request cannot be built.
-pub fn paths(identity: &Identity, steps: &[Step], version: Version) -> Result<BTreeSet<String>, BuildError> {
+pub fn paths(principal: &Principal, steps: &[Step], version: Version) -> Result<BTreeSet<String>, BuildError> {
     let mut paths = BTreeSet::new();
-    if identity.is_root() {
+    if principal.is_root() {
         return Ok(paths);
     }
     for step in steps {
@@ -89,8 +90,8 @@ pub fn paths(identity: &Identity, steps: &[Step], version: Version) -> Result<BT
 ///
 /// # Errors
 /// With everything that would be refused, if anything would.
-pub fn review(identity: &Identity, rights: &Rights, version: Version, steps: &mut Vec<Step>) -> Result<Vec<Choice>, Refusal> {
-    if identity.is_root() {
+pub fn review(principal: &Principal, rights: &Rights, version: Version, steps: &mut Vec<Step>) -> Result<Vec<Choice>, Refusal> {
+    if principal.is_root() {
         return Ok(Vec::new());
     }
     let mut missing: Vec<Missing> = Vec::new();
@@ -102,7 +103,7 @@ pub fn review(identity: &Identity, rights: &Rights, version: Version, steps: &mu
     for mut step in steps.drain(..) {
         let asked = requests(&step.action)?;
         if let Some(parameter) = asked.iter().find_map(privilege::root_only) {
-            return Err(Refusal::RootOnly { identity: identity.clone(), step: step.title, parameter: parameter.to_owned() });
+            return Err(Refusal::RootOnly { principal: principal.clone(), step: step.title, parameter: parameter.to_owned() });
         }
         if is_image_removal(&step.action) && asked.iter().any(|request| !lacking(request).is_empty()) {
             choices.push(stays(&step.title));
@@ -126,7 +127,7 @@ pub fn review(identity: &Identity, rights: &Rights, version: Version, steps: &mu
         kept.push(step);
     }
     *steps = kept;
-    if missing.is_empty() { Ok(choices) } else { Err(Refusal::Rights { identity: identity.clone(), missing }) }
+    if missing.is_empty() { Ok(choices) } else { Err(Refusal::Rights { principal: principal.clone(), missing }) }
 }
 
 /// Whether a step removes the image that serves every guest. One with a guest's configuration in it is another matter.
@@ -154,13 +155,13 @@ fn note(missing: &mut Vec<Missing>, step: &str, request: &Request, needs: Vec<Ne
 
 /// Where nothing fit because nothing was shown: Proxmox leaves out of its lists what somebody has no right to see. `everywhere` is what
 /// `GET /access/permissions` says without a path.
-pub fn explain(refusal: Refusal, identity: &Identity, everywhere: &Rights) -> Refusal {
-    if identity.is_root() {
+pub fn explain(refusal: Refusal, principal: &Principal, everywhere: &Rights) -> Refusal {
+    if principal.is_root() {
         return refusal;
     }
     let hidden = |what, any_of: &[&str], path| {
         let privilege = any_of.first().copied().unwrap_or_default().to_owned();
-        (!everywhere.has_anywhere(any_of)).then(|| Refusal::Hidden { identity: identity.clone(), what, privilege, path })
+        (!everywhere.has_anywhere(any_of)).then(|| Refusal::Hidden { principal: principal.clone(), what, privilege, path })
     };
     let why = match &refusal {
         Refusal::NoBridge(_) | Refusal::UnknownBridge { .. } => hidden("bridge", &["SDN.Use", "SDN.Audit"], "/sdn/zones"),
@@ -183,8 +184,8 @@ mod tests {
 
     const V9_1: Version = Version::new(9, 1, 9);
 
-    fn token() -> Identity {
-        Identity::Token("pvemesh@pve!mesh".to_owned())
+    fn token() -> Principal {
+        Principal::Token("pvemesh@pve!mesh".to_owned())
     }
 
     fn pve() -> HostName {
@@ -256,8 +257,8 @@ mod tests {
     #[test]
     fn root_is_asked_nothing() {
         let mut steps = vec![start(), upload()];
-        assert!(paths(&Identity::RootTicket, &steps, V9_1).unwrap().is_empty());
-        assert!(review(&Identity::RootTicket, &Rights::default(), V9_1, &mut steps).is_ok());
+        assert!(paths(&Principal::RootTicket, &steps, V9_1).unwrap().is_empty());
+        assert!(review(&Principal::RootTicket, &Rights::default(), V9_1, &mut steps).is_ok());
         assert_eq!(steps.len(), 2);
         let asked = paths(&token(), &steps, V9_1).unwrap();
         assert_eq!(asked.into_iter().collect::<Vec<_>>(), ["/storage/local", "/vms/101"]);
@@ -270,6 +271,6 @@ mod tests {
         assert!(refusal.to_string().contains("SDN.Use"), "{refusal}");
         let some = Rights::read(&json!({"/sdn/zones/localnetwork/vmbr1": {"SDN.Use": 1}}));
         assert!(matches!(explain(Refusal::NoBridge(pve()), &token(), &some), Refusal::NoBridge(_)));
-        assert!(matches!(explain(Refusal::NoBridge(pve()), &Identity::RootTicket, &none), Refusal::NoBridge(_)));
+        assert!(matches!(explain(Refusal::NoBridge(pve()), &Principal::RootTicket, &none), Refusal::NoBridge(_)));
     }
 }

@@ -1,7 +1,7 @@
 //! Why nothing was begun: every reason is found before the first write.
 
 use crate::ident::Vmid;
-use crate::pve::{BridgeName, BuildError, HostName, Identity, StorageId, Version};
+use crate::pve::{BridgeName, BuildError, HostName, Principal, StorageId, Version};
 
 use super::options::OptionError;
 use super::permission::Missing;
@@ -66,8 +66,12 @@ pub enum Refusal {
         /// The number.
         vmid: Vmid,
     },
-    /// Changed settings cannot be handed over.
-    #[error("{host} has Proxmox VE {version}; handing new settings to a guest that is there (env) came with {}", Version::ENVIRONMENT)]
+    /// Changed settings cannot be handed over: the API has no way, and there is none into the guest.
+    #[error(
+        "{host} has Proxmox VE {version}, whose API hands no new settings to a guest that is there (env came with {}), and from here no other \
+         way leads into container {vmid}",
+        Version::ENVIRONMENT
+    )]
     TooOldToTell {
         /// The guest.
         vmid: Vmid,
@@ -100,40 +104,40 @@ pub enum Refusal {
     },
     /// The credentials cannot pass a device through, and no golden container will do.
     #[error(
-        "as {identity}, Proxmox would refuse dev0 (/dev/net/tun) of POST /nodes/{host}/lxc: passing devices through is for the literal \
+        "as {principal}, Proxmox would refuse dev0 (/dev/net/tun) of POST /nodes/{host}/lxc: passing devices through is for the literal \
          root@pam only, and no API token and no role changes that; golden containers to clone: {golden}"
     )]
     NeedsRoot {
         /// Who we are.
-        identity: Identity,
+        principal: Principal,
         /// Where the container would be.
         host: String,
         /// The golden containers there are and why none will do.
         golden: String,
     },
     /// A parameter that no privilege allows.
-    #[error("as {identity}, Proxmox would refuse {parameter} in the step \"{step}\": it is for the literal root@pam only")]
+    #[error("as {principal}, Proxmox would refuse {parameter} in the step \"{step}\": it is for the literal root@pam only")]
     RootOnly {
         /// Who we are.
-        identity: Identity,
+        principal: Principal,
         /// The step.
         step: String,
         /// The parameter.
         parameter: String,
     },
     /// Rights are missing.
-    #[error("as {identity}, Proxmox would refuse what needs {list}", list = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    #[error("as {principal}, Proxmox would refuse what needs {list}", list = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Rights {
         /// Who we are.
-        identity: Identity,
+        principal: Principal,
         /// What is missing.
         missing: Vec<Missing>,
     },
     /// Nothing is shown to somebody without the right to see it.
-    #[error("Proxmox shows no {what} to {identity}: {privilege} is granted nowhere below {path}")]
+    #[error("Proxmox shows no {what} to {principal}: {privilege} is granted nowhere below {path}")]
     Hidden {
         /// Who we are.
-        identity: Identity,
+        principal: Principal,
         /// What is not shown.
         what: &'static str,
         /// The privilege that shows it.
@@ -143,11 +147,11 @@ pub enum Refusal {
     },
     /// Only root makes golden containers.
     #[error(
-        "as {identity}, Proxmox would refuse dev0 (/dev/net/tun) of a golden container: passing devices through is for the literal root@pam only"
+        "as {principal}, Proxmox would refuse dev0 (/dev/net/tun) of a golden container: passing devices through is for the literal root@pam only"
     )]
     GoldenNeedsRoot {
         /// Who we are.
-        identity: Identity,
+        principal: Principal,
         /// The number asked for.
         vmid: Vmid,
     },
@@ -312,7 +316,11 @@ impl Refusal {
                 "choose another number or name; `pvemesh list` shows the guests of pvemesh".to_owned()
             }
             Self::CannotChange { next, .. } => next.clone(),
-            Self::Untold { vmid } | Self::TooOldToTell { vmid, .. } => {
+            Self::TooOldToTell { host, .. } => format!(
+                "run this command as root on {host} itself, or let it go there by ssh with a key: add --ssh root@{host} (once and for all: \
+                 ssh = \"root@{{node}}\" in config.toml); or leave that option out"
+            ),
+            Self::Untold { vmid } => {
                 format!("leave that option out, or make the guest anew: pvemesh destroy {vmid}, then this command again")
             }
             Self::Unfinished { vmid } => format!("if no other pvemesh is at work, remove it and try again: pvemesh destroy {vmid}"),

@@ -113,6 +113,7 @@ mod tests {
             run: RunId::new(1),
             ready: true,
             identity: crate::plan::mark::Identity::default(),
+            fleet: None,
         };
         Rekeyed { vmid, host: "pve".parse().unwrap(), mark, program: "/sbin/init".to_owned(), service: Service::Appliance }
     }

@@ -196,6 +196,17 @@ impl TunEdit {
     }
 }
 
+/// How changed settings get into a guest that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Carrier {
+    /// In the environment of its init, from Proxmox VE 9.1 on.
+    #[default]
+    Environment,
+    /// As a file, by a way into the running guest.
+    Inside,
+}
+
 /// What takes a step back.
 ///
 /// Each names what it removes so exactly that nothing else can be hit, also when it runs days later from the journal.
@@ -261,6 +272,16 @@ pub enum Undo {
         settings: Box<Guest>,
         /// It was running, and reads them when it is started again.
         restart: bool,
+        /// How they get there.
+        #[serde(default)]
+        carrier: Carrier,
+    },
+    /// Stop a guest that did not run before.
+    Stop {
+        /// Where it is.
+        host: HostName,
+        /// Its number.
+        vmid: Vmid,
     },
     /// Give a node back the networks it might carry before.
     ApproveRoutes {
@@ -291,9 +312,20 @@ impl Undo {
     /// The host of this guest, if the step was about it there.
     pub fn host_of(&self, guest: Vmid) -> Option<&HostName> {
         match self {
-            Self::RemoveContainer { host, vmid, .. } | Self::PutBack { host, vmid, .. } => (*vmid == guest).then_some(host),
+            Self::RemoveContainer { host, vmid, .. } | Self::PutBack { host, vmid, .. } | Self::Stop { host, vmid } => {
+                (*vmid == guest).then_some(host)
+            }
             Self::HandBack { host, settings, .. } => (settings.vmid == guest).then_some(host),
             Self::Inside(InsideUndo { host, vmid, .. }) => (*vmid == guest).then_some(host),
+            _ => None,
+        }
+    }
+
+    /// The host of the guest that has to be entered for it, if one has to be.
+    pub fn enters(&self) -> Option<&HostName> {
+        match self {
+            Self::HandBack { host, carrier: Carrier::Inside, .. } => Some(host),
+            Self::Inside(undo) if undo.deed.enters() => Some(&undo.host),
             _ => None,
         }
     }
@@ -314,11 +346,19 @@ impl fmt::Display for Undo {
                 write!(f, "set {} of container {vmid} back", keys.join(", "))
             }
             Self::HandBack { settings, .. } => write!(f, "hand container {} its earlier settings again", settings.vmid),
+            Self::Stop { vmid, .. } => write!(f, "stop container {vmid} again"),
             Self::ApproveRoutes { name, .. } => write!(f, "approve the earlier routes of {name} again"),
             Self::LeaveHighAvailability { vmid } => write!(f, "take container {vmid} out of high availability"),
             Self::RenameNode { to, .. } => write!(f, "name the node {to} again"),
             Self::Inside(undo) => undo.fmt(f),
         }
+    }
+}
+
+impl Action {
+    /// Whether a way into the guest is needed for it.
+    pub fn enters(&self) -> bool {
+        matches!(self, Self::Inside(action) if action.deed.enters())
     }
 }
 

@@ -34,10 +34,10 @@ pub struct Turn {
     pub why: &'static str,
 }
 
-/// Puts guests in order. `way_in` is the node by which this machine reaches the Proxmox host, if it does so through the mesh.
-pub fn order(candidates: &[Candidate], way_in: Option<&NodeName>) -> Vec<Turn> {
+/// Puts guests in order. `ways_in` are the nodes by which this machine reaches Proxmox hosts, as far as it does so through the mesh.
+pub fn order(candidates: &[Candidate], ways_in: &[NodeName]) -> Vec<Turn> {
     let rank = |candidate: &Candidate| match candidate.role.as_str() {
-        _ if way_in == Some(&candidate.name) => (4, "the way in from here: last"),
+        _ if ways_in.contains(&candidate.name) => (4, "the way in from here: last"),
         "coordinator" => (0, "a newer coordinator serves older nodes, not the other way round"),
         "relay" => (1, "nodes have direct ways and other relays"),
         "node" => (2, "it carries nobody's traffic"),
@@ -120,11 +120,13 @@ mod tests {
             candidate(104, "relay"),
             candidate(100, "coordinator"),
         ];
-        let order_of = |way_in: Option<&NodeName>| order(&all, way_in).iter().map(|turn| u32::from(turn.vmid)).collect::<Vec<_>>();
-        assert_eq!(order_of(None), [100, 104, 102, 101, 103, 106]);
-        assert_eq!(order_of(Some(&name("n101"))), [100, 104, 102, 103, 106, 101]);
+        let order_of = |ways_in: &[NodeName]| order(&all, ways_in).iter().map(|turn| u32::from(turn.vmid)).collect::<Vec<_>>();
+        assert_eq!(order_of(&[]), [100, 104, 102, 101, 103, 106]);
+        assert_eq!(order_of(&[name("n101")]), [100, 104, 102, 103, 106, 101]);
         // Even a coordinator, if it is the way in.
-        assert_eq!(order_of(Some(&name("n100"))).last(), Some(&100));
+        assert_eq!(order_of(&[name("n100")]).last(), Some(&100));
+        // One for the API, another for ssh.
+        assert_eq!(order_of(&[name("n103"), name("n101")]), [100, 104, 102, 106, 101, 103]);
     }
 
     #[test]

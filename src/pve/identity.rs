@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Whom Proxmox takes us for; decides what it will refuse.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Identity {
+pub enum Principal {
     /// Root on a Proxmox host, through its own tools: may do everything.
     RootHost,
     /// `root@pam` with a ticket (password login): may do everything.
@@ -18,7 +18,7 @@ pub enum Identity {
     User(String),
 }
 
-impl Identity {
+impl Principal {
     /// The identity of a ticket for `user`.
     pub fn of_user(user: &str) -> Self {
         if user == "root@pam" { Self::RootTicket } else { Self::User(user.to_owned()) }
@@ -30,7 +30,7 @@ impl Identity {
     }
 }
 
-impl fmt::Display for Identity {
+impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RootHost => f.write_str("root on this host"),
@@ -112,8 +112,8 @@ mod tests {
 
     #[test]
     fn only_the_literal_root_counts_as_root() {
-        assert!(Identity::of_user("root@pam").is_root() && Identity::RootHost.is_root());
-        assert!(!Identity::of_user("root@pve").is_root() && !Identity::Token("root@pam!x".to_owned()).is_root());
+        assert!(Principal::of_user("root@pam").is_root() && Principal::RootHost.is_root());
+        assert!(!Principal::of_user("root@pve").is_root() && !Principal::Token("root@pam!x".to_owned()).is_root());
     }
 
     #[test]

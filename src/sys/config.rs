@@ -5,19 +5,21 @@
 //! predecessor in one rename.
 
 mod ledger;
+mod secret;
+mod settings;
+mod work;
 
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
-use crate::ident::{MachinePrivate, MachinePublic, Secret, Vmid};
-use crate::plan::identity::Clones;
-use crate::plan::journal::Journal;
+use crate::ident::{MachinePrivate, Secret, Vmid};
 use crate::plan::options::KnownCoordinator;
-use crate::pve::Fingerprint;
 pub use ledger::SyncLock;
+pub use secret::read_secret;
+use secret::read_text;
+pub use settings::{Config, Coordinator, Guests, JoinElsewhere, Pve};
+pub use work::WorkLock;
 
 /// Names the directory, before the usual places.
 pub const DIRECTORY_VARIABLE: &str = "PVEMESH_CONFIG_DIR";
@@ -27,8 +29,6 @@ const CLUSTER: &str = "/etc/pve/priv/pvemesh";
 const OF_ROOT: &str = "/etc/pvemesh";
 /// Where images are kept when the directory is the cluster's.
 const CACHE: &str = "/var/cache/pvemesh";
-/// Larger files than this are none of ours.
-const MAX_FILE: u64 = 1 << 20;
 
 /// Why a file of ours could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -66,120 +66,6 @@ pub enum ConfigError {
     /// Another run works on the same guest.
     #[error("another pvemesh is at work on guest {0}")]
     Busy(Vmid),
-}
-
-/// The configuration file, `config.toml`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Where `ssh` logs in to enter guests, as in `root@{node}`; absent on a Proxmox host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ssh: Option<String>,
-    /// How Proxmox is reached; absent on a Proxmox host, where `pvesh` needs nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pve: Option<Pve>,
-    /// Further hosts or clusters, each with a name.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub host: Vec<Pve>,
-    /// The coordinator of somebody else that new guests join unless told otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub join: Option<JoinElsewhere>,
-    /// The coordinator new guests join.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub coordinator: Option<Coordinator>,
-    /// How guests are treated when they start, and when they turn out to be copies.
-    #[serde(default, skip_serializing_if = "Guests::is_usual")]
-    pub guests: Guests,
-}
-
-/// How guests are treated.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Guests {
-    /// A guest whose host lacks what it needs does not start; else it starts, and the task log says what is wrong.
-    #[serde(default)]
-    pub strict: bool,
-    /// What a copy of a guest gets.
-    #[serde(default)]
-    pub clones: Clones,
-}
-
-impl Guests {
-    fn is_usual(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// A coordinator that this machine does not administer: Headscale, Tailscale, or ours of somebody else.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JoinElsewhere {
-    /// Its address.
-    pub login_server: String,
-    /// The file with the join key, which must be good for several uses.
-    pub auth_key_file: PathBuf,
-}
-
-/// How one host, or one cluster through its hosts, is reached.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pve {
-    /// What it is called in `--host` and in lists; the host in the address if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// `https://HOST[:PORT]`
-    pub url: String,
-    /// Addresses of other hosts of the same cluster, tried in this order when the first does not answer.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub also: Vec<String>,
-    /// `user@realm`, for a login with a password.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    /// The file with the password.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub password_file: Option<PathBuf>,
-    /// The file with an API token, `user@realm!name=secret`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub token_file: Option<PathBuf>,
-    /// The cluster's own authority, kept at the first trusted contact: every certificate it signs is believed, whatever names are in it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cluster_ca: Option<PathBuf>,
-    /// The certificate believed; with `cluster_ca`, the one seen last, for comparison only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fingerprint: Option<Fingerprint>,
-    /// The authorities believed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_file: Option<PathBuf>,
-}
-
-/// The known coordinator.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Coordinator {
-    /// Its guest, if we made it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vmid: Option<Vmid>,
-    /// The named host or cluster that guest is on; guests of others may have the same number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<String>,
-    /// The address on the LAN.
-    pub lan_url: String,
-    /// The address other clients are told.
-    pub url: String,
-    /// Its key; another one is refused.
-    pub server_key: MachinePublic,
-}
-
-impl From<KnownCoordinator> for Coordinator {
-    fn from(known: KnownCoordinator) -> Self {
-        Self { vmid: known.vmid, host: None, lan_url: known.lan_url, url: known.url, server_key: known.server_key }
-    }
-}
-
-impl From<Coordinator> for KnownCoordinator {
-    fn from(kept: Coordinator) -> Self {
-        Self { vmid: kept.vmid, lan_url: kept.lan_url, url: kept.url, server_key: kept.server_key }
-    }
 }
 
 /// The directory of these files.
@@ -310,76 +196,6 @@ impl Store {
         Ok(key)
     }
 
-    /// Takes the right to work on a guest; held until the returned value is dropped.
-    ///
-    /// # Errors
-    /// If another process holds it, or its file cannot be made.
-    pub fn lock(&self, vmid: Vmid) -> Result<WorkLock, ConfigError> {
-        let path = self.guest_path(vmid, "lock");
-        self.make_directory()?;
-        let io_error = |source| ConfigError::Io { path: path.clone(), source };
-        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(io_error)?;
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(WorkLock { _file: file, path }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(ConfigError::Busy(vmid)),
-            Err(e) => Err(io_error(e.into())),
-        }
-    }
-
-    fn journal_path(&self, vmid: Vmid) -> PathBuf {
-        self.guest_path(vmid, "journal")
-    }
-
-    /// The journal that an earlier run left for this guest.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub fn journal(&self, vmid: Vmid) -> Result<Option<Journal>, ConfigError> {
-        let path = self.journal_path(vmid);
-        read_text(&path)?.map(|text| serde_json::from_str(&text).map_err(|e| ConfigError::Content { path, why: e.to_string() })).transpose()
-    }
-
-    /// The guests that have a journal, by number.
-    ///
-    /// # Errors
-    /// If the directory is there and cannot be read.
-    pub fn journals(&self) -> Result<Vec<Vmid>, ConfigError> {
-        let io_error = |source| ConfigError::Io { path: self.directory.clone(), source };
-        let entries = match std::fs::read_dir(&self.directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(io_error)?,
-        };
-        let mut found = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(io_error)?.file_name();
-            found.extend(name.to_str().and_then(|name| name.strip_suffix(".journal")).and_then(|id| id.parse::<Vmid>().ok()));
-        }
-        found.sort_unstable();
-        Ok(found)
-    }
-
-    /// Writes the journal; it is on the disk when this returns.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn save_journal(&self, journal: &Journal) -> Result<(), ConfigError> {
-        let path = self.journal_path(journal.vmid);
-        let text = serde_json::to_string(journal).map_err(|e| ConfigError::Content { path: path.clone(), why: e.to_string() })?;
-        self.write(&path, text.as_bytes())
-    }
-
-    /// Removes the journal.
-    ///
-    /// # Errors
-    /// If it is there and cannot be removed.
-    pub fn drop_journal(&self, vmid: Vmid) -> Result<(), ConfigError> {
-        let path = self.journal_path(vmid);
-        match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ConfigError::Io { path, source }),
-            _ => Ok(()),
-        }
-    }
-
     fn make_directory(&self) -> Result<(), ConfigError> {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
         made.map_err(|source| ConfigError::Io { path: self.directory.clone(), source })
@@ -412,57 +228,12 @@ fn of_root(root: &Path) -> PathBuf {
     if on_host && !older { cluster } else { own }
 }
 
-/// The right to work on a guest.
-#[derive(Debug)]
-pub struct WorkLock {
-    _file: std::fs::File,
-    path: PathBuf,
-}
-
-impl Drop for WorkLock {
-    fn drop(&mut self) {
-        // Removed while still locked; whoever opened it meanwhile holds a lock on a file that nobody finds any more, which at worst
-        // lets two runs meet at Proxmox's own lock of the VMID.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-/// Reads a secret from a file that only its owner may read; the last line break is not part of it.
-///
-/// # Errors
-/// If it cannot be read, is empty, or others may read or change it.
-pub fn read_secret(path: &Path) -> Result<Secret, ConfigError> {
-    let io_error = |source| ConfigError::Io { path: path.to_owned(), source };
-    let metadata = std::fs::metadata(path).map_err(io_error)?;
-    let mode = metadata.permissions().mode() & 0o777;
-    // A pipe (`--password-file /dev/stdin`, process substitution) has no readers to be wary of.
-    if metadata.is_file() && mode & 0o027 != 0 {
-        return Err(ConfigError::Exposed { path: path.to_owned(), mode });
-    }
-    let text = read_text(path)?.unwrap_or_default();
-    let secret = text.trim_end_matches(['\n', '\r']);
-    if secret.is_empty() || secret.contains('\n') {
-        return Err(ConfigError::Content { path: path.to_owned(), why: "it should hold one line, the secret".to_owned() });
-    }
-    Ok(Secret::new(secret))
-}
-
-/// A file's text; `None` if there is no such file.
-fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
-    let io_error = |source| ConfigError::Io { path: path.to_owned(), source };
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(io_error(e)),
-    };
-    let mut text = String::new();
-    io::Read::read_to_string(&mut io::Read::take(file, MAX_FILE), &mut text).map_err(io_error)?;
-    Ok(Some(text))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+    use crate::ident::MachinePublic;
 
     fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();

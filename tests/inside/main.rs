@@ -15,6 +15,8 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "test code")]
 
+mod admin;
+mod change;
 mod doctor;
 mod enroll;
 mod site;

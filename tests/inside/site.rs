@@ -70,12 +70,12 @@ impl Ran {
     }
 }
 
-fn read(output: Output) -> Ran {
+pub fn read(output: Output) -> Ran {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ran { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
 }
 
-fn shell(line: &str) {
+pub fn shell(line: &str) {
     let output = Command::new("sh").args(["-ec", line]).output().unwrap();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -109,6 +109,8 @@ impl Site {
         let mut options = Options::new(&host);
         options.password = PASSWORD.to_owned();
         options.version = version;
+        // Where machines beyond the LAN find it, too.
+        options.listen = ([192, 168, 60, 2], 0).into();
         options.bridges = vec![("vmbr0".to_owned(), "192.168.60.2/24".to_owned())];
         options.backend = Box::new(Lxc::new(&host, &namespace, None));
         let standin = Standin::start(options).unwrap();

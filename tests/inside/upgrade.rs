@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::admin::Admin;
 use crate::enroll::with_coordinator;
-use crate::site::{Site, program};
+use crate::site::{Ran, Site, program, read};
 
 /// The program again, told apart by a few bytes behind its end.
 fn good(site: &Site, mark: &str) -> PathBuf {
@@ -31,7 +32,7 @@ fn bad(site: &Site, name: &str, does: &str) -> PathBuf {
     path
 }
 
-fn upgrade(site: &Site, words: &str, to: &std::path::Path) -> crate::site::Ran {
+fn upgrade(site: &Site, words: &str, to: &std::path::Path) -> Ran {
     site.run(&format!("upgrade {words} --ssh root@pve --to {} --json", to.display()))
 }
 
@@ -143,7 +144,7 @@ fn all_are_upgraded_in_order_and_a_bad_program_stops_at_the_first() {
     let expected = [(100, "rolled back"), (103, "not tried"), (105, "not tried")].map(|(id, what)| (id, what.to_owned()));
     assert_eq!(outcomes(&tried.json()), expected);
     let new = good(&site, "all");
-    let done = upgrade(&site, "--all", &new);
+    let done = watched(&site, &new);
     assert_eq!(outcomes(&done.succeeded().json()), [100, 103, 105].map(|id| (id, "upgraded".to_owned())));
     assert!(!done.err.contains("nobody else carries"), "{done:?}");
     for name in ["second", "wiki"] {
@@ -151,4 +152,84 @@ fn all_are_upgraded_in_order_and_a_bad_program_stops_at_the_first() {
     }
     let again = site.run(&format!("upgrade --all --ssh root@pve --to {}", new.display()));
     assert!(again.succeeded().out.contains("nothing to do"), "{again:?}");
+}
+
+/// Upgrades all, and watches meanwhile that of the two routers of one network one is always there and none is begun before the other is done.
+fn watched(site: &Site, to: &std::path::Path) -> Ran {
+    let mut child = site.pvemesh(&format!("upgrade --all --ssh root@pve --to {} --json", to.display())).spawn().unwrap();
+    let on_trial = |id| site.rootfs(id, "/run/pvemesh/trial.json").exists();
+    let (mut seen, mut looks, mut last) = ([false; 2], 0, Instant::now());
+    while child.try_wait().unwrap().is_none() {
+        let [first, second] = [on_trial(103), on_trial(105)];
+        assert!(!(first && second), "both routers are on trial at once");
+        assert!(!second || site.rootfs(103, "/sbin/init.before").exists(), "the second router was begun before the first was done");
+        seen = [seen[0] || first, seen[1] || second];
+        if last.elapsed() > Duration::from_millis(200) {
+            let listed = site.pct(&["exec", "100", "--keep-env", "0", "--", "/sbin/init", "--json", "coordinator", "nodes", "list"]);
+            // The coordinator is upgraded, too.
+            if let Ok(list) = serde_json::from_str::<Value>(&listed.out) {
+                let there =
+                    |name: &str| list["nodes"].as_array().unwrap().iter().any(|node| node["name"] == name && node["online"] == true);
+                assert!(!(seen[0] || seen[1]) || there("second") || there("wiki"), "no router is there: {list}");
+                looks += 1;
+            }
+            last = Instant::now();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    println!("the routers were looked at {looks} times");
+    assert_eq!(seen, [true, true], "a trial was missed");
+    read(child.wait_with_output().unwrap())
+}
+
+/// The program with another constant in its key exchange (the hash of `Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s` it begins with, WireGuard white paper
+/// 5.4.2): it runs, knows the coordinator, answers disco pings, and no packet gets through it.
+fn deaf(site: &Site) -> PathBuf {
+    const BEGIN: [u8; 16] = [0x60, 0xe2, 0x6d, 0xae, 0xf3, 0x27, 0xef, 0xc0, 0x2e, 0xc3, 0x35, 0xe2, 0xa0, 0x25, 0xd2, 0xd0];
+    let mut bytes = std::fs::read(program()).unwrap();
+    let at: Vec<usize> = bytes.windows(BEGIN.len()).enumerate().filter(|(_, window)| *window == BEGIN).map(|(at, _)| at).collect();
+    assert!(!at.is_empty(), "the constant is not in the program");
+    at.iter().for_each(|at| bytes[*at] ^= 1);
+    let path = site.path("deaf");
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn the_only_way_in_is_upgraded_last_and_comes_back_by_itself_from_a_program_that_carries_nothing() {
+    let Some(site) = with_coordinator() else { return };
+    let lan = |id: u32| format!("--ip 192.168.60.{id}/24 --gw 192.168.60.1 --ip6 none");
+    site.run(&format!("create-subnet-router 101 --name way-in --route 192.168.60.0/24 {}", lan(101))).succeeded();
+    site.run(&format!("create-node 102 --name plain {}", lan(102))).succeeded();
+    site.run(&format!("create-exit-node 103 --name exit-1 {}", lan(103))).succeeded();
+    let admin = Admin::new(&site, &["192.168.60.100", "192.168.60.101"]);
+    site.wait("the admin reaches the host through the mesh", 30, || admin.reaches_the_host());
+    site.pct(&["exec", "101", "--keep-env", "0", "--", "/sbin/init", "node", "down"]);
+    assert!(!admin.reaches_the_host(), "there is another way than through 101");
+    site.pct(&["exec", "101", "--keep-env", "0", "--", "/sbin/init", "node", "up"]);
+    site.wait("the way is back", 30, || admin.reaches_the_host());
+
+    let upgrade =
+        |words: &str, to: &std::path::Path| admin.run(&format!("upgrade {words} --ssh root@192.168.60.2 --to {} --json", to.display()));
+    let done = upgrade("101 103", &good(&site, "far"));
+    assert_eq!(outcomes(&done.succeeded().json()), [103, 101].map(|id| (id, "upgraded".to_owned())));
+    assert!(done.err.contains("2/2 way-in (101): the way in from here: last"), "{done:?}");
+    let (good, plain) = (facts(&site, "101"), facts(&site, "102"));
+
+    // All that can be asked without the mesh finds nothing wrong with it.
+    let deaf = deaf(&site);
+    let tried = upgrade("102 101 --patience 10", &deaf);
+    tried.failed(1, &["rolled back", "does not answer through the mesh"]);
+    assert_eq!(outcomes(&tried.json()), [(102, "rolled back".to_owned()), (101, "not tried".to_owned())]);
+    assert_eq!(facts(&site, "102")["program"], plain["program"]);
+
+    // Now it cuts the admin off, who cannot take anything back.
+    let begun = Instant::now();
+    let cut = upgrade("101 --patience 10", &deaf);
+    println!("cut off and back within {:?}", begun.elapsed());
+    cut.failed(1, &["rolled back"]);
+    assert_eq!(outcomes(&cut.json()), [(101, "rolled back".to_owned())]);
+    assert_eq!(facts(&site, "101")["program"], good["program"]);
+    assert!(admin.reaches_the_host());
 }

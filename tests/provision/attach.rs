@@ -2,7 +2,7 @@
 
 use futures_util::future::BoxFuture;
 use pvemesh::plan::ledger::{Attached, Ledger};
-use pvemesh::pve::{ApiError, Identity, Request, Upid};
+use pvemesh::pve::{ApiError, Principal, Request, Upid};
 use pvemesh::sys::pve::{CallError, Executor, Upload, reconcile};
 use serde_json::{Value, json};
 
@@ -109,8 +109,8 @@ impl Executor for Replies {
         Box::pin(async { Err(CallError::Setup("nothing is uploaded".to_owned())) })
     }
 
-    fn identity(&self) -> Identity {
-        Identity::RootTicket
+    fn principal(&self) -> Principal {
+        Principal::RootTicket
     }
 
     fn place(&self) -> String {

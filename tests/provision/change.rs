@@ -7,10 +7,10 @@ use pvemesh::plan::mark::{Mark, RunId, TAG};
 use pvemesh::plan::observed::{HostView, Observed, Target};
 use pvemesh::plan::options::{GuestTexts, Join, KnownCoordinator, NodeKind, Role};
 use pvemesh::plan::render::{self, Notes};
-use pvemesh::plan::{Action, Refusal, Undo};
+use pvemesh::plan::{Action, Carrier, Refusal, Undo};
 use pvemesh::pve::call::Arch;
 use pvemesh::pve::reply::ContainerConfig;
-use pvemesh::pve::{Identity, Version};
+use pvemesh::pve::{Principal, Version};
 use pvemesh::settings::Guest;
 
 use crate::world::World;
@@ -39,7 +39,7 @@ fn there(version: Version, description: &str) -> Observed {
         templates: Vec::new(),
     };
     Observed {
-        identity: Identity::RootTicket,
+        principal: Principal::RootTicket,
         local: None,
         hosts: vec![host],
         guests: Vec::new(),
@@ -58,6 +58,7 @@ fn notes(guest: &Guest) -> String {
         run: RunId::new(1),
         ready: true,
         identity: pvemesh::plan::mark::Identity::default(),
+        fleet: None,
     };
     mark.attach(&render::notes(&Notes::of(guest, "subnet router", "0.1.0")).unwrap())
 }
@@ -154,6 +155,41 @@ fn other_routes_are_approved_handed_over_and_set_back_if_the_node_does_not_retur
 }
 
 #[test]
+fn before_the_environment_came_settings_are_written_in_the_running_guest() {
+    let mut observed = there(Version::new(9, 0, 11), &notes(&told()));
+    let plan = |observed: &Observed| match asked(|_| {}, &router(&["10.0.0.0/8"], false), observed).unwrap() {
+        Outcome::Change(plan) => plan,
+        other => panic!("{other:?}"),
+    };
+    let running = plan(&observed);
+    let rest = [
+        "coordinator: POST node router-1 routes add= remove=192.168.50.0/24",
+        "pct exec 101: write /etc/pvemesh/guest.toml (secret, mode 600)",
+        "POST /nodes/pve/lxc/101/status/reboot timeout=10 (task, at most 90 s)",
+        "coordinator: GET nodes (until router-1 is online, at most 90 s)",
+        "PUT /nodes/pve/lxc/101/config description=(notes with the address in the mesh)",
+    ];
+    assert_eq!(lines(&running), [&["pct exec 101 -- /sbin/init --version"][..], &rest].concat());
+    assert!(running.enters() && running.steps[0].undo.is_none());
+    let undo = running.steps[2].undo.as_ref().unwrap();
+    assert!(matches!(undo, Undo::HandBack { settings, restart: true, carrier: Carrier::Inside, .. } if **settings == told()));
+    assert_eq!(undo.enters().unwrap().as_str(), "pve");
+    // Journals of before know one way only.
+    let old = serde_json::json!({ "undo": "hand-back", "host": "pve", "settings": told(), "restart": true });
+    assert!(matches!(serde_json::from_value(old).unwrap(), Undo::HandBack { carrier: Carrier::Environment, .. }));
+
+    // One that is stopped runs for it, and is stopped again if it fails.
+    observed.target.as_mut().unwrap().running = false;
+    let stopped = plan(&observed);
+    assert_eq!(lines(&stopped)[0], "POST /nodes/pve/lxc/101/status/start (task, at most 90 s)");
+    assert_eq!(lines(&stopped)[2..], rest);
+    assert!(matches!(&stopped.steps[0].undo, Some(Undo::Stop { .. })));
+    // Memory alone needs nobody inside.
+    let memory = asked(|texts| texts.memory = Some(96), &router(&["10.0.0.0/8"], true), &observed).unwrap();
+    assert!(matches!(&memory, Outcome::Change(plan) if !plan.enters()), "{memory:?}");
+}
+
+#[test]
 fn another_name_is_set_in_proxmox_at_the_coordinator_and_in_the_guest() {
     let plan = changed(|texts| texts.name = Some("gate".to_owned()), &router(&["10.0.0.0/8"], true));
     let lines = lines(&plan);
@@ -215,9 +251,6 @@ fn what_pvemesh_does_not_change_is_refused_with_the_way_to_change_it() {
     elsewhere.node.as_mut().unwrap().login_server = "https://mesh.example.org".to_owned();
     let text = refused(&|_| {}, &role, &there(Version::new(9, 1, 9), &notes(&elsewhere)));
     assert!(text.contains("its coordinator is https://mesh.example.org"), "{text}");
-    let older = there(Version::new(8, 4, 1), &notes(&told()));
-    let text = refused(&|_| {}, &router(&["172.16.0.0/12"], false), &older);
-    assert!(text.contains("8.4.1") && text.contains("9.1"), "{text}");
     let mut locked = there(Version::new(9, 1, 9), &notes(&told()));
     locked.target.as_mut().unwrap().config.lock = Some("backup".to_owned());
     let text = refused(&|texts| texts.memory = Some(96), &role, &locked);

@@ -4,7 +4,7 @@ use crate::standin::guest_config::Config;
 use crate::world::{CREATE, World};
 
 /// A second host that the first world's admin knows as `office`; the first is known as `home`.
-fn two() -> (World, World) {
+pub fn two() -> (World, World) {
     let (home, office) = (World::new(), World::new());
     for (name, world) in [("home", &home), ("office", &office)] {
         let (url, fingerprint) = (world.standin.url(), world.standin.fingerprint());

@@ -4,13 +4,13 @@ use pvemesh::ident::{MachinePublic, Secret};
 use pvemesh::plan::create::{self, Image, Outcome, Plan};
 use pvemesh::plan::destroy;
 use pvemesh::plan::journal::{Journal, Recovery};
-use pvemesh::plan::mark::{Identity as Origin, Mark, RunId, TAG};
+use pvemesh::plan::mark::{Identity, Mark, RunId, TAG};
 use pvemesh::plan::observed::{Hookscript, HostView, Observed, Target};
 use pvemesh::plan::options::{GuestTexts, Join, KnownCoordinator, NodeKind, Role};
 use pvemesh::plan::{Action, Refusal, render};
 use pvemesh::pve::call::Arch;
 use pvemesh::pve::reply::{Bridge, ContainerConfig, GuestSummary, Storage};
-use pvemesh::pve::{Identity, Version};
+use pvemesh::pve::{Principal, Version};
 use pvemesh::settings::Guest;
 
 const RUN: RunId = RunId::new(0x0123_4567_89ab_cdef);
@@ -38,7 +38,7 @@ fn host(name: &str) -> HostView {
 
 fn one_host() -> Observed {
     Observed {
-        identity: Identity::RootTicket,
+        principal: Principal::RootTicket,
         local: None,
         hosts: vec![host("pve")],
         guests: Vec::new(),
@@ -272,8 +272,8 @@ fn names_already_in_the_mesh_or_on_guests_are_not_given_twice() {
 
 #[test]
 fn only_the_literal_root_may_make_one() {
-    for identity in [Identity::Token("root@pam!t".to_owned()), Identity::User("admin@pve".to_owned())] {
-        let observed = Observed { identity, ..one_host() };
+    for principal in [Principal::Token("root@pam!t".to_owned()), Principal::User("admin@pve".to_owned())] {
+        let observed = Observed { principal, ..one_host() };
         assert!(plan(&coordinator(), &observed).is_ok(), "a coordinator needs no device");
         let refusal = plan(&exit_node(), &observed).unwrap_err();
         assert!(matches!(refusal, Refusal::NeedsRoot { .. }));
@@ -285,7 +285,7 @@ fn only_the_literal_root_may_make_one() {
         let create = requests.into_iter().find(|request| request.contains("/lxc arch=")).unwrap();
         assert!(!create.contains("dev0"), "{create}");
     }
-    let on_host = Observed { identity: Identity::RootHost, ..one_host() };
+    let on_host = Observed { principal: Principal::RootHost, ..one_host() };
     let plan = plan(&exit_node(), &on_host).unwrap();
     assert!(!plan.steps.iter().any(|s| matches!(s.action, Action::Deliver { .. })), "pvesh would show the key to every user of the host");
 }
@@ -331,7 +331,8 @@ fn mark(ready: bool) -> Mark {
         name: "exit-1".parse().unwrap(),
         run: RUN,
         ready,
-        identity: Origin::default(),
+        identity: Identity::default(),
+        fleet: None,
     }
 }
 

@@ -260,3 +260,86 @@ fn both_forms_at_once_stop_a_container_and_are_mended() {
     on_the_host(&world, CREATE).succeeded();
     assert!(world.standin.is_running(101) && world.standin.config(101).unwrap().raw().is_empty());
 }
+
+/// The host's `pct`, as far as programs in guests go: ours is run, with the guest's files below a directory of its own.
+fn guests_of_paper(world: &World) {
+    let (bin, root) = (world.path("bin"), world.path("inside"));
+    std::fs::create_dir_all(&bin).unwrap();
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" = exec ] || exit 255\nroot={}/$2; shift 2\n\
+         while [ $# -gt 0 ]; do case $1 in --keep-env) shift 2 ;; --) shift; break ;; *) break ;; esac; done\n\
+         [ \"$1\" = /sbin/init ] || exit 127\nshift; n=$#\n\
+         while [ $n -gt 0 ]; do w=$1; shift; n=$((n - 1)); case $w in /*) w=$root$w ;; esac; set -- \"$@\" \"$w\"; done\n\
+         exec {} \"$@\"\n",
+        root.display(),
+        env!("CARGO_BIN_EXE_pvemesh")
+    );
+    std::fs::write(bin.join("pct"), text).unwrap();
+    std::fs::set_permissions(bin.join("pct"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn changed_settings_get_into_a_guest_of_every_release() {
+    use crate::standin::faults::Fault;
+    use pvemesh::settings::Guest;
+    if let Some(why) = cannot_be_on_the_host() {
+        println!("skipped: {why}");
+        return;
+    }
+    for release in [Version(7, 4), Version(8, 0), Version(8, 4), Version(9, 0), Version(9, 1)] {
+        let world = world(|options| options.version = release);
+        guests_of_paper(&world);
+        on_the_host(&world, CREATE).succeeded();
+        let file = world.path("inside/101/etc/pvemesh/guest.toml");
+        let inside = release < Version::V9_1;
+        let change = format!("{CREATE} --dns 192.168.50.1 --name gate");
+        let shown = on_the_host(&world, &format!("{change} --dry-run"));
+        let line = if inside { "pct exec 101: write /etc/pvemesh/guest.toml" } else { "env=(the guest's settings)" };
+        assert!(shown.succeeded().out.contains(line) && !file.exists(), "{release:?}: {shown:?}");
+
+        let before = world.standin.config(101).unwrap();
+        world.standin.faults().on("POST", "/status/reboot", 1, Fault::TaskFails("no space left".to_owned()));
+        on_the_host(&world, &change).failed(1, &["restart container 101", "what had been made was taken back"]);
+        let after = world.standin.config(101).unwrap();
+        for key in ["hostname", "net0", "description"] {
+            assert_eq!(after.get(key), before.get(key), "{release:?}: {key}");
+        }
+        assert!(world.standin.is_running(101) && !world.path("config/101.journal").exists(), "{release:?}");
+        let written = || Guest::from_toml(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        if inside {
+            assert_eq!((written().hostname.as_str(), written().network.nameservers.len()), ("exit-1", 0), "{release:?}");
+        }
+
+        world.standin.calls().clear();
+        let done = on_the_host(&world, &format!("{change} --json"));
+        assert_eq!(done.succeeded().json()["differences"].as_array().unwrap().len(), 2, "{release:?}: {done:?}");
+        let delivered = world.standin.calls().writes().iter().any(|call| call.param("env").is_some());
+        assert_eq!((delivered, file.exists()), (!inside, inside), "{release:?}");
+        if inside {
+            assert_eq!((written().hostname.as_str(), written().network.nameservers.len()), ("gate", 1), "{release:?}");
+            let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        world.standin.calls().clear();
+        assert_eq!(on_the_host(&world, &format!("{change} --json")).succeeded().json()["changed"], json!(false), "{release:?}");
+        assert!(world.standin.calls().writes().is_empty(), "{release:?}");
+    }
+}
+
+#[test]
+fn from_afar_an_old_release_takes_no_settings_and_the_way_round_is_named() {
+    let world = world(|options| options.version = Version(8, 4));
+    world.init().create("").succeeded();
+    let before = world.standin.config(101).unwrap();
+    world.standin.calls().clear();
+    for words in ["--dns 192.168.50.1", "--dns 192.168.50.1 --dry-run"] {
+        world.create(words).failed(5, &["8.4", "run this command as root on pve itself", "add --ssh root@pve"]);
+    }
+    assert!(world.standin.calls().writes().is_empty());
+    // A way that leads nowhere is found out before anything has to be taken back.
+    world.create("--dns 192.168.50.1 --ssh root@pve").failed(4, &["enter container 101", "what had been made was taken back"]);
+    assert_eq!(world.standin.config(101).unwrap().digest(), before.digest());
+    assert!(!world.path("config/101.journal").exists());
+    // What Proxmox itself keeps needs no way in.
+    world.create("--memory 96").succeeded();
+}

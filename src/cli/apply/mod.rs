@@ -1,26 +1,28 @@
 //! `pvemesh apply`: a whole fleet, declared in a file.
 
+mod board;
 mod carry;
 mod show;
+mod sites;
 
-use std::collections::BTreeSet;
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 
-use super::connect::{ConnectArgs, Session, call_failure, config_failure, refusal};
+use super::connect::{ConnectArgs, Session, config_failure, refusal};
 use super::create::{self, Asked, How};
-use super::{Exit, Failure, Output, hook, rights};
-use crate::ident::{NodeId, NodeName, Vmid};
+use super::interrupt::Interrupt;
+use super::ways::WayArgs;
+use super::{Exit, Failure, Output, ask};
 use crate::plan::create::{Image, Plan};
-use crate::plan::fleet::{self, AfterFailure, Declared, Draft, Limits, Member, View, Want, Work};
+use crate::plan::fleet::{self, AfterFailure, Declared, Fleet, FleetName, Limits, Member, Want, Work};
 use crate::plan::mark::RunId;
 use crate::plan::options::{Join, KnownCoordinator, Role, auth_key};
 use crate::sys::config::read_secret;
 use crate::sys::entropy;
-use crate::sys::pve::fleet::{look, look_at_hosts};
-use crate::sys::pve::{Images as _, Mesh, Stock};
+use crate::sys::pve::{Images as _, Stock};
 use carry::Crew;
 use show::{Change, Report, Row};
+use sites::{Planned, Planner, Site};
 
 /// Larger files declare no fleet.
 const MAX_FILE: u64 = 1 << 20;
@@ -46,6 +48,14 @@ pub(super) struct Apply {
     /// The appliance image to use, made with `pvemesh image build`; built from this very program if absent.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
+    /// Remove the guests that were made for this fleet and are not in the file any more.
+    #[arg(long)]
+    prune: bool,
+    /// Do not ask whether they are to go.
+    #[arg(short, long, requires = "prune")]
+    yes: bool,
+    #[command(flatten)]
+    way: WayArgs,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -54,45 +64,94 @@ pub(super) struct Apply {
 pub(super) async fn run(args: Apply, output: &Output) -> Result<(), Failure> {
     let begun = std::time::Instant::now();
     let tried = format!("apply {}", args.file.display());
-    let members = read(&args.file, &tried)?;
-    let mut session = Session::open(&args.connect).await?;
+    let mut fleet = read(&args.file, &tried)?;
+    if args.prune && fleet.name.is_none() {
+        let next = format!("give it one in {}: fleet = \"home\"; guests made from then on bear it", args.file.display());
+        return Err(
+            Failure::new(tried, "--prune: the fleet has no name, so nobody can tell which guests are of it", next).exit(Exit::Usage)
+        );
+    }
+    let mut sites = sites::open(&args.connect, &mut fleet, args.prune, (&tried, output)).await?;
+    let places = sites::assign(&fleet, &sites, &tried)?;
+    let members = &fleet.members;
     let mut rows = Vec::new();
-    if let Some(row) = first_coordinator(&mut session, &members, &args, output).await? {
+    if let Some(row) = first_coordinator(&mut sites, members, &places, &args, output).await? {
         rows.push(row);
     }
-    if session.config.coordinator.is_none() && args.dry_run && members.iter().any(needs_coordinator) {
+    let several = sites.len() > 1;
+    let Some(first) = sites.first() else { return Err(Failure::new(tried, "there is no host", "pvemesh init")) };
+    if first.session.config.coordinator.is_none() && args.dry_run && members.iter().any(needs_coordinator) {
         output.note("the other guests join the coordinator, and are planned once it is there");
         return Ok(());
     }
-    let mesh = session.mesh().await?;
-    let declared = declare(&members, &session, mesh.as_ref().map(|(known, _)| known), &args.file, &tried)?;
-    let stock = Stock::prepare(&session.store, args.image.as_deref()).map_err(|e| create::image_failure(&tried, &e))?;
+    let mesh = first.session.mesh().await?;
+    let declared = declare(members, &first.session, mesh.as_ref().map(|(known, _)| known), &args.file, &tried)?;
+    let declared = on_each(declared, &places, sites.len());
+    let stock = Stock::prepare(&first.session.store, args.image.as_deref()).map_err(|e| create::image_failure(&tried, &e))?;
     let image = Image::new(env!("CARGO_PKG_VERSION"), &stock.shared().sha256, create::architecture(&tried)?);
     let door = mesh.as_ref().map(|(_, mesh)| &**mesh);
-    let (view, draft) = plan(&session, door, &declared, &image, (&tried, args.dry_run)).await?;
-    let changes: Vec<Change<'_>> = draft.works.iter().map(|(vmid, work)| Change::of(*vmid, work)).collect();
-    for remark in &draft.remarks {
+    let prune = fleet.name.as_ref().filter(|_| args.prune);
+    let planner = Planner { mesh: door, image: &image, way: &args.way, dry_run: args.dry_run, prune, tried: &tried };
+    let planned = planner.all(&sites, &declared).await?;
+    let changes = Change::all(&planned, several);
+    for remark in planned.iter().flat_map(|planned| &planned.draft.remarks) {
         output.note(remark);
     }
     if args.dry_run {
-        output.result(&show::dry_run_value(&changes, &draft), show::dry_run_text(&changes, &draft));
+        output.result(&show::dry_run_value(&changes, &planned, several), show::dry_run_text(&changes, &planned));
         return Ok(());
     }
     changes.iter().filter(|change| !change.is_nothing()).for_each(|change| output.note(change));
-    let limits = Limits { in_all: args.parallel.into(), per_host: args.per_host.into() };
-    let after = if args.keep_going { AfterFailure::GoOn } else { AfterFailure::Stop };
-    let crew = Crew { session: &session, mesh: door, stock: &stock, output, tried: &tried };
-    let (done, failure) = crew.work(&draft, &jobs(&members, &draft), limits, after, &view).await?;
-    rows.extend(done);
-    if failure.is_none() {
-        crew.keep_apart(&draft, &view).await?;
+    if let Some(fleet) = prune.filter(|_| planned.iter().any(|planned| !planned.removals.is_empty())) {
+        confirm(fleet, args.yes, &planned, &tried, output)?;
     }
-    let report = Report::new(rows, &draft, begun.elapsed().as_secs_f64(), session.calls.count());
+    let interrupt = Interrupt::listen(output)?;
+    let crew = Crew {
+        planned: &planned,
+        several,
+        mesh: door,
+        way: &args.way,
+        stock: &stock,
+        limits: Limits { in_all: args.parallel.into(), per_host: args.per_host.into() },
+        after: if args.keep_going { AfterFailure::GoOn } else { AfterFailure::Stop },
+        interrupt: &interrupt,
+        output,
+        tried: &tried,
+    };
+    let (done, mut failure) = crew.work(&jobs(members, &places, &planned)).await?;
+    let whole = failure.is_none() && done.iter().all(|row| row.outcome != "not begun");
+    rows.extend(done);
+    if whole {
+        crew.keep_apart().await?;
+        // Last, so that what replaces a guest is there before it goes.
+        let (gone, failed) = crew.prune().await;
+        rows.extend(gone);
+        failure = failed;
+    }
+    let calls = sites.iter().map(|site| site.session.calls.count()).sum();
+    let report = Report::new(rows, &planned, begun.elapsed().as_secs_f64(), calls);
     output.result(&report, report.text());
     failure.map_or(Ok(()), Err)
 }
 
-fn read(file: &Path, tried: &str) -> Result<Vec<Member>, Failure> {
+/// Asks whether it is meant that guests go.
+fn confirm(fleet: &FleetName, yes: bool, planned: &[Planned<'_>], tried: &str, output: &Output) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    let all: Vec<String> = planned.iter().flat_map(|planned| &planned.removals).map(|removal| removal.vmid.to_string()).collect();
+    if !std::io::stdin().is_terminal() {
+        let happened = format!("removing {} asks for a yes, and there is no terminal to ask on", all.join(", "));
+        return Err(Failure::new(tried, happened, "add --yes, or leave --prune out").exit(Exit::Usage));
+    }
+    let answer = ask::line(output, &format!("type {fleet} to remove {}", all.join(", ")))?;
+    if answer == fleet.to_string() {
+        return Ok(());
+    }
+    Err(Failure::new(tried, "it was not confirmed", "nothing was changed").exit(Exit::Usage))
+}
+
+fn read(file: &Path, tried: &str) -> Result<Fleet, Failure> {
     let mut text = String::new();
     std::fs::File::open(file)
         .and_then(|open| open.take(MAX_FILE).read_to_string(&mut text))
@@ -105,19 +164,38 @@ fn needs_coordinator(member: &Member) -> bool {
 }
 
 /// Makes the declared coordinator before anything that joins it, unless it is there: then it is planned with the others.
-async fn first_coordinator(session: &mut Session, members: &[Member], args: &Apply, output: &Output) -> Result<Option<Row>, Failure> {
-    let declared = members.iter().find_map(|member| match &member.want {
+async fn first_coordinator(
+    sites: &mut [Site],
+    members: &[Member],
+    places: &[usize],
+    args: &Apply,
+    output: &Output,
+) -> Result<Option<Row>, Failure> {
+    let declared = members.iter().zip(places).find_map(|(member, place)| match &member.want {
         Want::Coordinator { url, base_domain, trusted_proxies } => {
             let asked = Asked { url: url.clone(), base_domain: base_domain.clone(), trusted_proxies: trusted_proxies.clone() };
-            Some((member, asked))
+            Some((member, *place, asked))
         }
         _ => None,
     });
-    let Some((member, asked)) = declared.filter(|_| session.config.coordinator.is_none()) else { return Ok(None) };
-    let how = How { dry_run: args.dry_run, image: args.image.as_deref(), output };
-    let report = create::make_coordinator(session, &member.options, asked, how).await?;
-    session.config = session.store.load().map_err(config_failure)?;
-    Ok(report.map(|report| Row::made(&report)))
+    let is_known = sites.iter().any(|site| site.session.config.coordinator.is_some());
+    let several = sites.len() > 1;
+    let Some((member, place, asked)) = declared.filter(|_| !is_known) else { return Ok(None) };
+    let Some(site) = sites.get_mut(place) else { return Ok(None) };
+    let how = How { dry_run: args.dry_run, image: args.image.as_deref(), way: &args.way, output };
+    let report = create::make_coordinator(&site.session, &member.options, asked, how).await?;
+    let row = report.map(|report| Row { cluster: site.name.clone().filter(|_| several), ..Row::made(&report) });
+    if row.is_some() {
+        site.refresh(&format!("apply {}", args.file.display())).await?;
+    }
+    for (number, site) in sites.iter_mut().enumerate() {
+        site.session.config = site.session.store.load().map_err(config_failure)?;
+        if let Some(coordinator) = site.session.config.coordinator.as_mut().filter(|_| number != place) {
+            // The guest of that number here is another one.
+            coordinator.vmid = None;
+        }
+    }
+    Ok(row)
 }
 
 /// The members with their roles, which say whom they join.
@@ -169,56 +247,25 @@ fn declare<'m>(
     Ok(declared)
 }
 
-/// Reads what is there and plans; hosts are looked at only if something is to be done.
-async fn plan(
-    session: &Session,
-    mesh: Option<&dyn Mesh>,
-    declared: &[Declared<'_>],
-    image: &Image,
-    (tried, dry_run): (&str, bool),
-) -> Result<(View, Draft), Failure> {
-    let nodes: Vec<(NodeId, NodeName)> = match mesh {
-        Some(mesh) => {
-            let nodes = mesh.nodes().await;
-            let nodes = nodes.map_err(|e| Failure::new(tried, e, "is this machine's admin key still known to it?").exit(Exit::Denied))?;
-            nodes.into_iter().map(|node| (node.id, node.name)).collect()
-        }
-        None => Vec::new(),
-    };
-    let numbers: BTreeSet<Vmid> = declared.iter().map(|one| one.member.options.vmid).collect();
-    let executor = &*session.executor;
-    let mut view = look(executor, &numbers, nodes).await.map_err(|e| call_failure(tried, &e))?;
-    let blocked = |blocked: fleet::Blocked| refusal(format!("{tried}: guest {}", blocked.vmid), &blocked.refusal);
-    let all_there = numbers.iter().all(|vmid| view.targets.contains_key(vmid));
-    if all_there {
-        let draft = fleet::draw(declared, &view, image).map_err(blocked)?;
-        if draft.works.iter().all(|(_, work)| matches!(work, Work::Nothing(_) | Work::Start(_))) {
-            return Ok((view, draft));
+/// The members of each site.
+fn on_each<'m>(declared: Vec<Declared<'m>>, places: &[usize], sites: usize) -> Vec<Vec<Declared<'m>>> {
+    let mut each: Vec<Vec<Declared<'m>>> = (0..sites).map(|_| Vec::new()).collect();
+    for (one, place) in declared.into_iter().zip(places) {
+        if let Some(here) = each.get_mut(*place) {
+            here.push(one);
         }
     }
-    look_at_hosts(executor, &mut view).await.map_err(|e| call_failure(tried, &e))?;
-    let (hookscript, script) = hook::for_new_guests(session, &view.observed).await;
-    view.observed.hookscript = hookscript;
-    let mut draft = fleet::draw(declared, &view, image).map_err(blocked)?;
-    for (_, work) in &mut draft.works {
-        let Some(plan) = work.plan_mut() else { continue };
-        let host = plan.host.clone();
-        plan.choices.extend(rights::review(executor, tried, &view.observed, &host, &mut plan.steps).await?);
-    }
-    let makes = draft.works.iter().any(|(_, work)| matches!(work, Work::Create(_)));
-    if let Some(script) = script.filter(|_| makes && !dry_run) {
-        script.put()?;
-    }
-    Ok((view, draft))
+    each
 }
 
-/// The jobs, in the file's order. Routers of one group are restarted one at a time.
-fn jobs(members: &[Member], draft: &Draft) -> Vec<fleet::Job> {
-    let group = |vmid: Vmid| members.iter().find(|member| member.options.vmid == vmid).and_then(|member| member.group.clone());
-    let job = |(vmid, work): &(Vmid, Work)| {
+/// The jobs, in the file's order. Routers of one group are restarted one at a time, wherever they are.
+fn jobs(members: &[Member], places: &[usize], planned: &[Planned<'_>]) -> Vec<fleet::Job> {
+    let job = |(member, site): (&Member, &usize)| {
+        let vmid = member.options.vmid;
+        let (_, work) = planned.get(*site)?.draft.works.iter().find(|(of, _)| *of == vmid)?;
         let plan: &Plan = work.plan()?;
-        let alone_among = if matches!(work, Work::Change(_)) { group(*vmid) } else { None };
-        Some(fleet::Job { vmid: *vmid, host: plan.host.clone(), alone_among })
+        let alone_among = if matches!(work, Work::Change(_)) { member.group.clone() } else { None };
+        Some(fleet::Job { site: *site, vmid, host: plan.host.clone(), alone_among })
     };
-    draft.works.iter().filter_map(job).collect()
+    members.iter().zip(places).filter_map(job).collect()
 }

@@ -2,65 +2,102 @@
 
 use std::fmt;
 
+use super::sites::Planned;
 use crate::cli::create::Report as Made;
 use crate::ident::Vmid;
-use crate::plan::Difference;
-use crate::plan::create::Plan;
-use crate::plan::fleet::{Draft, Work};
+use crate::plan::destroy::Removal;
+use crate::plan::fleet::Work;
+use crate::plan::{Difference, Step};
+use crate::pve::HostName;
+use crate::pve::reply::GuestSummary;
 
 /// What is to be done about one guest.
 pub(super) struct Change<'a> {
+    /// Its host or cluster, where there are several.
+    cluster: Option<&'a str>,
     vmid: Vmid,
-    work: &'a Work,
+    what: What<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum What<'a> {
+    Work(&'a Work),
+    Remove(&'a Removal),
 }
 
 impl<'a> Change<'a> {
-    pub(super) fn of(vmid: Vmid, work: &'a Work) -> Self {
-        Self { vmid, work }
+    /// Those of all sites: what is made or changed, then what goes.
+    pub(super) fn all(planned: &'a [Planned<'a>], several: bool) -> Vec<Self> {
+        let works = planned.iter().flat_map(|planned| {
+            let cluster = planned.cluster(several);
+            planned.draft.works.iter().map(move |(vmid, work)| Self { cluster, vmid: *vmid, what: What::Work(work) })
+        });
+        let removals = planned.iter().flat_map(|planned| {
+            let cluster = planned.cluster(several);
+            planned.removals.iter().map(move |removal| Self { cluster, vmid: removal.vmid, what: What::Remove(removal) })
+        });
+        works.chain(removals).collect()
     }
 
     pub(super) fn is_nothing(&self) -> bool {
-        matches!(self.work, Work::Nothing(_))
+        matches!(self.what, What::Work(Work::Nothing(_)))
+    }
+
+    fn steps(&self) -> &'a [Step] {
+        match self.what {
+            What::Work(work) => work.plan().map(|plan| &plan.steps[..]).unwrap_or_default(),
+            What::Remove(removal) => &removal.steps,
+        }
     }
 
     fn value(&self) -> serde_json::Value {
-        let steps = |plan: &Plan| {
-            plan.steps.iter().map(|step| serde_json::json!({ "step": step.title, "call": step.action.to_string() })).collect::<Vec<_>>()
-        };
-        match self.work {
-            Work::Nothing(existing) => {
-                serde_json::json!({ "vmid": self.vmid, "name": existing.name, "node": existing.host, "outcome": "nothing" })
+        let steps: Vec<_> =
+            self.steps().iter().map(|step| serde_json::json!({ "step": step.title, "call": step.action.to_string() })).collect();
+        let mut value = match self.what {
+            What::Work(Work::Nothing(existing)) => {
+                serde_json::json!({ "vmid": self.vmid, "name": existing.name, "node": existing.host })
             }
-            Work::Start(plan) | Work::Change(plan) | Work::Create(plan) => serde_json::json!({
-                "vmid": self.vmid, "name": plan.name, "role": plan.role, "node": plan.host, "outcome": verb(self.work),
-                "differences": plan.differences, "steps": steps(plan),
+            What::Work(Work::Start(plan) | Work::Change(plan) | Work::Create(plan)) => serde_json::json!({
+                "vmid": self.vmid, "name": plan.name, "role": plan.role, "node": plan.host, "differences": plan.differences, "steps": steps,
             }),
+            What::Remove(removal) => serde_json::json!({
+                "vmid": self.vmid, "name": removal.name, "role": removal.role, "node": removal.host, "steps": steps,
+            }),
+        };
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("outcome".to_owned(), self.verb().into());
+            fields.extend(self.cluster.map(|cluster| ("cluster".to_owned(), cluster.into())));
+        }
+        value
+    }
+
+    fn verb(&self) -> &'static str {
+        match self.what {
+            What::Work(Work::Nothing(_)) => "nothing",
+            What::Work(Work::Start(_)) => "start",
+            What::Work(Work::Change(_)) => "change",
+            What::Work(Work::Create(_)) => "create",
+            What::Remove(_) => "remove",
         }
     }
 }
 
-fn verb(work: &Work) -> &'static str {
-    match work {
-        Work::Nothing(_) => "nothing",
-        Work::Start(_) => "start",
-        Work::Change(_) => "change",
-        Work::Create(_) => "create",
-    }
-}
-
 impl fmt::Display for Change<'_> {
-    /// As a diff: `+` made, `~` changed, `>` started.
+    /// As a diff: `+` made, `~` changed, `>` started, `-` removed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.work {
-            Work::Nothing(existing) => write!(f, "  = {} {} on {}", self.vmid, existing.name, existing.host),
-            Work::Start(plan) => write!(f, "  > {} {} ({}) on {}: start", self.vmid, plan.name, plan.role, plan.host),
-            Work::Create(plan) => {
-                write!(f, "  + {} {} ({}) on {}", self.vmid, plan.name, plan.role, plan.host)?;
+        let vmid = self.vmid;
+        let at = |host: &HostName| place(self.cluster, host.as_str());
+        match self.what {
+            What::Work(Work::Nothing(existing)) => write!(f, "  = {vmid} {} on {}", existing.name, at(&existing.host)),
+            What::Work(Work::Start(plan)) => write!(f, "  > {vmid} {} ({}) on {}: start", plan.name, plan.role, at(&plan.host)),
+            What::Remove(removal) => write!(f, "  - {vmid} {} ({}) on {}", removal.name, removal.role, at(&removal.host)),
+            What::Work(Work::Create(plan)) => {
+                write!(f, "  + {vmid} {} ({}) on {}", plan.name, plan.role, at(&plan.host))?;
                 let chosen = |what: &str| plan.choices.iter().find(|choice| choice.what == what).map_or("", |choice| &choice.value);
                 write!(f, ": storage {}, bridge {}, address {}", chosen("storage"), chosen("bridge"), chosen("address"))
             }
-            Work::Change(plan) => {
-                write!(f, "  ~ {} {} ({}) on {}", self.vmid, plan.name, plan.role, plan.host)?;
+            What::Work(Work::Change(plan)) => {
+                write!(f, "  ~ {vmid} {} ({}) on {}", plan.name, plan.role, at(&plan.host))?;
                 for Difference { what, from, to } in &plan.differences {
                     write!(f, "\n      {what}: {from} -> {to}")?;
                 }
@@ -70,47 +107,69 @@ impl fmt::Display for Change<'_> {
     }
 }
 
-fn counted(draft: &Draft) -> String {
-    let count = |wanted: &str| draft.works.iter().filter(|(_, work)| verb(work) == wanted).count();
+/// Where a guest is: its Proxmox node, behind its host or cluster where there are several.
+fn place(cluster: Option<&str>, node: &str) -> String {
+    cluster.map_or_else(|| node.to_owned(), |cluster| format!("{cluster}/{node}"))
+}
+
+fn counted(changes: &[Change<'_>], planned: &[Planned<'_>]) -> String {
+    let count = |wanted: &str| changes.iter().filter(|change| change.verb() == wanted).count();
     let mut text =
         format!("{} to make, {} to change, {} to start, {} as wanted", count("create"), count("change"), count("start"), count("nothing"));
-    if !draft.undeclared.is_empty() {
-        let all: Vec<String> = draft.undeclared.iter().map(|guest| format!("{} ({})", guest.vmid, guest.name)).collect();
+    if count("remove") > 0 {
+        text.push_str(&format!(", {} to remove", count("remove")));
+    }
+    let undeclared = undeclared(planned);
+    if !undeclared.is_empty() {
+        let all: Vec<String> = undeclared.iter().map(|guest| format!("{} ({})", guest.vmid, guest.name)).collect();
         text.push_str(&format!("\nnot in the file and left alone: {}", all.join(", ")));
     }
     text
 }
 
+fn undeclared<'a>(planned: &'a [Planned<'_>]) -> Vec<&'a GuestSummary> {
+    planned.iter().flat_map(|planned| &planned.draft.undeclared).collect()
+}
+
 /// What would be done.
-pub(super) fn dry_run_text(changes: &[Change<'_>], draft: &Draft) -> String {
+pub(super) fn dry_run_text(changes: &[Change<'_>], planned: &[Planned<'_>]) -> String {
     let mut text = String::new();
-    for (host, volume) in &draft.uploads {
+    for (host, volume) in planned.iter().flat_map(|planned| &planned.draft.uploads) {
         text.push_str(&format!("  ^ upload the image to {host} as {volume}\n"));
     }
     for change in changes {
         text.push_str(&format!("{change}\n"));
-        let steps = change.work.plan().map(|plan| &plan.steps[..]).unwrap_or_default();
-        for step in steps {
+        for step in change.steps() {
             text.push_str(&format!("        {}\n", step.action));
         }
     }
-    text.push_str(&counted(draft));
+    text.push_str(&counted(changes, planned));
     text.push_str("\nnothing was changed");
     text
 }
 
 /// The same for programs.
-pub(super) fn dry_run_value(changes: &[Change<'_>], draft: &Draft) -> serde_json::Value {
+pub(super) fn dry_run_value(changes: &[Change<'_>], planned: &[Planned<'_>], several: bool) -> serde_json::Value {
     let guests: Vec<_> = changes.iter().map(Change::value).collect();
-    let uploads: Vec<_> =
-        draft.uploads.iter().map(|(host, volume)| serde_json::json!({ "node": host, "volume": volume.to_string() })).collect();
-    let undeclared: Vec<Vmid> = draft.undeclared.iter().map(|guest| guest.vmid).collect();
-    serde_json::json!({ "dry_run": true, "guests": guests, "uploads": uploads, "undeclared": undeclared, "remarks": draft.remarks })
+    let mut uploads = Vec::new();
+    for planned in planned {
+        for (host, volume) in &planned.draft.uploads {
+            uploads.push(match planned.cluster(several) {
+                Some(cluster) => serde_json::json!({ "cluster": cluster, "node": host, "volume": volume.to_string() }),
+                None => serde_json::json!({ "node": host, "volume": volume.to_string() }),
+            });
+        }
+    }
+    let remarks: Vec<&String> = planned.iter().flat_map(|planned| &planned.draft.remarks).collect();
+    let undeclared: Vec<Vmid> = undeclared(planned).iter().map(|guest| guest.vmid).collect();
+    serde_json::json!({ "dry_run": true, "guests": guests, "uploads": uploads, "undeclared": undeclared, "remarks": remarks })
 }
 
 /// What became of one guest.
 #[derive(Debug, serde::Serialize)]
 pub(super) struct Row {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cluster: Option<String>,
     pub(super) vmid: Vmid,
     pub(super) name: String,
     pub(super) role: String,
@@ -127,6 +186,7 @@ impl Row {
     /// A coordinator made before the others.
     pub(super) fn made(report: &Made) -> Self {
         Self {
+            cluster: None,
             vmid: report.vmid,
             name: report.name.to_string(),
             role: report.role.to_owned(),
@@ -138,11 +198,9 @@ impl Row {
         }
     }
 
-    /// A guest whose plan came to this end.
-    pub(super) fn of(plan: &Plan, outcome: &'static str, seconds: f64) -> Self {
-        let (mesh_addresses, error) = (Vec::new(), None);
-        let (name, role, node) = (plan.name.to_string(), plan.role.to_owned(), plan.host.to_string());
-        Self { vmid: plan.vmid, name, role, node, outcome, seconds, mesh_addresses, error }
+    /// Where it is, for people.
+    pub(super) fn place(&self) -> String {
+        place(self.cluster.as_deref(), &self.node)
     }
 }
 
@@ -157,9 +215,9 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(mut guests: Vec<Row>, draft: &Draft, seconds: f64, calls: u64) -> Self {
-        guests.sort_by_key(|row| row.vmid);
-        Self { guests, undeclared: draft.undeclared.iter().map(|guest| guest.vmid).collect(), seconds, calls }
+    pub(super) fn new(mut guests: Vec<Row>, planned: &[Planned<'_>], seconds: f64, calls: u64) -> Self {
+        guests.sort_by(|a, b| (&a.cluster, a.vmid).cmp(&(&b.cluster, b.vmid)));
+        Self { guests, undeclared: undeclared(planned).iter().map(|guest| guest.vmid).collect(), seconds, calls }
     }
 
     pub(super) fn text(&self) -> String {
@@ -177,6 +235,7 @@ impl Report {
             ("changed", "changed"),
             ("started", "started"),
             ("unchanged", "as wanted"),
+            ("removed", "removed"),
             ("failed", "failed"),
             ("not begun", "not begun"),
         ];

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::making::How;
+use crate::cli::Output;
 use crate::cli::connect::ConnectArgs;
+use crate::cli::ways::WayArgs;
 use crate::plan::options::{GuestOptions, GuestTexts, OptionError};
 
 /// What every new guest takes.
@@ -54,10 +57,17 @@ pub(in crate::cli) struct GuestArgs {
     #[arg(long)]
     pub(super) dry_run: bool,
     #[command(flatten)]
+    pub(super) way: WayArgs,
+    #[command(flatten)]
     pub(super) connect: ConnectArgs,
 }
 
 impl GuestArgs {
+    /// How the guest is made, as said.
+    pub(super) fn how<'a>(&'a self, output: &'a Output) -> How<'a> {
+        How { dry_run: self.dry_run, image: self.image.as_deref(), way: &self.way, output }
+    }
+
     /// The number as typed, fit for a message.
     pub(super) fn shown_id(&self) -> String {
         self.vmid.chars().take(20).flat_map(char::escape_default).collect()

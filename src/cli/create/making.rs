@@ -7,6 +7,7 @@ use crate::cli::connect::{Session, call_failure, config_failure, refusal};
 use crate::cli::hook;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::progress::Progress;
+use crate::cli::ways::WayArgs;
 use crate::cli::{Exit, Failure, Output, carry, rights};
 use crate::ident::{NodeId, NodeName};
 use crate::plan::create::{self, Existing, Image, Outcome, Plan};
@@ -15,13 +16,14 @@ use crate::plan::options::{GuestOptions, Join, KnownCoordinator, Role};
 use crate::pve::call::Arch;
 use crate::sys::entropy;
 use crate::sys::image::ImageError;
-use crate::sys::pve::{Findings, Images as _, Mesh, Provisioner, Stock, observe};
+use crate::sys::pve::{Findings, Images as _, Inside, Mesh, Provisioner, Stock, observe};
 
 /// How a guest is made, whatever it is.
 #[derive(Clone, Copy)]
 pub(in crate::cli) struct How<'a> {
     pub(in crate::cli) dry_run: bool,
     pub(in crate::cli) image: Option<&'a Path>,
+    pub(in crate::cli) way: &'a WayArgs,
     pub(in crate::cli) output: &'a Output,
 }
 
@@ -43,7 +45,7 @@ impl Making<'_> {
         let mut progress = Progress::new(self.how.output);
         let lock = if self.how.dry_run { None } else { Some(self.session.store.lock(vmid).map_err(config_failure)?) };
         if lock.is_some() {
-            carry::recover(self.session, self.mesh, vmid, self.how.output, &mut progress).await?;
+            carry::recover((self.session, self.how.way), self.mesh, vmid, self.how.output, &mut progress).await?;
         }
         let stock = progress.during("prepare the image", || Stock::prepare(&self.session.store, self.how.image));
         let stock = stock.map_err(|e| image_failure(&self.tried, &e))?;
@@ -84,6 +86,7 @@ impl Making<'_> {
         };
         let host = plan.host.clone();
         plan.choices.extend(rights::review(&*self.session.executor, &self.tried, &observed, &host, &mut plan.steps).await?);
+        let inside = self.how.way.of_plan(self.session, &plan, &observed, &self.tried)?;
         if self.how.dry_run {
             self.how.output.result(&dry_run_value(&plan), dry_run_text(&plan, &self.session.executor.place()));
             return Ok(None);
@@ -97,7 +100,7 @@ impl Making<'_> {
         if let Some(script) = &script {
             script.put()?;
         }
-        let findings = self.carry_out(&plan, &stock, &mut progress).await;
+        let findings = self.carry_out(&plan, inside.as_deref(), &stock, &mut progress).await;
         if findings.is_err() && script.is_some() {
             // If it was written for this guest alone.
             hook::forget_script(self.session).await;
@@ -118,14 +121,20 @@ impl Making<'_> {
         ));
     }
 
-    async fn carry_out(&self, plan: &Plan, stock: &Stock, progress: &mut Progress<'_>) -> Result<Findings, Failure> {
+    async fn carry_out(
+        &self,
+        plan: &Plan,
+        inside: Option<&dyn Inside>,
+        stock: &Stock,
+        progress: &mut Progress<'_>,
+    ) -> Result<Findings, Failure> {
         let door = self.session.door()?;
         let mut interrupt = Interrupt::listen(self.how.output)?;
         let provisioner = Provisioner {
             executor: &*self.session.executor,
             door: &door,
             mesh: self.mesh,
-            inside: None,
+            inside,
             images: stock,
             store: &self.session.store,
             watch: progress,

@@ -5,6 +5,7 @@ mod making;
 mod report;
 
 use super::connect::{ConnectArgs, Session, config_failure, refusal};
+use super::ways::WayArgs;
 use super::{Exit, Failure, Output};
 use crate::ident::Vmid;
 use crate::plan::Refusal;
@@ -30,7 +31,7 @@ pub(super) async fn coordinator(args: CreateCoordinator, output: &Output) -> Res
     let base_domain = args.base_domain.as_deref().map(|text| base_domain("--base-domain", text)).transpose().map_err(wrong)?;
     let asked = Asked { url, base_domain, trusted_proxies: args.trusted_proxies };
     let session = Session::for_guest(&args.guest.connect, options.vmid, output).await?;
-    let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
+    let how = args.guest.how(output);
     let report = make_coordinator(&session, &options, asked, how).await?;
     if let Some(report) = report {
         output.result(&report, summary(&report));
@@ -77,7 +78,7 @@ pub(super) async fn relay(args: CreateRelay, output: &Output) -> Result<(), Fail
     let session = Session::for_guest(&args.guest.connect, options.vmid, output).await?;
     let Some((coordinator, mesh)) = session.mesh().await? else { return Err(no_coordinator(&session, &tried, options.vmid).await) };
     let role = Role::Relay { coordinator, address };
-    let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
+    let how = args.guest.how(output);
     let making = Making { session: &session, options: &options, role, mesh: Some(&*mesh), is_known: true, how, tried };
     if let Some(report) = making.run().await? {
         output.result(&report, summary(&report));
@@ -144,7 +145,7 @@ async fn node(args: NodeArgs, kind: NodeKind, output: &Output) -> Result<(), Fai
         }
     };
     let role = Role::Node { kind, join, endpoints, userspace: args.tun.map(|tun| tun == Tun::Userspace) };
-    let how = How { dry_run: args.guest.dry_run, image: args.guest.image.as_deref(), output };
+    let how = args.guest.how(output);
     let making = Making { session: &session, options: &options, role, mesh: mesh.as_deref(), is_known: true, how, tried };
     if let Some(report) = making.run().await? {
         output.result(&report, summary(&report));
@@ -167,7 +168,7 @@ pub(super) async fn first_of_all(connect: &ConnectArgs, vmid: Vmid, output: &Out
     let options = texts.check().map_err(|e| refusal(tried, &Refusal::Option(e)))?;
     let session = Session::for_guest(connect, vmid, output).await?;
     let asked = Asked { url: None, base_domain: None, trusted_proxies: Vec::new() };
-    let report = make_coordinator(&session, &options, asked, How { dry_run: false, image: None, output }).await?;
+    let report = make_coordinator(&session, &options, asked, How { dry_run: false, image: None, way: &WayArgs::default(), output }).await?;
     if let Some(report) = report {
         output.result(&report, summary(&report));
     }
@@ -202,7 +203,7 @@ async fn first_coordinator(
         ..GuestTexts::default()
     };
     let options = texts.check().map_err(|e| refusal(tried, &Refusal::Option(e)))?;
-    let how = How { dry_run: false, image: args.guest.image.as_deref(), output };
+    let how = args.guest.how(output);
     let asked = Asked { url: None, base_domain: None, trusted_proxies: Vec::new() };
     let report = make_coordinator(session, &options, asked, how).await?;
     if let Some(report) = report {

@@ -8,7 +8,7 @@ use crate::cli::{Exit, Failure, Output};
 use crate::plan::hook::{Place, place};
 use crate::plan::mark::TAG;
 use crate::plan::observed::{Hookscript, Observed};
-use crate::pve::{Identity, StorageId, VolumeId, call, machine, reply};
+use crate::pve::{Principal, StorageId, VolumeId, call, machine, reply};
 use crate::sys::config::Store;
 use crate::sys::pve::{CallError, HostFiles, InstallError, Installer};
 
@@ -194,9 +194,9 @@ pub(in crate::cli) async fn for_new_guests(session: &Session, observed: &Observe
 }
 
 async fn prepared(session: &Session, observed: &Observed) -> Result<(VolumeId, Prepared), String> {
-    match &observed.identity {
-        identity if !identity.is_root() => return Err("only root@pam may set a hookscript".to_owned()),
-        Identity::RootHost => {}
+    match &observed.principal {
+        principal if !principal.is_root() => return Err("only root@pam may set a hookscript".to_owned()),
+        Principal::RootHost => {}
         _ if is_host() => {}
         _ => return Err("it lies on the host, and this is another machine (`pvemesh hook install` there)".to_owned()),
     }

@@ -193,13 +193,13 @@ async fn version(executor: &dyn Executor) -> Result<Version, CallError> {
 
 async fn probe(executor: &dyn Executor, fingerprint: Option<Fingerprint>) -> Result<Report, Failure> {
     let version = version(executor).await.map_err(|e| call_failure("ask Proxmox for its version", &e))?;
-    let identity = executor.identity();
+    let principal = executor.principal();
     Ok(Report {
         name: None,
         place: executor.place(),
         version: version.to_string(),
-        may_pass_tun: identity.is_root() && version >= Version::DEVICES,
-        identity: identity.to_string(),
+        may_pass_tun: principal.is_root() && version >= Version::DEVICES,
+        identity: principal.to_string(),
         fingerprint,
         trust: "none is needed",
         configuration: None,

@@ -1,19 +1,22 @@
 //! Changing a guest that is there: an option that differs changes just that, and an option that was not given changes nothing.
 //!
-//! Proxmox's own keys (memory, cores, the bridge) are set while the guest runs. What the guest itself was told is handed over again, in the
-//! environment of its init, and takes a restart; the guest keeps its keys and addresses.
+//! Proxmox's own keys (memory, cores, the bridge) are set while the guest runs. What the guest itself was told is handed over again and takes a
+//! restart; the guest keeps its keys and addresses. It travels in the environment of the guest's init, and where Proxmox has none (before
+//! 9.1) as a file that is written in the running guest, where its init looks for one at each start.
 
 mod difference;
 
 use std::collections::BTreeMap;
 
 use super::create::{ADDRESS_LIMIT, Existing, INTERFACE, ONLINE_LIMIT, Plan, START_LIMIT};
+use super::guest::{APPLIANCE_PROGRAM, SETTINGS};
+use super::inside::{Content, Deed, InsideAction};
 use super::mark::{Mark, RunId};
 use super::observed::{Observed, Target};
 use super::options::{GuestOptions, Join, Role};
 use super::refusal::Refusal;
 use super::render::{self, Notes};
-use super::step::{Action, Step, Undo};
+use super::step::{Action, Carrier, Step, Undo};
 use super::told;
 use crate::ident::NodeName;
 use crate::pve::{Version, call};
@@ -74,14 +77,18 @@ impl Changer<'_> {
             let before = self.told.ok_or(Refusal::Untold { vmid })?;
             // Rendering may refuse; better now than after the first write.
             render::guest(&guest)?;
-            self.can_deliver()?;
+            let carrier = self.carrier();
+            if carrier == Carrier::Inside {
+                self.push_way_in(&mut steps)?;
+            }
             self.push_coordinator(&mut steps, found.name, found.routes);
-            let undo = Undo::HandBack { host: host.clone(), settings: Box::new(before.clone()), restart: self.existing.running };
-            let action = Action::Redeliver { host: host.clone(), guest: Box::new(guest.clone()) };
-            steps.push(Step::undone_by("hand over the new settings", action, undo));
-            self.push_restart(&mut steps, &guest)?;
-            let request = call::clear_environment(host, vmid)?;
-            steps.push(Step::plain("take the settings back out of the environment", Action::Call { request, task: None }));
+            self.push_settings(&mut steps, before, &guest, carrier);
+            self.push_restart(&mut steps, carrier)?;
+            self.push_wait(&mut steps, &guest);
+            if carrier == Carrier::Environment {
+                let request = call::clear_environment(host, vmid)?;
+                steps.push(Step::plain("take the settings back out of the environment", Action::Call { request, task: None }));
+            }
             let notes = Box::new(Notes::of(&guest, self.role.words(), self.version));
             steps.push(Step::plain("write the notes", Action::Finish { host: host.clone(), notes, mark: self.mark() }));
         }
@@ -100,16 +107,47 @@ impl Changer<'_> {
         Ok(Step::undone_by(title, Action::Call { request, task: None }, undo))
     }
 
-    /// The environment came with 9.1; without it the settings would need a way into the guest.
-    fn can_deliver(&self) -> Result<(), Refusal> {
-        let host = &self.existing.host;
-        let version = self.observed.host(host).and_then(|host| host.version);
-        match version {
-            Some(version) if version < Version::ENVIRONMENT => {
-                Err(Refusal::TooOldToTell { vmid: self.existing.vmid, host: host.clone(), version })
-            }
-            _ => Ok(()),
+    /// The environment came with 9.1; without it the settings need a way into the guest.
+    fn carrier(&self) -> Carrier {
+        let version = self.observed.host(&self.existing.host).and_then(|host| host.version);
+        if version.is_some_and(|version| version < Version::ENVIRONMENT) { Carrier::Inside } else { Carrier::Environment }
+    }
+
+    /// Brings up a guest that is to be entered, and enters it once: whether that works shows before anything has to be taken back.
+    fn push_way_in(&self, steps: &mut Vec<Step>) -> Result<(), Refusal> {
+        let vmid = self.existing.vmid;
+        if !self.existing.running {
+            steps.push(self.start()?);
         }
+        let deed = Deed::Run { commands: vec![vec![APPLIANCE_PROGRAM.to_owned(), "--version".to_owned()]], with_key: false };
+        steps.push(Step::plain(format!("enter container {vmid}"), self.inside(deed)));
+        Ok(())
+    }
+
+    fn inside(&self, deed: Deed) -> Action {
+        Action::Inside(InsideAction { host: self.existing.host.clone(), vmid: self.existing.vmid, deed })
+    }
+
+    fn start(&self) -> Result<Step, Refusal> {
+        let (host, vmid) = (&self.existing.host, self.existing.vmid);
+        let action = Action::Call { request: call::start(host, vmid)?, task: Some(START_LIMIT) };
+        Ok(Step::undone_by(format!("start container {vmid}"), action, Undo::Stop { host: host.clone(), vmid }))
+    }
+
+    fn push_settings(&self, steps: &mut Vec<Step>, before: &Guest, guest: &Guest, carrier: Carrier) {
+        let host = self.existing.host.clone();
+        let undo = Undo::HandBack { host: host.clone(), settings: Box::new(before.clone()), restart: self.existing.running, carrier };
+        let guest = Box::new(guest.clone());
+        let action = match carrier {
+            Carrier::Environment => Action::Redeliver { host, guest },
+            Carrier::Inside => self.inside(Deed::Write {
+                program: APPLIANCE_PROGRAM.to_owned(),
+                to: SETTINGS.to_owned(),
+                mode: 0o600,
+                content: Content::Settings(guest),
+            }),
+        };
+        steps.push(Step::undone_by("hand over the new settings", action, undo));
     }
 
     /// What the coordinator is told before the guest comes back as something else.
@@ -128,14 +166,19 @@ impl Changer<'_> {
         }
     }
 
-    fn push_restart(&self, steps: &mut Vec<Step>, guest: &Guest) -> Result<(), Refusal> {
+    fn push_restart(&self, steps: &mut Vec<Step>, carrier: Carrier) -> Result<(), Refusal> {
         let (host, vmid) = (&self.existing.host, self.existing.vmid);
-        let (title, request) = if self.existing.running {
-            (format!("restart container {vmid}"), call::reboot(host, vmid, GRACE_SECS)?)
+        steps.push(if self.existing.running || carrier == Carrier::Inside {
+            let request = call::reboot(host, vmid, GRACE_SECS)?;
+            Step::plain(format!("restart container {vmid}"), Action::Call { request, task: Some(START_LIMIT) })
         } else {
-            (format!("start container {vmid}"), call::start(host, vmid)?)
-        };
-        steps.push(Step::plain(title, Action::Call { request, task: Some(START_LIMIT) }));
+            self.start()?
+        });
+        Ok(())
+    }
+
+    fn push_wait(&self, steps: &mut Vec<Step>, guest: &Guest) {
+        let (host, vmid) = (&self.existing.host, self.existing.vmid);
         let expected = match guest.network.ipv4 {
             Ipv4Setup::Fixed(net) => Some(net.addr().into()),
             Ipv4Setup::Dhcp | Ipv4Setup::None => None,
@@ -159,7 +202,6 @@ impl Changer<'_> {
                 steps.push(Step::plain(format!("wait for {} to come back", self.name), action));
             }
         }
-        Ok(())
     }
 
     /// The address that a coordinator's clients are told, if it was given one; a change of something else must not lose it.
@@ -176,7 +218,7 @@ impl Changer<'_> {
 
     fn mark(&self) -> Mark {
         let vmid = self.existing.vmid;
-        let identity = Mark::of_container(vmid, &self.target.config).map(|mark| mark.identity).unwrap_or_default();
-        Mark { vmid, role: self.role.name().to_owned(), name: self.name.clone(), run: self.run, ready: true, identity }
+        let (identity, fleet) = Mark::of_container(vmid, &self.target.config).map(|mark| (mark.identity, mark.fleet)).unwrap_or_default();
+        Mark { vmid, role: self.role.name().to_owned(), name: self.name.clone(), run: self.run, ready: true, identity, fleet }
     }
 }

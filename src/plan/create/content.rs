@@ -2,7 +2,7 @@
 
 use super::INTERFACE;
 use super::maker::Maker;
-use crate::plan::mark::{Identity as Origin, Mark};
+use crate::plan::mark::{Identity, Mark};
 use crate::plan::options::{DEFAULT_BASE_DOMAIN, Join, NodeKind, Role};
 use crate::plan::render::Notes;
 use crate::plan::step::RELAY_PORT;
@@ -16,7 +16,8 @@ impl Maker<'_> {
             name: self.name.clone(),
             run: self.run,
             ready,
-            identity: Origin::default(),
+            identity: Identity::default(),
+            fleet: self.options.fleet.clone(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The way of a guest's configuration into the guest.
 
 use crate::plan::choose::Choice;
-use crate::pve::{Identity, Version};
+use crate::pve::{Principal, Version};
 
 /// How the configuration reaches the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,10 +13,10 @@ pub(super) enum Delivery {
 }
 
 impl Delivery {
-    pub(super) fn choose(identity: &Identity, version: Version) -> Self {
+    pub(super) fn choose(principal: &Principal, version: Version) -> Self {
         if version < Version::ENVIRONMENT {
             Self::Image("this Proxmox VE has no `env` yet, it came with 9.1")
-        } else if *identity == Identity::RootHost {
+        } else if *principal == Principal::RootHost {
             Self::Image("pvesh would show a join key in the process list")
         } else {
             Self::Environment

@@ -76,6 +76,13 @@ pub struct Plan {
     pub steps: Vec<Step>,
 }
 
+impl Plan {
+    /// Whether a way into the guest is needed for it.
+    pub fn enters(&self) -> bool {
+        self.steps.iter().any(|step| step.action.enters())
+    }
+}
+
 /// Plans the making of a guest.
 ///
 /// # Errors
@@ -100,7 +107,7 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
     unseen_address(options, role, observed, &place.host, version)?;
     let (role, route) = lan::resolved(role, options, &place, observed)?;
     let (name, why_name) = choose::name(options, &role, observed)?;
-    let delivery = Delivery::choose(&observed.identity, version);
+    let delivery = Delivery::choose(&observed.principal, version);
     let mut choices = vec![Choice { what: "name", value: name.to_string(), why: why_name }];
     choices.extend(place.reasons.iter().cloned());
     choices.push(Choice { what: "address", value: address_words(options), why: address_why(options).to_owned() });
@@ -125,14 +132,14 @@ pub fn create(options: &GuestOptions, role: &Role, observed: &Observed, image: &
 
 /// The golden containers to choose from; none if the guest is unpacked from the image.
 fn golden<'o>(options: &GuestOptions, role: &Role, observed: &'o Observed, image: &Image) -> Result<Vec<&'o Golden>, Refusal> {
-    if !golden::clones(&observed.identity) {
+    if !golden::clones(&observed.principal) {
         return Ok(Vec::new());
     }
     let (fit, unfit) = golden::candidates(options, observed, image);
     if fit.is_empty() && role.needs_tun() {
         let host = options.host.as_ref().map_or_else(|| "NODE".to_owned(), ToString::to_string);
         let golden = if unfit.is_empty() { "there is none".to_owned() } else { unfit.join("; ") };
-        return Err(Refusal::NeedsRoot { identity: observed.identity.clone(), host, golden });
+        return Err(Refusal::NeedsRoot { principal: observed.principal.clone(), host, golden });
     }
     Ok(fit)
 }

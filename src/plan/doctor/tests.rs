@@ -16,6 +16,7 @@ fn well() -> GuestView {
         run: RunId::new(1),
         ready: true,
         identity: Identity::default(),
+        fleet: None,
     };
     let values = [
         ("dev0", "/dev/net/tun"),

@@ -289,10 +289,10 @@ fn device(wanted: &Wanted, seen: &Seen, target: &Target, found: &Found) -> Resul
     {
         return restart(Device::RestartAlone);
     }
-    if !found.observed.identity.is_root() {
+    if !found.observed.principal.is_root() {
         let parameter = "dev (/dev/net/tun)".to_owned();
         let step = format!("pass the device through to container {vmid}");
-        return Err(Refusal::RootOnly { identity: found.observed.identity.clone(), parameter, step });
+        return Err(Refusal::RootOnly { principal: found.observed.principal.clone(), parameter, step });
     }
     let version = found.observed.host(&target.host).and_then(|host| host.version).unwrap_or(Version::new(0, 0, 0));
     if version < Version::DEVICES {

@@ -37,6 +37,7 @@ mod tests {
             run: RunId::new(7),
             ready: true,
             identity: Identity::default(),
+            fleet: None,
         };
         let owners = "# My wiki\nroot password: in the safe\n";
         let text = joined(owners, Some(&(notes.clone(), mark.clone())), "\n- address `100.64.0.1`").unwrap();

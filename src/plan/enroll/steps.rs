@@ -204,6 +204,7 @@ impl Maker<'_> {
             run: self.run,
             ready: true,
             identity: self.mark.as_ref().map(|mark| mark.identity).unwrap_or_default(),
+            fleet: None,
         };
         let deed = Deed::Notes { ours: Some(Box::new((self.notes(), mark))) };
         steps.push(Step::plain("write the notes", self.inside(deed)));

@@ -9,7 +9,7 @@ use crate::plan::observed::HostView;
 use crate::plan::options::KnownCoordinator;
 use crate::plan::render;
 use crate::plan::step::Action;
-use crate::pve::Identity;
+use crate::pve::Principal;
 use crate::pve::reply::{ContainerConfig, GuestSummary};
 
 fn vmid() -> Vmid {
@@ -70,7 +70,7 @@ fn found(version: Version) -> Found {
         templates: Vec::new(),
     };
     let observed = Observed {
-        identity: Identity::RootHost,
+        principal: Principal::RootHost,
         local: None,
         hosts: vec![view],
         guests: vec![summary],
@@ -218,7 +218,7 @@ fn a_device_comes_in_as_the_host_can_give_it() {
     assert!(at("dev0=/dev/net/tun") < at("status/reboot") && at("status/reboot") < at("systemctl enable"), "{shown:#?}");
     assert!(refused(&restart, &found(Version::new(7, 4, 0))).contains("Proxmox VE 7.4.0"));
     let mut token = found(NINE);
-    token.observed.identity = Identity::Token("root@pam!t".to_owned());
+    token.observed.principal = Principal::Token("root@pam!t".to_owned());
     assert!(matches!(enroll(&wanted(), &token, RunId::new(7)), Err(Refusal::RootOnly { .. })));
     let userspace = Wanted { userspace: true, ..wanted() };
     assert!(!lines(&plan(&userspace, &token)).iter().any(|line| line.contains("dev0")));
@@ -253,6 +253,7 @@ fn what_cannot_be_worked_on_is_refused() {
         run: RunId::new(1),
         ready: true,
         identity: crate::plan::mark::Identity::default(),
+        fleet: None,
     };
     let is_ours = |found: &mut Found| {
         let config = &mut found.observed.target.as_mut().unwrap().config;

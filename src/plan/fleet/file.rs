@@ -1,8 +1,13 @@
 //! `fleet.toml`: the guests of a fleet as the admin declares them, read and checked.
 //!
 //! ```toml
+//! fleet = "home"             # guests made from this file are marked with it
+//!
 //! [defaults]                 # what every guest gets unless it says otherwise
 //! storage = "local-lvm"
+//!
+//! [group.lan]                # the same for the guests of a group
+//! host = "office"            # the host or cluster, where several are set up
 //!
 //! [[guest]]
 //! id = 101
@@ -17,13 +22,14 @@
 //!
 //! The keys are those of the `create-*` commands. What is not said is chosen for a new guest and left alone for one that is there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::ident::Vmid;
+use crate::plan::mark::FleetName;
 use crate::plan::options::{GuestOptions, GuestTexts, NodeKind, OptionError, base_domain, endpoints, relay_address, routes, server_url};
 
 /// Guests a file may declare; a Proxmox cluster has fewer.
@@ -39,6 +45,15 @@ pub struct FileError {
     pub why: String,
 }
 
+/// A file's content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fleet {
+    /// Its name, which the guests made from it bear.
+    pub name: Option<FleetName>,
+    /// Its guests, in the file's order.
+    pub members: Vec<Member>,
+}
+
 /// A guest as declared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -50,6 +65,8 @@ pub struct Member {
     pub group: Option<String>,
     /// Proxmox starts it elsewhere when its host dies.
     pub high_availability: Option<bool>,
+    /// The host or cluster it is on, as it is called here; found by its number if absent.
+    pub host: Option<String>,
 }
 
 /// What a declared guest is for.
@@ -85,8 +102,11 @@ pub enum Want {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
+    fleet: Option<String>,
     #[serde(default)]
     defaults: Entry,
+    #[serde(default, rename = "group")]
+    groups: BTreeMap<String, Entry>,
     #[serde(default, rename = "guest")]
     guests: Vec<Entry>,
 }
@@ -145,6 +165,7 @@ struct Entry {
     auth_key_file: Option<PathBuf>,
     group: Option<String>,
     ha: Option<bool>,
+    host: Option<String>,
 }
 
 impl Entry {
@@ -178,6 +199,7 @@ impl Entry {
             auth_key_file: self.auth_key_file.or(defaults.auth_key_file),
             group: self.group,
             ha: self.ha.or(defaults.ha),
+            host: self.host.or(defaults.host),
         }
     }
 
@@ -242,7 +264,7 @@ impl Entry {
         })
     }
 
-    fn member(&self, vmid: Vmid) -> Result<Member, OptionError> {
+    fn member(&self, vmid: Vmid, fleet: Option<&FleetName>) -> Result<Member, OptionError> {
         let role = self.role.ok_or_else(|| OptionError::new("role", "is missing"))?;
         let texts = GuestTexts {
             vmid: vmid.to_string(),
@@ -263,7 +285,9 @@ impl Entry {
         if self.group.as_ref().is_some_and(|group| !word(group)) {
             return Err(OptionError::new("group", "one word of letters, digits and -, at most 32"));
         }
-        Ok(Member { options: texts.check()?, want: self.want(role)?, group: self.group.clone(), high_availability: self.ha })
+        let options = GuestOptions { fleet: fleet.cloned(), ..texts.check()? };
+        let (group, host) = (self.group.clone(), self.host.clone());
+        Ok(Member { options, want: self.want(role)?, group, high_availability: self.ha, host })
     }
 }
 
@@ -271,18 +295,24 @@ impl Entry {
 ///
 /// # Errors
 /// With the line or the guest, at the first thing that is wrong. Nothing secret is in such a file: a join key is a file's name.
-pub fn read(text: &str) -> Result<Vec<Member>, FileError> {
+pub fn read(text: &str) -> Result<Fleet, FileError> {
     let document: Document = toml::from_str(text).map_err(|error| {
         let line = error.span().and_then(|span| text.get(..span.start)).map_or(1, |before| before.matches('\n').count() + 1);
         FileError { place: format!("line {line}"), why: error.message().trim().replace('\n', " ") }
     })?;
     let mut members = Vec::new();
     let (mut numbers, mut names) = (BTreeSet::new(), BTreeSet::new());
-    if document.defaults.id.is_some() || document.defaults.name.is_some() {
-        return Err(FileError { place: "defaults".to_owned(), why: "every guest has its own id and name".to_owned() });
+    let fleet = document.fleet.as_deref().map(str::parse::<FleetName>).transpose();
+    let fleet = fleet.map_err(|e| FileError { place: "fleet".to_owned(), why: e.to_string() })?;
+    let groups = document.groups.iter().map(|(name, entry)| (format!("group.{name}"), entry));
+    for (place, entry) in std::iter::once(("defaults".to_owned(), &document.defaults)).chain(groups) {
+        if entry.id.is_some() || entry.name.is_some() || entry.group.is_some() {
+            return Err(FileError { place, why: "every guest has its own id, name and group".to_owned() });
+        }
     }
     for declared in document.guests {
-        let entry = declared.over(document.defaults.clone());
+        let of_group = declared.group.as_ref().and_then(|group| document.groups.get(group)).cloned().unwrap_or_default();
+        let entry = declared.over(of_group).over(document.defaults.clone());
         let ids = entry.id.as_ref();
         let ids = ids.ok_or_else(|| FileError { place: "a guest".to_owned(), why: "id: is missing".to_owned() })?;
         let (first, last) = span(ids)?;
@@ -292,8 +322,8 @@ pub fn read(text: &str) -> Result<Vec<Member>, FileError> {
         }
         for number in u32::from(first)..=u32::from(last) {
             let vmid = Vmid::try_from(number).map_err(|e| place(format!("id: {e}")))?;
-            let member = entry.member(vmid).map_err(|e| place(format!("{}: {}", key_of(e.option), e.why)))?;
-            if !numbers.insert(vmid) {
+            let member = entry.member(vmid, fleet.as_ref()).map_err(|e| place(format!("{}: {}", key_of(e.option), e.why)))?;
+            if !numbers.insert((member.host.clone(), vmid)) {
                 return Err(FileError { place: format!("guest {vmid}"), why: "it is declared twice".to_owned() });
             }
             if let Some(name) = &member.options.name
@@ -307,10 +337,14 @@ pub fn read(text: &str) -> Result<Vec<Member>, FileError> {
             }
         }
     }
+    let unused = document.groups.keys().find(|name| members.iter().all(|member| member.group.as_ref() != Some(name)));
+    if let Some(name) = unused {
+        return Err(FileError { place: format!("group.{name}"), why: "no guest is of this group".to_owned() });
+    }
     if members.iter().filter(|member| matches!(member.want, Want::Coordinator { .. })).count() > 1 {
         return Err(FileError { place: "the file".to_owned(), why: "more than one coordinator is declared; a mesh has one".to_owned() });
     }
-    Ok(members)
+    Ok(Fleet { name: fleet, members })
 }
 
 /// The file's key for an option that was refused under its name on the command line.
@@ -349,7 +383,7 @@ mod tests {
     fn a_file_gives_its_guests_with_the_defaults_under_them() {
         let text = "[defaults]\nstorage = \"fast\"\nmemory = 96\n\n[[guest]]\nid = 101\nrole = \"subnet-router\"\nroutes = [\"auto\", \"10.0.0.0/8\"]\n\
                     memory = 128\ngroup = \"lan\"\nha = true\n\n[[guest]]\nid = \"200-203\"\nrole = \"node\"\ntun = \"userspace\"\n";
-        let members = read(text).unwrap();
+        let members = read(text).unwrap().members;
         assert_eq!(members.iter().map(|m| u32::from(m.options.vmid)).collect::<Vec<_>>(), [101, 200, 201, 202, 203]);
         let router = &members[0];
         assert_eq!((router.options.memory, router.options.storage.as_ref().unwrap().as_str()), (Some(128), "fast"));
@@ -360,6 +394,18 @@ mod tests {
         assert_eq!(routes, &["10.0.0.0/8".parse().unwrap()]);
         assert_eq!(members[1].options.memory, Some(96));
         assert!(matches!(members[1].want, Want::Node { kind: NodeKind::Member, userspace: Some(true), .. }));
+    }
+
+    #[test]
+    fn a_group_has_defaults_of_its_own_and_the_fleet_a_name() {
+        let text = "fleet = \"home\"\n[defaults]\nmemory = 96\nhost = \"home\"\n[group.far]\nhost = \"office\"\nmemory = 80\n\
+                    [[guest]]\nid = 101\nrole = \"node\"\ngroup = \"far\"\n[[guest]]\nid = 101\nrole = \"node\"\n\
+                    [[guest]]\nid = 102\nrole = \"node\"\ngroup = \"far\"\nmemory = 72\n";
+        let fleet = read(text).unwrap();
+        assert_eq!(fleet.name, Some("home".parse().unwrap()));
+        let seen: Vec<_> = fleet.members.iter().map(|m| (m.host.as_deref().unwrap(), m.options.memory.unwrap())).collect();
+        assert_eq!(seen, [("office", 80), ("home", 96), ("office", 72)]);
+        assert!(fleet.members.iter().all(|member| member.options.fleet == fleet.name));
     }
 
     #[test]
@@ -385,6 +431,8 @@ mod tests {
                 "[[guest]]\nid = 100\nrole = \"coordinator\"\n[[guest]]\nid = 99999\nrole = \"coordinator\"\n".to_owned(),
                 "the file: more than one coordinator",
             ),
+            ("fleet = \"my home\"\n".to_owned(), "fleet: one word"),
+            ("[group.lan]\nid = 7\n".to_owned(), "group.lan: every guest has its own"),
             ("[[guest\n".to_owned(), "line 1: "),
         ] {
             let error = refused(&text);

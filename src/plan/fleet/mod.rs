@@ -6,7 +6,9 @@
 //!   reads of the API --> Observed --'
 //! ```
 
+mod assign;
 mod file;
+mod prune;
 mod schedule;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::change::Difference;
 use super::create::{self, Existing, Image, Outcome, Plan};
 use super::high_availability;
+pub use super::mark::FleetName;
 use super::mark::{RunId, TAG};
 use super::observed::{HostView, Observed, Target};
 use super::options::{GuestOptions, ROOT_VOLUME, Role};
@@ -22,7 +25,9 @@ use super::step::Action;
 use crate::ident::{NodeId, Vmid};
 use crate::pve::reply::GuestSummary;
 use crate::pve::{HostName, VolumeId};
-pub use file::{FileError, Member, Want, read};
+pub use assign::{Site, Unplaced, assign};
+pub use file::{FileError, Fleet, Member, Want, read};
+pub use prune::{Pruned, prune};
 pub use schedule::{AfterFailure, Job, Limits, Schedule};
 
 /// What one declared guest needs.

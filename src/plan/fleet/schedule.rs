@@ -7,6 +7,8 @@ use crate::pve::HostName;
 /// One guest to be worked on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
+    /// Which of the hosts or clusters, by its number among them.
+    pub site: usize,
     /// The guest.
     pub vmid: Vmid,
     /// The host that does the work.
@@ -62,14 +64,14 @@ impl Schedule {
     }
 
     fn may_begin(&self, job: &Job) -> bool {
-        let here = self.running.iter().filter(|other| other.host == job.host).count();
+        let here = self.running.iter().filter(|other| (other.site, &other.host) == (job.site, &job.host)).count();
         let meets = |other: &Job| job.alone_among.is_some() && other.alone_among == job.alone_among;
         here < self.limits.per_host && !self.running.iter().any(meets)
     }
 
     /// A job has come to its end, well or not.
-    pub fn ended(&mut self, vmid: Vmid, well: bool) {
-        self.running.retain(|job| job.vmid != vmid);
+    pub fn ended(&mut self, site: usize, vmid: Vmid, well: bool) {
+        self.running.retain(|job| (job.site, job.vmid) != (site, vmid));
         if !well && self.after_failure == AfterFailure::Stop {
             self.stop();
         }
@@ -80,9 +82,9 @@ impl Schedule {
         self.stopped = true;
     }
 
-    /// The guests that were not begun.
-    pub fn not_begun(&self) -> impl Iterator<Item = Vmid> + '_ {
-        self.waiting.iter().map(|job| job.vmid)
+    /// The jobs that were not begun.
+    pub fn not_begun(&self) -> impl Iterator<Item = &Job> {
+        self.waiting.iter()
     }
 }
 
@@ -91,7 +93,7 @@ mod tests {
     use super::*;
 
     fn job(vmid: u32, host: &str, alone_among: Option<&str>) -> Job {
-        Job { vmid: vmid.try_into().unwrap(), host: host.parse().unwrap(), alone_among: alone_among.map(ToOwned::to_owned) }
+        Job { site: 0, vmid: vmid.try_into().unwrap(), host: host.parse().unwrap(), alone_among: alone_among.map(ToOwned::to_owned) }
     }
 
     fn begun(schedule: &mut Schedule) -> Vec<u32> {
@@ -106,11 +108,23 @@ mod tests {
         let jobs = jobs.map(|(vmid, host)| job(vmid, host, None)).to_vec();
         let mut schedule = Schedule::new(jobs, LIMITS, AfterFailure::Stop);
         assert_eq!(begun(&mut schedule), [101, 102, 104]);
-        schedule.ended("104".parse().unwrap(), true);
+        schedule.ended(0, "104".parse().unwrap(), true);
         assert_eq!(begun(&mut schedule), [105]);
-        schedule.ended("101".parse().unwrap(), true);
+        schedule.ended(0, "101".parse().unwrap(), true);
         assert_eq!(begun(&mut schedule), [103]);
         assert_eq!(schedule.not_begun().count(), 0);
+    }
+
+    #[test]
+    fn hosts_of_one_name_in_two_clusters_are_two_and_the_whole_is_one() {
+        let at = |site, vmid| Job { site, ..job(vmid, "pve", None) };
+        let jobs = vec![at(0, 101), at(0, 102), at(0, 103), at(1, 101), at(1, 102)];
+        let mut schedule = Schedule::new(jobs, LIMITS, AfterFailure::Stop);
+        assert_eq!(begun(&mut schedule), [101, 102, 101]);
+        schedule.ended(1, "101".parse().unwrap(), true);
+        assert_eq!(begun(&mut schedule), [102]);
+        schedule.ended(0, "101".parse().unwrap(), true);
+        assert_eq!(begun(&mut schedule), [103]);
     }
 
     #[test]
@@ -118,9 +132,9 @@ mod tests {
         let jobs = vec![job(101, "pve1", Some("lan")), job(102, "pve2", Some("lan")), job(103, "pve3", Some("dmz"))];
         let mut schedule = Schedule::new(jobs, LIMITS, AfterFailure::Stop);
         assert_eq!(begun(&mut schedule), [101, 103]);
-        schedule.ended("103".parse().unwrap(), true);
+        schedule.ended(0, "103".parse().unwrap(), true);
         assert_eq!(begun(&mut schedule), [0_u32; 0]);
-        schedule.ended("101".parse().unwrap(), true);
+        schedule.ended(0, "101".parse().unwrap(), true);
         assert_eq!(begun(&mut schedule), [102]);
     }
 
@@ -130,7 +144,7 @@ mod tests {
         for (after, later) in [(AfterFailure::Stop, &[][..]), (AfterFailure::GoOn, &[103][..])] {
             let mut schedule = Schedule::new(jobs.clone(), LIMITS, after);
             assert_eq!(begun(&mut schedule), [101, 102]);
-            schedule.ended("101".parse().unwrap(), false);
+            schedule.ended(0, "101".parse().unwrap(), false);
             assert_eq!(begun(&mut schedule), later);
             assert_eq!(schedule.not_begun().count(), 2 - later.len());
         }

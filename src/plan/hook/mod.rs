@@ -167,7 +167,15 @@ mod tests {
 
     fn facts(marked: u32, role: &str) -> Facts {
         let name = "exit-1".parse().unwrap();
-        let mark = Mark { vmid: vmid(marked), role: role.to_owned(), name, run: RunId::new(1), ready: true, identity: Identity::default() };
+        let mark = Mark {
+            vmid: vmid(marked),
+            role: role.to_owned(),
+            name,
+            run: RunId::new(1),
+            ready: true,
+            identity: Identity::default(),
+            fleet: None,
+        };
         let text = format!("description: {}\ntags: exit-node;pvemesh\n", mark.attach("x").replace('\n', "%0A"));
         Facts { vmid: vmid(101), file: Some(GuestFile::parse(&text)), running: false }
     }

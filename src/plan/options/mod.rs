@@ -9,6 +9,7 @@ mod value;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::ident::{NodeName, Vmid};
+use crate::plan::mark::FleetName;
 use crate::pve::{BridgeName, HostName, StorageId};
 use crate::settings::{Ipv4Setup, Ipv6Setup};
 pub use role::{Join, KnownCoordinator, NodeKind, Role};
@@ -120,6 +121,8 @@ pub struct GuestOptions {
     pub cores: Option<u16>,
     /// Addresses on the LAN.
     pub lan: Lan,
+    /// The fleet it belongs to, if a new guest is made for one.
+    pub fleet: Option<FleetName>,
 }
 
 impl GuestTexts {
@@ -144,6 +147,7 @@ impl GuestTexts {
             memory: self.memory,
             cores: self.cores,
             lan: self.lan()?,
+            fleet: None,
         })
     }
 

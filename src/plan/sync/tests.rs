@@ -26,6 +26,7 @@ fn mark(role: &str) -> Mark {
         run: RunId::new(7),
         ready: true,
         identity: Identity::default(),
+        fleet: None,
     }
 }
 

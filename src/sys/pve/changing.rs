@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::inside::{Inside, Run, run_well};
 use super::mesh::Mesh;
 use super::provision::{StepError, Watch, run_call};
-use super::{CallError, Executor};
-use crate::ident::NodeName;
+use super::{CallError, Executor, observe};
+use crate::ident::{NodeName, Vmid};
 use crate::plan::create::CONFIG_VARIABLE;
+use crate::plan::guest::{APPLIANCE_PROGRAM, SETTINGS};
 use crate::plan::render;
 use crate::pve::{ErrorKind, HostName, call};
 use crate::settings::Guest;
@@ -37,19 +39,53 @@ pub(super) async fn hand_back(
     render::guest(guest)?;
     redeliver(executor, host, guest, watch).await?;
     if restart {
-        let reboot = call::reboot(host, guest.vmid, GRACE_SECS)?;
-        match run_call(executor, &reboot, Some(RESTART_LIMIT), watch).await {
-            Err(StepError::Call(error)) if error.kind() == Some(ErrorKind::NotRunning) => {
-                run_call(executor, &call::start(host, guest.vmid)?, Some(RESTART_LIMIT), watch).await?;
-            }
-            other => other?,
-        }
+        start_again(executor, host, guest.vmid, watch).await?;
         let cleared = run_call(executor, &call::clear_environment(host, guest.vmid)?, None, watch).await;
         if let Err(error) = cleared {
             tracing::warn!(vmid = %guest.vmid, %error, "the settings stay in the environment; nothing in them is secret");
         }
     }
     Ok(())
+}
+
+/// The same by a way into the guest, which has to run for that.
+pub(super) async fn write_back(
+    (executor, inside): (&dyn Executor, &dyn Inside),
+    host: &HostName,
+    guest: &Guest,
+    restart: bool,
+    watch: &mut dyn Watch,
+) -> Result<bool, StepError> {
+    let vmid = guest.vmid;
+    let Some(target) = observe::container(executor, host, vmid).await? else { return Ok(false) };
+    if !target.running {
+        run_call(executor, &call::start(host, vmid)?, Some(RESTART_LIMIT), watch).await?;
+    }
+    let write = Run::new([APPLIANCE_PROGRAM, "inside", "write", SETTINGS, "--mode", "600"]).input(render::guest(guest)?);
+    run_well(inside, vmid, &write).await?;
+    if restart {
+        start_again(executor, host, vmid, watch).await?;
+    }
+    Ok(true)
+}
+
+/// Restarts a guest, or starts it if it has stopped meanwhile.
+async fn start_again(executor: &dyn Executor, host: &HostName, vmid: Vmid, watch: &mut dyn Watch) -> Result<(), StepError> {
+    match run_call(executor, &call::reboot(host, vmid, GRACE_SECS)?, Some(RESTART_LIMIT), watch).await {
+        Err(StepError::Call(error)) if error.kind() == Some(ErrorKind::NotRunning) => {
+            run_call(executor, &call::start(host, vmid)?, Some(RESTART_LIMIT), watch).await
+        }
+        other => other,
+    }
+}
+
+/// Stops a guest; false if it does not run.
+pub(super) async fn stop(executor: &dyn Executor, host: &HostName, vmid: Vmid, watch: &mut dyn Watch) -> Result<bool, StepError> {
+    match run_call(executor, &call::shutdown(host, vmid, GRACE_SECS)?, Some(RESTART_LIMIT), watch).await {
+        Ok(()) => Ok(true),
+        Err(StepError::Call(error)) if matches!(error.kind(), Some(ErrorKind::NotRunning | ErrorKind::NoSuchGuest)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 async fn node(mesh: &dyn Mesh, name: &NodeName) -> Result<Option<NodeInfo>, StepError> {
@@ -78,7 +114,7 @@ pub(super) async fn rename_node(mesh: &dyn Mesh, from: &NodeName, to: &NodeName)
 pub(super) async fn put_back(
     executor: &dyn Executor,
     host: &HostName,
-    vmid: crate::ident::Vmid,
+    vmid: Vmid,
     values: &std::collections::BTreeMap<String, String>,
     added: &[String],
     watch: &mut dyn Watch,
@@ -92,7 +128,7 @@ pub(super) async fn put_back(
 }
 
 /// Whether a guest is under high availability.
-pub(super) async fn is_managed(executor: &dyn Executor, vmid: crate::ident::Vmid) -> Result<bool, StepError> {
+pub(super) async fn is_managed(executor: &dyn Executor, vmid: Vmid) -> Result<bool, StepError> {
     let guests = crate::pve::reply::guests(&executor.call(&call::guests()?).await?)?;
     Ok(guests.iter().any(|guest| guest.vmid == vmid && guest.managed))
 }

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::{CallError, Executor, GuestConfigs, Upload};
-use crate::pve::{Identity, Request, Upid};
+use crate::pve::{Principal, Request, Upid};
 
 /// How many calls were made so far, uploads among them.
 #[derive(Debug, Clone, Default)]
@@ -53,8 +53,8 @@ impl Executor for Counted {
         self.inner.guest_configs()
     }
 
-    fn identity(&self) -> Identity {
-        self.inner.identity()
+    fn principal(&self) -> Principal {
+        self.inner.principal()
     }
 
     fn place(&self) -> String {

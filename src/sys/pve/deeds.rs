@@ -22,6 +22,9 @@ const SERVICE_LIMIT: Duration = Duration::from_secs(60);
 /// How often giving the new node the old one's name is tried: by then the old one is gone, so giving up is no way back.
 const SUCCESSION_TRIES: u32 = 5;
 
+/// Said where a guest would have to be entered and cannot be.
+pub(super) const NO_WAY: &str = "there is no way into the container from here; as root on its host, or with --ssh root@HOST, there is";
+
 /// What the steps work with.
 pub(super) struct Doer<'a> {
     pub(super) executor: &'a dyn Executor,
@@ -39,7 +42,7 @@ pub(super) struct Known<'a> {
 
 impl Doer<'_> {
     fn inside(&self) -> Result<&dyn Inside, StepError> {
-        self.inside.ok_or(StepError::Missing("there is no way into the container"))
+        self.inside.ok_or(StepError::Missing(NO_WAY))
     }
 
     fn mesh(&self) -> Result<&dyn Mesh, StepError> {

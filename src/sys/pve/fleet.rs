@@ -1,5 +1,5 @@
-//! Reads what a whole fleet's plan looks at, with as few calls as will do: one for all guests, one for each declared guest that is there,
-//! and those about hosts only if something has to be made or changed.
+//! Reads what a whole fleet's plan looks at, with as few calls as will do: one for all guests (of each cluster), one for each declared guest
+//! that is there, and those about hosts only if something has to be made or changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,19 +9,45 @@ use super::{CallError, Executor, observe};
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::plan::fleet::View;
 use crate::plan::observed::{Hookscript, Observed, Target};
-use crate::pve::{call, reply};
+use crate::pve::reply::GuestSummary;
 
 /// Configurations read at once; a host has three workers for its API.
 const AT_ONCE: usize = 6;
 
-/// Reads the guests, without the hosts.
+/// Reads the declared ones of these guests, without the hosts.
 ///
 /// # Errors
 /// If the API cannot be read.
-pub async fn look(executor: &dyn Executor, declared: &BTreeSet<Vmid>, mesh: Vec<(NodeId, NodeName)>) -> Result<View, CallError> {
-    let guests = reply::guests(&executor.call(&call::guests()?).await?)?;
-    let there: Vec<_> = guests.iter().filter(|guest| guest.container && declared.contains(&guest.vmid)).cloned().collect();
-    let targets: BTreeMap<Vmid, Target> = stream::iter(there)
+pub async fn look(
+    executor: &dyn Executor,
+    guests: Vec<GuestSummary>,
+    declared: &BTreeSet<Vmid>,
+    mesh: Vec<(NodeId, NodeName)>,
+) -> Result<View, CallError> {
+    let targets = targets(executor, guests.iter().filter(|guest| declared.contains(&guest.vmid))).await?;
+    let observed = Observed {
+        principal: executor.principal(),
+        local: None,
+        hosts: Vec::new(),
+        guests,
+        mesh,
+        goldens: Vec::new(),
+        target: None,
+        hookscript: Hookscript::default(),
+    };
+    Ok(View { observed, targets })
+}
+
+/// Reads the configurations of those of these guests that are containers.
+///
+/// # Errors
+/// If the API cannot be read.
+pub async fn targets<'g>(
+    executor: &dyn Executor,
+    guests: impl IntoIterator<Item = &'g GuestSummary>,
+) -> Result<BTreeMap<Vmid, Target>, CallError> {
+    let there: Vec<_> = guests.into_iter().filter(|guest| guest.container).cloned().collect();
+    stream::iter(there)
         .map(|guest| async move {
             let target = if guest.running {
                 let config = observe::container_config(executor, &guest.host, guest.vmid).await?;
@@ -35,18 +61,7 @@ pub async fn look(executor: &dyn Executor, declared: &BTreeSet<Vmid>, mesh: Vec<
         .buffer_unordered(AT_ONCE)
         .try_filter_map(|found| async move { Ok(found) })
         .try_collect()
-        .await?;
-    let observed = Observed {
-        identity: executor.identity(),
-        local: None,
-        hosts: Vec::new(),
-        guests,
-        mesh,
-        goldens: Vec::new(),
-        target: None,
-        hookscript: Hookscript::default(),
-    };
-    Ok(View { observed, targets })
+        .await
 }
 
 /// Adds the hosts, and the golden containers on them.

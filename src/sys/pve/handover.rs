@@ -12,7 +12,7 @@ use tokio::process::Command;
 use super::provision::{StepError, Watch, run_call};
 use super::{CallError, Executor};
 use crate::ident::Vmid;
-use crate::pve::{HostName, Identity, Version, call, reply};
+use crate::pve::{HostName, Principal, Version, call, reply};
 use crate::settings::{RENEWAL_FILE, RENEWAL_VARIABLE, Renewal};
 
 /// `pct push` waits ten seconds for the guest's lock, which a start may hold.
@@ -46,7 +46,7 @@ impl Handover {
         renewal: &Renewal,
         watch: &mut dyn Watch,
     ) -> Result<(), StepError> {
-        if executor.identity() != Identity::RootHost {
+        if executor.principal() != Principal::RootHost {
             return by_environment(executor, host, vmid, renewal, watch).await;
         }
         if self.local.as_ref() != Some(host) {

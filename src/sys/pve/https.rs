@@ -16,7 +16,7 @@ use super::ticket::{self, Granted, RENEW_AFTER, Ticket};
 use super::trust::{Trust, Verifier};
 use super::{CallError, Challenge, Credentials, Executor, Upload};
 use crate::ident::Secret;
-use crate::pve::{ApiError, ErrorKind, Identity, Method, Request, Upid, reply};
+use crate::pve::{ApiError, ErrorKind, Method, Principal, Request, Upid, reply};
 
 /// pveproxy gives its workers 30 s for a call; ours lasts a little longer, so that its answer comes before our impatience.
 const CALL_LIMIT: Duration = Duration::from_secs(40);
@@ -299,10 +299,10 @@ impl Executor for Https {
         Box::pin(self.with_login(move |ticket| Box::pin(async move { self.send_file(upload, ticket.as_ref()).await })))
     }
 
-    fn identity(&self) -> Identity {
+    fn principal(&self) -> Principal {
         match &self.credentials {
-            Credentials::Token { id, .. } => Identity::Token(id.clone()),
-            Credentials::Password { user, .. } => Identity::of_user(user),
+            Credentials::Token { id, .. } => Principal::Token(id.clone()),
+            Credentials::Password { user, .. } => Principal::of_user(user),
         }
     }
 

@@ -35,7 +35,7 @@ use serde_json::Value;
 
 use crate::ident::Secret;
 use crate::pve::reply::ReplyError;
-use crate::pve::{ApiError, BuildError, Fingerprint, HostName, Identity, Request, StorageId, Upid};
+use crate::pve::{ApiError, BuildError, Fingerprint, HostName, Principal, Request, StorageId, Upid};
 
 pub use counted::{Calls, Counted};
 pub use door::AdminDoor;
@@ -73,7 +73,7 @@ pub trait Executor: Send + Sync {
     fn upload<'a>(&'a self, upload: &'a Upload) -> BoxFuture<'a, Result<Upid, CallError>>;
 
     /// Whom Proxmox takes us for.
-    fn identity(&self) -> Identity;
+    fn principal(&self) -> Principal;
 
     /// Where the requests go, for messages.
     fn place(&self) -> String;

@@ -10,7 +10,7 @@ use crate::plan::golden::{self, Golden};
 use crate::plan::observed::{Hookscript, HostView, Observed, Target};
 use crate::pve::access::{self, Rights};
 use crate::pve::reply::{self, ContainerConfig, GuestSummary};
-use crate::pve::{BuildError, ErrorKind, HostName, Identity, Request, call};
+use crate::pve::{BuildError, ErrorKind, HostName, Principal, Request, call};
 
 async fn ask(executor: &dyn Executor, request: Result<Request, BuildError>) -> Result<Value, CallError> {
     executor.call(&request?).await
@@ -23,7 +23,7 @@ async fn ask(executor: &dyn Executor, request: Result<Request, BuildError>) -> R
 /// # Errors
 /// If the API cannot be read at all.
 pub async fn observe(executor: &dyn Executor, vmid: Vmid, mesh: Vec<(NodeId, NodeName)>) -> Result<Observed, CallError> {
-    let identity = executor.identity();
+    let principal = executor.principal();
     let hosts = hosts(executor).await?;
     let guests = reply::guests(&ask(executor, call::guests()).await?)?;
     let target = match guests.iter().find(|guest| guest.vmid == vmid && guest.container) {
@@ -31,8 +31,8 @@ pub async fn observe(executor: &dyn Executor, vmid: Vmid, mesh: Vec<(NodeId, Nod
         None => None,
     };
     let goldens = goldens(executor, &guests).await?;
-    let local = if identity == Identity::RootHost { Pvesh::local_host() } else { None };
-    Ok(Observed { identity, local, hosts, guests, mesh, goldens, target, hookscript: Hookscript::default() })
+    let local = if principal == Principal::RootHost { Pvesh::local_host() } else { None };
+    Ok(Observed { principal, local, hosts, guests, mesh, goldens, target, hookscript: Hookscript::default() })
 }
 
 /// The golden containers among these guests.
@@ -129,7 +129,7 @@ pub async fn container(executor: &dyn Executor, host: &HostName, vmid: Vmid) -> 
     Ok(Some(Target { host: host.clone(), config, running: status.running }))
 }
 
-/// What the executor's identity may do at these access control paths, inherited rights included; without paths, wherever an entry of the
+/// What the executor's principal may do at these access control paths, inherited rights included; without paths, wherever an entry of the
 /// access control list stands.
 ///
 /// # Errors

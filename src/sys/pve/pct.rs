@@ -205,6 +205,8 @@ impl Pct {
             "Connection closed by",
             "pct: not found",
             "pct: command not found",
+            // Of coreutils; it runs nothing but `pct` there.
+            "timeout: failed to run command",
         ];
         if lost.iter().any(|words| errors.contains(words)) {
             return Some(self.no_way(ran.last_words()));
@@ -436,6 +438,8 @@ mod tests {
         let gone = said(2, "Configuration file 'nodes/pve/lxc/105.conf' does not exist\n");
         assert!(matches!(gone, Some(InsideError::NotThere { .. })));
         assert!(matches!(said(255, "ssh: connect to host pve2 port 22: No route to host\n"), Some(InsideError::NoWay { .. })));
+        let nowhere = said(127, "timeout: failed to run command 'pct': No such file or directory\n");
+        assert!(matches!(nowhere, Some(InsideError::NoWay { .. })));
         assert!(said(1, "grep: no match\n").is_none());
         assert!(said(0, "CT 105 not running\n").is_none());
     }

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use super::host::HostFiles;
 use super::{CallError, Executor, GuestConfigs, Upload};
-use crate::pve::{ApiError, HostName, Identity, Method, Request, Upid, reply};
+use crate::pve::{ApiError, HostName, Method, Principal, Request, Upid, reply};
 
 /// Proxmox's cluster file system; there on every host.
 const CLUSTER_FILES: &str = "/etc/pve";
@@ -160,8 +160,8 @@ impl Executor for Pvesh {
         })
     }
 
-    fn identity(&self) -> Identity {
-        Identity::RootHost
+    fn principal(&self) -> Principal {
+        Principal::RootHost
     }
 
     fn place(&self) -> String {

@@ -14,7 +14,7 @@ use crate::plan::ledger::Ledger;
 use crate::plan::mark::TAG;
 use crate::plan::sync::{Change, MeshView, renewed};
 use crate::pve::reply::{self, GuestSummary};
-use crate::pve::{HostName, Identity, call, machine};
+use crate::pve::{HostName, Principal, call, machine};
 use crate::settings::Renewal;
 use crate::sys::config::{Store, SyncLock};
 use crate::sys::neighbours;
@@ -102,7 +102,7 @@ pub async fn survey(executor: &dyn Executor, ledger: &Ledger, local: Option<&Hos
 /// host that had it last says so too.
 async fn gone(executor: &dyn Executor, ledger: &Ledger, guests: &[GuestSummary]) -> Result<BTreeSet<Vmid>, CallError> {
     let mut gone = BTreeSet::new();
-    if !executor.identity().is_root() {
+    if !executor.principal().is_root() {
         return Ok(gone);
     }
     let listed = |vmid: &Vmid| guests.iter().any(|guest| guest.vmid == *vmid);
@@ -138,7 +138,7 @@ pub async fn addresses(
         }
         Err(error) => Some(error.to_string()),
     };
-    if executor.identity() == Identity::RootHost && local == Some(&guest.host) {
+    if executor.principal() == Principal::RootHost && local == Some(&guest.host) {
         match neighbours::addresses_of(macs).await {
             Ok(mut seen) => {
                 seen.retain(is_usable);

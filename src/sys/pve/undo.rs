@@ -3,16 +3,16 @@
 use std::time::{Duration, Instant};
 
 use super::changing;
-use super::deeds::Doer;
+use super::deeds::{Doer, NO_WAY};
 use super::inside::Inside;
 use super::mesh::Mesh;
 use super::provision::{StepError, Watch, run_call};
 use super::{Executor, TaskError, observe};
 use crate::ident::{NodeId, NodeName, Vmid};
-use crate::plan::Undo;
 use crate::plan::create::Image;
 use crate::plan::journal::{Journal, Recovery};
 use crate::plan::mark::{Mark, RunId, TAG};
+use crate::plan::{Carrier, Undo};
 use crate::pve::{ErrorKind, HostName, VolumeId, call, reply};
 use crate::sys::config::Store;
 
@@ -171,10 +171,15 @@ impl Undoer<'_> {
                 Ok(there)
             }
             Undo::PutBack { host, vmid, values, added } => changing::put_back(self.executor, host, *vmid, values, added, watch).await,
-            Undo::HandBack { host, settings, restart } => {
+            Undo::HandBack { host, settings, restart, carrier: Carrier::Environment } => {
                 changing::hand_back(self.executor, host, settings, *restart, watch).await?;
                 Ok(true)
             }
+            Undo::HandBack { host, settings, restart, carrier: Carrier::Inside } => {
+                let inside = self.inside.ok_or(StepError::Missing(NO_WAY))?;
+                changing::write_back((self.executor, inside), host, settings, *restart, watch).await
+            }
+            Undo::Stop { host, vmid } => changing::stop(self.executor, host, *vmid, watch).await,
             Undo::ApproveRoutes { name, add, remove } => {
                 changing::approve_routes(self.mesh()?, name, add, remove).await?;
                 Ok(true)

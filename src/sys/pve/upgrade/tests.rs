@@ -13,7 +13,7 @@ use super::super::{CallError, Upload};
 use super::*;
 use crate::ident::MachinePublic;
 use crate::plan::guest::{NodeFacts, ProgramFacts};
-use crate::pve::{Identity, Request, Upid};
+use crate::pve::{Principal, Request, Upid};
 
 /// How the new program behaves.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -142,8 +142,8 @@ impl Executor for Api {
         Box::pin(async { Err(CallError::Setup("nothing is uploaded".to_owned())) })
     }
 
-    fn identity(&self) -> Identity {
-        Identity::RootHost
+    fn principal(&self) -> Principal {
+        Principal::RootHost
     }
 
     fn place(&self) -> String {

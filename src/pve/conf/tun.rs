@@ -1,11 +1,11 @@
-//! A container's configuration file, edited as text: what raw LXC lines are there for `/dev/net/tun`, and such lines put in, taken out, or
-//! turned into `dev[n]`.
+//! `/dev/net/tun` in a container's configuration file: what raw LXC lines are there for it, and such lines put in, taken out, or turned into
+//! `dev[n]`.
 //!
-//! Only the part in force is touched, the lines before the first `[`. What follows (`[pve:pending]` and a section for each snapshot) stays
-//! as it is, byte for byte: a line appended to the end of the file would land in the last of those, where it does nothing until somebody
-//! rolls back. Grammar: PVE::LXC::Config, `parse_pct_config`. Reading and replacing the file is for `sys::pve`.
+//! Only the part in force is touched. What follows (`[pve:pending]` and a section for each snapshot) stays as it is, byte for byte: a line
+//! appended to the end of the file would land in the last of those, where it does nothing until somebody rolls back.
 
-use super::reply::ContainerConfig;
+use super::{key_value, parts};
+use crate::pve::reply::ContainerConfig;
 
 /// The device that is passed through.
 const TUN: &str = "/dev/net/tun";
@@ -80,18 +80,6 @@ pub fn with_tun_device(text: &str) -> Option<String> {
     Some(join(head, &[&format!("dev{free}: {TUN}")], rest))
 }
 
-/// The part in force, and all the rest.
-fn parts(text: &str) -> (&str, &str) {
-    let mut at = 0;
-    for line in text.split_inclusive('\n') {
-        if line.starts_with('[') {
-            break;
-        }
-        at += line.len();
-    }
-    text.split_at(at)
-}
-
 /// Puts lines behind the last one of the part in force; blank lines before the next section stay where they are.
 fn join(head: &str, lines: &[&str], rest: &str) -> String {
     let written = head.trim_end_matches(['\n', '\r']);
@@ -106,16 +94,6 @@ fn join(head: &str, lines: &[&str], rest: &str) -> String {
     }
     text.push_str(blank.strip_prefix("\r\n").or_else(|| blank.strip_prefix('\n')).unwrap_or(blank));
     text + rest
-}
-
-/// A line's key and value; LXC's own keys may also be written with `=`. Comments have none.
-fn key_value(line: &str) -> Option<(&str, &str)> {
-    if line.starts_with(['#', '[']) {
-        return None;
-    }
-    let at = if line.starts_with("lxc.") { line.find([':', '=']) } else { line.find(':') }?;
-    let (key, value) = line.split_at(at);
-    Some((key.trim(), value.get(1..).unwrap_or_default().trim()))
 }
 
 fn same(a: (&str, &str), b: (&str, &str)) -> bool {

@@ -1,5 +1,8 @@
 //! `pvemesh upgrade`: a new program for guests, one after the other, each looked at from outside and rolled back if it is not well.
 
+mod way_in;
+
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,17 +14,18 @@ use super::resident::Resident;
 use super::ways::{WayArgs, inside_advice};
 use super::{Exit, Failure, Output};
 use crate::ident::{NodeName, Vmid};
-use crate::node::Status;
 use crate::plan::Refusal;
 use crate::plan::enroll::ENROLLED;
 use crate::plan::mark::{Mark, TAG};
 use crate::plan::options::{KnownCoordinator, OptionError};
 use crate::plan::upgrade::{self, Candidate, Router, Turn};
+use crate::pve::HostName;
 use crate::sys::local_api::{Client, DEFAULT_SOCKET, PingRequest};
 use crate::sys::pve::{Fate, Mesh, NewProgram, Upgraded, Upgrader, Watch as _, observe};
 use crate::sys::{chores, image};
 use crate::wire::admin::NodeInfo;
 use crate::wire::control::PingKind;
+use way_in::ways_in;
 
 /// How long another router is waited for before one that it stands in for goes.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(45);
@@ -47,6 +51,9 @@ pub(super) struct Upgrade {
     /// Print the order and what would change, and change nothing.
     #[arg(long)]
     dry_run: bool,
+    /// The local socket of this machine's own node, through which guests are pinged if it is in the mesh.
+    #[arg(long, hide = true, default_value = DEFAULT_SOCKET, env = "PVEMESH_SOCKET")]
+    socket: PathBuf,
     #[command(flatten)]
     way: WayArgs,
     #[command(flatten)]
@@ -81,10 +88,13 @@ pub(super) async fn run(args: Upgrade, output: &Output) -> Result<(), Failure> {
     };
     let (known, mesh) = opened.map_or((None, None), |(known, mesh)| (Some(known), Some(mesh)));
     let entry = Entry { session: &session, way: &args.way, mesh: mesh.as_deref(), tried };
-    let candidates = candidates(&entry, &wanted, args.all).await?;
-    let status = Client::new(Path::new(DEFAULT_SOCKET)).status().await.ok();
-    let way_in = way_in(&session, &args.way, status.as_ref());
-    let turns = upgrade::order(&candidates, way_in.as_ref());
+    let (candidates, hosts) = candidates(&entry, &wanted, args.all).await?;
+    let status = Client::new(&args.socket).status().await.ok();
+    let ways_in = match &status {
+        Some(status) => ways_in(&session, &args.way, &hosts, status).await,
+        None => Vec::new(),
+    };
+    let turns = upgrade::order(&candidates, &ways_in);
     let member = status.is_some_and(|status| !status.addresses.is_empty());
     let run = Run { args: &args, entry: &entry, known: known.as_ref(), new: &new, member, candidates: &candidates, output };
     let rows = run.all(&turns).await?;
@@ -131,41 +141,31 @@ fn new_program(given: Option<&Path>, tried: &str) -> Result<NewProgram, Failure>
     Ok(NewProgram { path, sha256, machine: machine.to_owned() })
 }
 
-async fn candidates(entry: &Entry<'_>, wanted: &[Vmid], all: bool) -> Result<Vec<Candidate>, Failure> {
+/// The guests that are to be upgraded, and the hosts they are on.
+async fn candidates(entry: &Entry<'_>, wanted: &[Vmid], all: bool) -> Result<(Vec<Candidate>, BTreeSet<HostName>), Failure> {
     let failed = |e| call_failure(entry.tried, &e);
     let executor = &*entry.session.executor;
-    let mut found = Vec::new();
+    let (mut found, mut hosts) = (Vec::new(), BTreeSet::new());
     if all {
         let guests = observe::guests(executor).await.map_err(failed)?;
         for guest in guests.iter().filter(|guest| guest.container && guest.tags.iter().any(|tag| tag == TAG)) {
             let config = observe::container_config(executor, &guest.host, guest.vmid).await.map_err(failed)?;
             if let Some(mark) = config.and_then(|config| Mark::of_container(guest.vmid, &config)) {
                 found.push(candidate(guest.vmid, &mark));
+                hosts.insert(guest.host.clone());
             }
         }
     }
     for vmid in wanted {
-        let (_, mark, _) = entry.marked(*vmid).await?;
+        let (host, mark, _) = entry.marked(*vmid).await?;
         found.push(candidate(*vmid, &mark));
+        hosts.insert(host);
     }
-    Ok(found)
+    Ok((found, hosts))
 }
 
 fn candidate(vmid: Vmid, mark: &Mark) -> Candidate {
     Candidate { vmid, name: mark.name.clone(), role: mark.role.trim_start_matches(ENROLLED).to_owned() }
-}
-
-/// The node by which this machine reaches the Proxmox host, if it does so through the mesh.
-fn way_in(session: &Session, way: &WayArgs, status: Option<&Status>) -> Option<NodeName> {
-    let status = status?;
-    let url = session.config.pve.as_ref().map(|pve| pve.url.clone());
-    let ssh = way.ssh.clone().or_else(|| session.config.ssh.clone());
-    let host = url.as_deref().and_then(|url| url.split("://").nth(1)).map(|rest| rest.split(['/']).next().unwrap_or(rest).to_owned());
-    let host = host.or_else(|| ssh.map(|ssh| ssh.rsplit('@').next().unwrap_or_default().to_owned()))?;
-    let bare = host.trim_start_matches('[').split(']').next().unwrap_or(&host).to_owned();
-    let address: IpAddr = bare.parse().or_else(|_| bare.rsplit_once(':').map_or(bare.as_str(), |(name, _)| name).parse()).ok()?;
-    let peers = status.peer.values().map(|peer| (peer.name(), peer.allowed_ips.as_slice()));
-    upgrade::way_in(address, peers)?.parse().ok()
 }
 
 struct Run<'a> {
@@ -213,7 +213,8 @@ impl Run<'_> {
         let guest = Upgraded { vmid, host, name: mark.name, role, program, service };
         let door = self.entry.session.door()?;
         let mesh = self.coordinator().await;
-        let ping = |address: IpAddr| -> futures_util::future::BoxFuture<'static, bool> { Box::pin(ping(address)) };
+        let socket = self.args.socket.clone();
+        let ping = move |address: IpAddr| -> futures_util::future::BoxFuture<'static, bool> { Box::pin(ping(socket.clone(), address)) };
         let upgrader = Upgrader {
             executor: &*self.entry.session.executor,
             inside: &*inside,
@@ -285,8 +286,8 @@ async fn routers(mesh: &dyn Mesh) -> Vec<Router> {
     mesh.nodes().await.unwrap_or_default().into_iter().map(router).collect()
 }
 
-async fn ping(address: IpAddr) -> bool {
-    let client = Client::new(Path::new(DEFAULT_SOCKET));
+async fn ping(socket: PathBuf, address: IpAddr) -> bool {
+    let client = Client::new(&socket);
     matches!(client.ping(PingRequest { kind: PingKind::Tsmp, address }).await, Ok(Some(_)))
 }
 
