@@ -19,6 +19,7 @@ mod estate;
 mod every_fault;
 mod faults;
 mod fleet;
+mod followed;
 mod golden;
 mod hooks;
 mod hostile;
