@@ -15,6 +15,7 @@
 mod attach;
 mod change;
 mod create;
+mod doctor;
 mod estate;
 mod every_fault;
 mod faults;
