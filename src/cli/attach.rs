@@ -16,11 +16,13 @@ use crate::plan::mark::{Identity, Mark, RunId};
 use crate::plan::options::OptionError;
 use crate::plan::sync::{Change, MeshView, Pass, World};
 use crate::pve::reply::{ContainerConfig, GuestSummary};
-use crate::pve::{Request, call, machine, reply};
+use crate::pve::{ErrorKind, Request, call, machine, reply};
 use crate::sys::pve::reconcile::{MeshSurvey, Reconciler, addresses, configuration};
 use crate::sys::pve::{CallError, Mesh};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How often a guest that somebody else changes at the same time is read again.
+const WRITE_TRIES: u32 = 8;
 /// The role in the mark of a guest that is no node.
 const ROLE: &str = "attached";
 
@@ -167,7 +169,8 @@ impl Work<'_> {
         let report = self.report(&attached, found, is_new, &pass, &requests);
         let Some(right) = right else { return Ok(report) };
         self.session.store.save_ledger(&ledger, &right).map_err(config_failure)?;
-        self.carry_out(&pass.changes, &requests, &mut ledger, &right).await?;
+        self.write(&guest, Some(&attached), requests).await?;
+        self.carry_out(&pass.changes, &mut ledger, &right).await?;
         Ok(report)
     }
 
@@ -180,16 +183,20 @@ impl Work<'_> {
         };
         let mut changes = crate::plan::sync::detach(self.vmid, &attached, seen.view());
         changes.push(Change::Forget(self.vmid));
-        let requests = match self.listed().await? {
+        let guest = self.listed().await?;
+        let requests = match &guest {
             Some(guest) => {
-                let config = configuration(&*self.session.executor, &guest).await.map_err(|e| self.called(&e))?;
-                self.requests(&guest, &config, None).await?
+                let config = configuration(&*self.session.executor, guest).await.map_err(|e| self.called(&e))?;
+                self.requests(guest, &config, None).await?
             }
             None => Vec::new(),
         };
         let report = self.report(&attached, Vec::new(), true, &Pass { changes: changes.clone(), said: Vec::new() }, &requests);
         let Some(right) = right else { return Ok(report) };
-        self.carry_out(&changes, &requests, &mut ledger, &right).await?;
+        if let Some(guest) = &guest {
+            self.write(guest, None, requests).await?;
+        }
+        self.carry_out(&changes, &mut ledger, &right).await?;
         Ok(report)
     }
 
@@ -267,7 +274,7 @@ impl Work<'_> {
         let mut requests = Vec::new();
         let build = |request: Result<Request, crate::pve::BuildError>| request.map_err(|e| self.called(&e.into()));
         if notes.trim_end() != before.trim_end() {
-            requests.push(build(machine::set_notes(place, &notes))?);
+            requests.push(build(machine::set_notes(place, &notes, config.digest.as_deref()))?);
         }
         let set = config.values.get("hookscript");
         let may = self.session.executor.principal().is_root();
@@ -295,16 +302,28 @@ impl Work<'_> {
         }
     }
 
-    async fn carry_out(
-        &self,
-        changes: &[Change],
-        requests: &[Request],
-        ledger: &mut Ledger,
-        right: &crate::sys::config::SyncLock,
-    ) -> Result<(), Failure> {
-        for request in requests {
-            self.session.executor.call(request).await.map_err(|e| self.called(&e))?;
+    /// Writes into Proxmox; what somebody changes meanwhile is read and kept.
+    async fn write(&self, guest: &GuestSummary, attached: Option<&Attached>, mut requests: Vec<Request>) -> Result<(), Failure> {
+        let executor = &*self.session.executor;
+        let mut tries = 1;
+        'again: loop {
+            for request in &requests {
+                match executor.call(request).await {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == Some(ErrorKind::Modified) && tries < WRITE_TRIES => {
+                        tries += 1;
+                        let config = configuration(executor, guest).await.map_err(|e| self.called(&e))?;
+                        requests = self.requests(guest, &config, attached).await?;
+                        continue 'again;
+                    }
+                    Err(error) => return Err(self.called(&error)),
+                }
+            }
+            return Ok(());
         }
+    }
+
+    async fn carry_out(&self, changes: &[Change], ledger: &mut Ledger, right: &crate::sys::config::SyncLock) -> Result<(), Failure> {
         let handover = sync::handover(self.session);
         let reconciler = Reconciler {
             executor: &*self.session.executor,

@@ -291,6 +291,10 @@ pub(super) fn step_advice(error: &StepError) -> (String, Exit, &[String]) {
         }
         StepError::Mesh(_) => ("is the coordinator running? pvemesh list".to_owned(), Exit::Unreachable, &[]),
         StepError::TooLong { .. } => ("pvemesh status and the container's console in Proxmox show more".to_owned(), Exit::Unreachable, &[]),
+        StepError::NameLost { .. } => {
+            ("run it again: it takes the next free name, or choose one with --name".to_owned(), Exit::Conflict, &[])
+        }
+        StepError::Overtaken(_) => ("run it again: it looks anew".to_owned(), Exit::Conflict, &[]),
         StepError::Interrupted => ("run the command again when you like".to_owned(), Exit::Failed, &[]),
         StepError::Image(_) => {
             ("use the released binary, or build in the repository, which links statically".to_owned(), Exit::Failed, &[])

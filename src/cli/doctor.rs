@@ -6,13 +6,13 @@ use super::ways::WayArgs;
 use super::{Exit, Failure, Output};
 use crate::ident::Vmid;
 use crate::plan::Refusal;
-use crate::plan::doctor::{self, Finding, GuestView, HostFacts, Patient, Severity, raw_lines};
+use crate::plan::doctor::{self, AddressFilter, Finding, GuestView, HostFacts, Patient, Severity, raw_lines};
 use crate::plan::enroll::{ENROLLED, Record};
 use crate::plan::guest::{APPLIANCE_PROGRAM, RECORD};
 use crate::plan::mark::{Mark, TAG};
 use crate::plan::options::OptionError;
-use crate::pve::reply::GuestSummary;
-use crate::pve::{HostName, Method, Request, StorageId};
+use crate::pve::reply::{GuestSummary, Storage};
+use crate::pve::{HostName, Method, Request, machine};
 use crate::sys::clock;
 use crate::sys::pve::{Executor, Inside, facts, observe};
 
@@ -60,16 +60,18 @@ pub(super) async fn run(args: Doctor, output: &Output) -> Result<(), Failure> {
             Some(way) if view.online => way.host_has("/dev/net/tun").await.ok(),
             _ => None,
         };
-        hosts.push(HostFacts { name: view.name, online: view.online, version: view.version, storages: view.storages, tun });
+        let ahead = if view.online { ahead(executor, &view.name).await } else { None };
+        hosts.push(HostFacts { name: view.name, online: view.online, version: view.version, storages: view.storages, tun, ahead });
     }
     let names: Vec<HostName> = hosts.iter().filter(|host| host.online).map(|host| host.name.clone()).collect();
+    let firewall = cluster_firewall(executor).await;
     let mut patient = Patient { guests: Vec::new(), hosts, nodes, coordinator_trouble, now: clock::wall().as_second() };
     for guest in guests.iter().filter(|guest| guest.container) {
         let wanted = only.map_or_else(|| guest.tags.iter().any(|tag| tag == TAG), |vmid| vmid == guest.vmid);
         let up = names.contains(&guest.host);
         if wanted
             && up
-            && let Some(view) = view(&entry, guest, &patient, &names).await?
+            && let Some(view) = view(&entry, guest, &patient, firewall).await?
         {
             patient.guests.push(view);
         }
@@ -91,7 +93,8 @@ pub(super) async fn run(args: Doctor, output: &Output) -> Result<(), Failure> {
     }
 }
 
-async fn view(entry: &Entry<'_>, guest: &GuestSummary, patient: &Patient, hosts: &[HostName]) -> Result<Option<GuestView>, Failure> {
+/// `firewall` is whether the cluster's is on, if that is known.
+async fn view(entry: &Entry<'_>, guest: &GuestSummary, patient: &Patient, firewall: Option<bool>) -> Result<Option<GuestView>, Failure> {
     let executor = &*entry.session.executor;
     let vmid = guest.vmid;
     let target = observe::container(executor, &guest.host, vmid).await.map_err(|e| call_failure(entry.tried, &e))?;
@@ -104,8 +107,8 @@ async fn view(entry: &Entry<'_>, guest: &GuestSummary, patient: &Patient, hosts:
         vmid: Some(vmid),
         host: Some(guest.host.clone()),
         running: target.running,
-        ipfilter: ipfilter(executor, &guest.host, vmid).await,
-        hookscript_missing: hookscript_missing(executor, target.config.values.get("hookscript"), hosts).await,
+        ipfilter: ipfilter(executor, &guest.host, vmid, firewall).await,
+        hookscript_missing: hookscript_missing(entry, target.config.values.get("hookscript"), &patient.hosts).await?,
         config: target.config,
         node,
         mark: Some(mark),
@@ -119,7 +122,10 @@ async fn view(entry: &Entry<'_>, guest: &GuestSummary, patient: &Patient, hosts:
     view.raw = inside.host_file(&file, MAX_FILE).await.ok().flatten().map(|text| raw_lines(&text));
     if view.running {
         match look(&*inside, vmid, view.mark.as_ref()).await {
-            Ok(seen) => view.facts = Some(seen),
+            Ok(seen) => {
+                view.ahead = (seen.clock.unix != 0).then(|| seen.clock.unix - clock::wall().as_second());
+                view.facts = Some(seen);
+            }
             Err(why) => view.facts_trouble = Some(why),
         }
     }
@@ -137,29 +143,73 @@ async fn look(inside: &dyn Inside, vmid: Vmid, mark: Option<&Mark>) -> Result<cr
     facts(inside, vmid, &program).await.map_err(|e| e.to_string())
 }
 
-/// Whether the guest's firewall lets only its own addresses out; unknown where that cannot be read.
-async fn ipfilter(executor: &dyn Executor, host: &HostName, vmid: Vmid) -> Option<bool> {
-    let request = Request::new(Method::Get, format!("/nodes/{host}/lxc/{vmid}/firewall/options"));
-    let options = executor.call(&request).await.ok()?;
-    let on = |key: &str| options.get(key).is_some_and(|value| value == 1 || value == "1" || value == true);
-    Some(on("enable") && on("ipfilter"))
+/// How many seconds a host's clock is ahead of this machine's; unknown where it does not say.
+async fn ahead(executor: &dyn Executor, host: &HostName) -> Option<i64> {
+    let before = clock::wall().as_second();
+    let said = executor.call(&Request::new(Method::Get, format!("/nodes/{host}/time"))).await.ok()?;
+    let there = said.get("time")?.as_i64()?;
+    // A call may take its time; it was somewhere in between.
+    Some(there - i64::midpoint(before, clock::wall().as_second()))
 }
 
-/// The hosts on which a hookscript (`STORAGE:snippets/NAME`) is not listed; none where that cannot be read.
-async fn hookscript_missing(executor: &dyn Executor, script: Option<&String>, hosts: &[HostName]) -> Vec<HostName> {
-    let Some((script, storage)) = script.and_then(|script| Some((script, script.split(':').next()?.parse::<StorageId>().ok()?))) else {
-        return Vec::new();
-    };
+fn is_on(options: &serde_json::Value, key: &str) -> bool {
+    options.get(key).is_some_and(|value| value == 1 || value == "1" || value == true)
+}
+
+/// Whether the firewall of the whole cluster is on; unknown where that cannot be read.
+async fn cluster_firewall(executor: &dyn Executor) -> Option<bool> {
+    let options = executor.call(&Request::new(Method::Get, "/cluster/firewall/options")).await.ok()?;
+    Some(is_on(&options, "enable"))
+}
+
+/// What lets only the guest's own addresses out; unknown where that cannot be read.
+async fn ipfilter(executor: &dyn Executor, host: &HostName, vmid: Vmid, cluster: Option<bool>) -> Option<AddressFilter> {
+    let place = format!("/nodes/{host}/lxc/{vmid}/firewall");
+    let options = executor.call(&Request::new(Method::Get, format!("{place}/options"))).await.ok()?;
+    let sets = executor.call(&Request::new(Method::Get, format!("{place}/ipset"))).await.unwrap_or_default();
+    let names = sets.as_array().into_iter().flatten().filter_map(|set| set.get("name")?.as_str()?.strip_prefix("ipfilter-"));
+    Some(AddressFilter {
+        everywhere: is_on(&options, "ipfilter"),
+        interfaces: names.map(ToOwned::to_owned).collect(),
+        off: !is_on(&options, "enable") || cluster == Some(false),
+    })
+}
+
+/// The hosts that lack a hookscript (`STORAGE:snippets/NAME`); one of which that is not known is not among them.
+async fn hookscript_missing(entry: &Entry<'_>, script: Option<&String>, hosts: &[HostFacts]) -> Result<Vec<HostName>, Failure> {
+    let named = script.and_then(|script| Some((script, script.split_once(":snippets/")?)));
+    let Some((script, (storage, file))) = named else { return Ok(Vec::new()) };
+    let executor = &*entry.session.executor;
     let mut missing = Vec::new();
-    for host in hosts {
-        let request = Request::new(Method::Get, format!("/nodes/{host}/storage/{storage}/content")).with("content", "snippets");
-        let Ok(listed) = executor.call(&request).await else { continue };
-        let there = listed.as_array().into_iter().flatten().any(|row| row.get("volid").and_then(|v| v.as_str()) == Some(script));
-        if !there {
-            missing.push(host.clone());
+    for host in hosts.iter().filter(|host| host.online) {
+        let kept = host.storages.iter().find(|kept| kept.name.as_str() == storage);
+        let there = match kept {
+            // Only root is shown every storage.
+            None => executor.identity().is_root().then_some(false),
+            Some(kept) if kept.holds("snippets") => is_listed(executor, &host.name, kept, script).await,
+            // Proxmox runs what lies there all the same, but does not list it.
+            Some(kept) => match (entry.way.find(entry.session, &host.name)?, directory(executor, kept).await) {
+                (Some(way), Some(directory)) => way.host_has(&format!("{directory}/snippets/{file}")).await.ok(),
+                _ => None,
+            },
+        };
+        if there == Some(false) {
+            missing.push(host.name.clone());
         }
     }
-    missing
+    Ok(missing)
+}
+
+async fn is_listed(executor: &dyn Executor, host: &HostName, storage: &Storage, script: &str) -> Option<bool> {
+    let request = Request::new(Method::Get, format!("/nodes/{host}/storage/{}/content", storage.name)).with("content", "snippets");
+    let listed = executor.call(&request).await.ok()?;
+    Some(listed.as_array()?.iter().any(|row| row.get("volid").and_then(|volume| volume.as_str()) == Some(script)))
+}
+
+/// Where a storage lies on its hosts, if it is a directory.
+async fn directory(executor: &dyn Executor, storage: &Storage) -> Option<String> {
+    let defined = machine::read_storages(&executor.call(&machine::storages().ok()?).await.ok()?).ok()?;
+    defined.into_iter().find(|one| one.name == storage.name)?.path.map(|path| path.display().to_string())
 }
 
 fn text(findings: &[Finding], guests: usize, colour: bool) -> String {

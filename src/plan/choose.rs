@@ -162,7 +162,10 @@ fn fitting<'h>(host: &'h HostView, need: &Need) -> impl Iterator<Item = &'h Stor
 }
 
 fn none_fits(host: &HostView, need: &Need) -> Refusal {
-    Refusal::NoStorage { host: host.name.clone(), what: need.what, content: need.content, needed: need.mebibytes }
+    let full = fitting(host, &Need { what: need.what, content: need.content, mebibytes: 0 })
+        .filter_map(|s| Some((s.name.clone(), s.available? / MIB)))
+        .collect();
+    Refusal::NoStorage { host: host.name.clone(), what: need.what, content: need.content, needed: need.mebibytes, full }
 }
 
 fn root_storage(options: &GuestOptions, host: &HostView) -> Result<(StorageId, String), Refusal> {

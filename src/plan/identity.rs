@@ -152,8 +152,6 @@ pub struct Renew {
     pub remove: Vec<NodeId>,
     /// The join key to be made; none if it is to get none.
     pub key: Option<CreateKey>,
-    /// Its notes as they are.
-    pub notes: String,
     /// What is to stand in them.
     pub mark: Mark,
     /// What is to be remembered of it.
@@ -211,7 +209,6 @@ pub fn renew(guest: &Ours, mark: &Mark, reason: Reason, kept: Option<&Kept>, aro
         rename: guest.config.hostname.as_deref() != Some(name.as_str()),
         remove: named.filter(|_| keeps).map(|node| node.id).collect(),
         key: (!refused).then_some(key),
-        notes: guest.config.description.clone(),
         kept: Kept {
             name: name.clone(),
             role: mark.role.clone(),

@@ -245,7 +245,7 @@ pub enum Refusal {
         needed: u64,
     },
     /// No storage will do.
-    #[error("no storage on {host} holds {what} ({content}), is active and has {needed} MiB free")]
+    #[error("no storage on {host} holds {what} ({content}), is active and has {needed} MiB free{}", rooms(full))]
     NoStorage {
         /// Where.
         host: HostName,
@@ -255,6 +255,8 @@ pub enum Refusal {
         content: &'static str,
         /// Needed, MiB.
         needed: u64,
+        /// Those that would do if they were not so full, and what they have free, MiB.
+        full: Vec<(StorageId, u64)>,
     },
     /// No such bridge.
     #[error("there is no bridge {wanted} on {host}; there is {known}")]
@@ -307,6 +309,12 @@ pub enum Refusal {
     Render(#[from] RenderError),
 }
 
+/// What storages have free, in words; nothing if there are none.
+fn rooms(full: &[(StorageId, u64)]) -> String {
+    let each: Vec<String> = full.iter().map(|(storage, free)| format!("{storage} has {free} MiB")).collect();
+    if each.is_empty() { String::new() } else { format!(" ({})", each.join(", ")) }
+}
+
 impl Refusal {
     /// What to do next.
     pub fn next(&self) -> String {
@@ -353,6 +361,10 @@ impl Refusal {
             Self::UnknownHost { .. } | Self::HostOffline(_) | Self::NoHost(_) => "choose a node with --node".to_owned(),
             Self::UnknownStorage { .. } | Self::StorageFull { .. } | Self::StorageDown { .. } => {
                 "choose another one with --storage or --template-storage".to_owned()
+            }
+            Self::NoStorage { full, .. } if !full.is_empty() => {
+                let lists: Vec<String> = full.iter().map(|(storage, _)| format!("pvesm list {storage}")).collect();
+                format!("make room there: {} shows what it holds", lists.join(", "))
             }
             Self::WrongContent { content, .. } | Self::NoStorage { content, .. } => {
                 format!("choose another storage, or allow this content: Datacenter > Storage > Edit > Content ({content})")

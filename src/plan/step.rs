@@ -234,12 +234,16 @@ pub enum Undo {
         /// Its number.
         id: Option<i64>,
     },
-    /// Remove the node of this name, unless it is one of these, which were there before.
+    /// Remove the node that joined with this key; where the coordinator does not say by which key nodes joined, the one of this name. Not if
+    /// it is one of these, which were there before.
     RemoveNode {
         /// Its name.
         name: NodeName,
         /// Nodes there before.
         before: Vec<NodeId>,
+        /// The number of the join key, as soon as it was made.
+        #[serde(default)]
+        key: Option<i64>,
     },
     /// Take the relay out of the coordinator's relay map; without a number until the coordinator gave it one.
     RemoveRelay {

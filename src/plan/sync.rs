@@ -76,8 +76,8 @@ pub enum Change {
         vmid: Vmid,
         /// Where it is.
         host: HostName,
-        /// The whole notes.
-        notes: String,
+        /// What is to stand in them.
+        part: Box<Part>,
         /// What to remember once they are written: not before, or a failure would look like a return to the past.
         kept: Kept,
     },
@@ -112,6 +112,30 @@ pub enum Change {
         /// Those of them that are for this guest.
         own: Vec<IpNet>,
     },
+}
+
+/// Our part of a guest's notes as it is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// What people read; what is there stays if absent.
+    text: Option<String>,
+    mark: Mark,
+    /// The mark that was seen in them. Notes with another one are of another guest or another time.
+    seen: Mark,
+}
+
+impl Part {
+    /// The notes with it, as far as there is room.
+    pub fn within(&self, notes: &str) -> String {
+        let whole = self.text.as_ref().map(|text| block::replaced(notes, text, &self.mark)).filter(|whole| whole.len() <= MAX_NOTES);
+        whole.unwrap_or_else(|| block::remarked(notes, &self.mark))
+    }
+
+    /// The same of notes that are read anew to be written; `None` if they have no room, or are not those that were judged.
+    pub fn brought_into(&self, notes: &str) -> Option<String> {
+        let new = self.within(notes);
+        (Mark::find(notes).as_ref() == Some(&self.seen) && new.len() <= MAX_NOTES).then_some(new)
+    }
 }
 
 impl Change {
@@ -298,16 +322,17 @@ impl Pass {
             parent,
         };
         let before = &guest.config.description;
-        let written = match (world.mesh, node) {
-            (Some(mesh), Some(node)) => shown::text(mesh.url, guest.vmid, mark, node).map(|text| block::replaced(before, &text, &now)),
+        let text = match (world.mesh, node) {
+            (Some(mesh), Some(node)) => shown::text(mesh.url, guest.vmid, mark, node),
             _ => None,
         };
-        let written = written.filter(|notes| notes.len() <= MAX_NOTES).unwrap_or_else(|| block::remarked(before, &now));
+        let part = Part { text, mark: now, seen: mark.clone() };
+        let written = part.within(before);
         if written.len() > MAX_NOTES {
             self.said.push(format!("guest {}: its notes are full ({MAX_NOTES} bytes), ours cannot be brought up to date", guest.vmid));
         } else if written.trim_end() != before.trim_end() {
             if guest.config.lock.is_none() {
-                self.changes.push(Change::Notes { vmid: guest.vmid, host: guest.host.clone(), notes: written, kept: next });
+                self.changes.push(Change::Notes { vmid: guest.vmid, host: guest.host.clone(), part: Box::new(part), kept: next });
             }
         } else if kept != Some(&next) {
             self.changes.push(Change::Remember(guest.vmid, next));
@@ -333,17 +358,16 @@ impl Pass {
     }
 }
 
-/// The notes of a guest that has joined under its new identity, and what is to be remembered of it.
-pub fn renewed(renew: &Renew, coordinator: &str, node: &NodeInfo) -> (String, Kept) {
+/// What is to stand in the notes of a guest that has joined under its new identity, and what is to be remembered of it.
+pub fn renewed(renew: &Renew, coordinator: &str, node: &NodeInfo) -> (Part, Kept) {
     let v4 = node.addresses.iter().find_map(|address| match address {
         IpAddr::V4(v4) => Some(*v4),
         IpAddr::V6(_) => None,
     });
     let identity = Identity { address: v4.or(renew.mark.identity.address), ..renew.mark.identity };
     let mark = Mark { identity, ..renew.mark.clone() };
-    let notes = shown::text(coordinator, renew.vmid, &mark, node).map(|text| block::replaced(&renew.notes, &text, &mark));
-    let notes = notes.filter(|notes| notes.len() <= MAX_NOTES).unwrap_or_else(|| block::remarked(&renew.notes, &mark));
-    (notes, Kept { node: Some(node.id), ..renew.kept.clone() })
+    let text = shown::text(coordinator, renew.vmid, &mark, node);
+    (Part { text, seen: mark.clone(), mark }, Kept { node: Some(node.id), ..renew.kept.clone() })
 }
 
 /// What [`attached`] adds for one guest that is to have no place in the mesh any more.

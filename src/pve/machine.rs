@@ -53,16 +53,17 @@ pub fn config(guest: Guest<'_>) -> Built {
     record(machine(guest.host, guest.vmid)?.config().get(GetParams::default()))
 }
 
-/// Replaces a guest's notes.
+/// Replaces a guest's notes, if its configuration is still the one with this digest.
 ///
 /// # Errors
 /// If they are longer than 8192 bytes.
-pub fn set_notes(guest: Guest<'_>, notes: &str) -> Built {
+pub fn set_notes(guest: Guest<'_>, notes: &str, digest: Option<&str>) -> Built {
     if guest.container {
-        return super::call::set_notes(guest.host, guest.vmid, notes, None);
+        return super::call::set_notes(guest.host, guest.vmid, notes, digest);
     }
+    let digest = digest.map(|text| text.to_owned().try_into().map_err(|e| wrong("digest", text, e))).transpose()?;
     let description = Some(notes.to_owned().try_into().map_err(|e| wrong("description", notes, e))?);
-    record(machine(guest.host, guest.vmid)?.config().put(PutParams { description, ..Default::default() }))
+    record(machine(guest.host, guest.vmid)?.config().put(PutParams { description, digest, ..Default::default() }))
 }
 
 /// Sets a guest's hookscript, or takes it away. Only the literal root@pam may.
@@ -141,7 +142,7 @@ mod tests {
         for (request, text) in [
             (config(guest(false)), "GET /nodes/pve/qemu/200/config"),
             (config(guest(true)), "GET /nodes/pve/lxc/200/config"),
-            (set_notes(guest(false), "x"), "PUT /nodes/pve/qemu/200/config description=x"),
+            (set_notes(guest(false), "x", Some("ab")), "PUT /nodes/pve/qemu/200/config description=x digest=ab"),
             (set_hookscript(guest(false), Some(&volume)), "PUT /nodes/pve/qemu/200/config hookscript=local:snippets/pvemesh-hook"),
             (set_hookscript(guest(true), None), "PUT /nodes/pve/lxc/200/config delete=hookscript"),
             (set_hostname(&host, "200".parse().unwrap(), &"exit-2".parse().unwrap()), "PUT /nodes/pve/lxc/200/config hostname=exit-2"),

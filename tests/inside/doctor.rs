@@ -68,6 +68,8 @@ fn what_is_wrong_in_a_real_container_is_named() {
     println!("with a clone: {all:?}");
     site.stop(201);
 
+    without_nftables(&site);
+
     // Its device is taken away.
     site.api("PUT", "/nodes/pve/lxc/101/config", &[("delete", "dev0")]);
     site.stop(101);
@@ -75,6 +77,30 @@ fn what_is_wrong_in_a_real_container_is_named() {
     site.start(101);
     site.wait("the missing device is named", 20, || codes_any(&site).iter().any(|c| c == "tun-missing"));
     site.run("doctor 101 --ssh root@pve").failed(1, &["found"]);
+}
+
+/// The container's programs get no netfilter socket, as on a kernel that has none to give.
+fn without_nftables(site: &Site) {
+    let usual = std::fs::read_to_string("/usr/share/lxc/config/common.seccomp").unwrap();
+    let profile = site.path("no-netfilter.seccomp");
+    // socket(AF_NETLINK, ..., NETLINK_NETFILTER) ends with EPROTONOSUPPORT.
+    std::fs::write(&profile, usual + "\nsocket errno 93 [0,16,SCMP_CMP_EQ] [2,12,SCMP_CMP_EQ]\n").unwrap();
+    site.standin.edit(101, |config| config.add_raw("lxc.seccomp.profile", &profile.display().to_string()));
+    site.stop(101);
+    site.start(101);
+    site.wait("the missing packet filter is named", 30, || codes_any(site).iter().any(|code| code == "no-nftables"));
+    let ran = site.run("doctor 101 --ssh root@pve --json");
+    let findings = ran.json()["findings"].as_array().unwrap().clone();
+    let found = findings.iter().find(|finding| finding["code"] == "no-nftables").unwrap();
+    assert!(
+        ran.code == Some(1) && found["severity"] == "fault" && found["what"].as_str().unwrap().contains("the kernel has no nf_tables"),
+        "{found}"
+    );
+    assert!(found["fix"].as_str().unwrap().contains("modprobe nf_tables"), "{found}");
+    site.standin.edit(101, |config| config.drop_raw("lxc.seccomp.profile"));
+    site.stop(101);
+    site.start(101);
+    site.wait("it is well again", 30, || !codes_any(site).iter().any(|code| code == "no-nftables" || code == "node-down"));
 }
 
 fn codes_any(site: &Site) -> Vec<String> {

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use base64::Engine as _;
 use pvemesh::plan::options::KnownCoordinator;
@@ -160,11 +159,17 @@ impl Estate {
 
     /// From another machine than the host, which has this name: nobody calls a hook.
     pub fn remote(name: &str) -> Self {
+        Self::with(name, |_| {})
+    }
+
+    /// As [`Self::remote`], with something of the host's its own way.
+    pub fn with(name: &str, change: impl FnOnce(&mut Options)) -> Self {
         let mut guests = Processes::default();
         let world = World::with(|options: &mut Options| {
             name.clone_into(&mut options.node);
             guests.dir.clone_from(&options.dir);
             options.backend = Box::new(guests.clone());
+            change(options);
         });
         world.init();
         let store = Store::at(world.path("config"));
@@ -211,14 +216,12 @@ impl Estate {
     }
 
     pub fn call(&self, method: &str, path: &str, parameters: &[(&str, &str)]) {
-        use std::io::{Read as _, Write as _};
-        let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(parameters).finish();
-        let mut stream = std::os::unix::net::UnixStream::connect(self.world.standin.socket()).unwrap();
-        write!(stream, "{method} /api2/json{path} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{form}", form.len()).unwrap();
-        let mut start = [0; 12];
-        stream.read_exact(&mut start).unwrap();
-        assert_eq!(&start[9..], b"200", "{method} {path}");
-        assert!(self.world.standin.settle(Duration::from_secs(20)));
+        self.world.call(method, path, parameters);
+    }
+
+    /// The coordinator's process.
+    pub fn coordinator_pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.coordinator)
     }
 
     pub fn node_name(&self) -> &str {

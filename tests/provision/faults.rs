@@ -1,8 +1,12 @@
 //! Whatever goes wrong midway: the run takes back what it made, or the next one does; never two containers, never a leftover.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::standin::Inside;
 use crate::standin::faults::Fault;
+use crate::standin::lxc::until;
 use crate::world::{CREATE, World};
 
 /// Every call that changes something, in the order of a run.
@@ -159,6 +163,37 @@ fn two_runs_at_once_make_one_container() {
     // The other one found the guest at work, or ready.
     assert!(codes == [Some(0), Some(5)] || codes == [Some(0), Some(0)], "{outputs:?}");
     assert_eq!(world.standin.guests(), [101]);
+}
+
+#[test]
+fn of_two_runs_that_want_the_same_name_one_gets_it_and_the_other_leaves_nothing() {
+    use crate::estate::Estate;
+    use crate::world::Ran;
+    let estate = Estate::remote("pve");
+    // Both have looked, and found the name free, before either makes anything.
+    let begun = Arc::new(AtomicU32::new(0));
+    for _ in 0..2 {
+        let begun = Arc::clone(&begun);
+        let both = move |_: &Inside| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            assert!(until(Duration::from_secs(20), || begun.load(Ordering::SeqCst) >= 2), "the other run does not come");
+        };
+        estate.world.standin.faults().on("POST", "/storage/local/upload", 1, Fault::meanwhile(both));
+    }
+    let words = |id: u32| format!("create-exit-node {id} --name way-out --image {{dir}}/image.tar.gz --tun userspace --json");
+    let running = [101, 102].map(|id| (id, estate.world.start(&words(id))));
+    let ended = running.map(|(id, child)| (id, Ran::of(child.wait_with_output().unwrap())));
+    let (made, lost): (Vec<_>, Vec<_>) = ended.iter().partition(|(_, ran)| ran.code == Some(0));
+    let ([(made, done)], [(lost, refused)]) = (made.as_slice(), lost.as_slice()) else { panic!("{ended:#?}") };
+    assert_eq!(refused.code, Some(5), "{refused:?}");
+    assert!(refused.err.contains("the name way-out went to another node") && refused.err.contains("--name"), "{refused:?}");
+    assert_eq!(estate.world.standin.guests(), [*made]);
+    let node = estate.wait_online("way-out");
+    assert_eq!(done.json()["mesh_addresses"][0], node["addresses"][0], "it took the other's for its own");
+    let nodes = estate.world.run("coordinator nodes list --json --socket {dir}/c.sock").succeeded().json();
+    assert_eq!(nodes["nodes"].as_array().unwrap().len(), 1, "{nodes}");
+    assert!(!estate.world.path(&format!("config/{lost}.journal")).exists());
+    estate.world.run(&words(*lost).replace("way-out", "way-in")).succeeded();
 }
 
 #[test]

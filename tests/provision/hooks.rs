@@ -7,6 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::estate::{Estate, host_files};
+use crate::standin::faults::Fault;
 use crate::standin::guest_config::Config;
 use crate::world::World;
 
@@ -74,6 +75,42 @@ fn a_new_node_has_the_hook_and_its_life_is_followed() {
 }
 
 #[test]
+fn what_an_admin_writes_into_the_notes_while_a_pass_writes_them_stays() {
+    let estate = Estate::remote("pve");
+    estate.create(101);
+    estate.at_rest();
+    estate.stop(101);
+    estate.start(101);
+    estate.wait_online("exit-1");
+    let standin = &estate.world.standin;
+    standin.calls().clear();
+    standin.faults().on(
+        "PUT",
+        "/lxc/101/config",
+        1,
+        Fault::meanwhile(|pve| {
+            pve.edit(101, |config| config.set("description", &format!("mine\n\n{}", config.get("description").unwrap())))
+        }),
+    );
+    estate.world.run("hook 101 settle").succeeded();
+    assert!(standin.faults().is_empty());
+    let notes = estate.notes(101);
+    assert!(notes.starts_with("mine\n\n<!-- pvemesh-begin") && notes.contains(" gen=1 "), "{notes}");
+    let written: Vec<_> = standin.calls().writes().into_iter().filter(|call| call.param("description").is_some()).collect();
+    assert!(written.len() == 2 && written.iter().all(|call| call.param("digest").is_some()), "{written:?}");
+    estate.at_rest();
+    // So with a guest that is attached.
+    let mut nas = Config::default();
+    for (key, value) in [("hostname", "nas"), ("net0", "name=eth0,bridge=vmbr0,ip=dhcp")] {
+        nas.set(key, value);
+    }
+    standin.add_guest(200, nas);
+    standin.faults().on("PUT", "/lxc/200/config", 1, Fault::meanwhile(|pve| pve.edit(200, |config| config.set("description", "my NAS"))));
+    estate.world.run("attach 200").succeeded();
+    assert!(estate.notes(200).starts_with("my NAS\n") && estate.notes(200).contains("pvemesh detach 200"), "{}", estate.notes(200));
+}
+
+#[test]
 fn the_coordinator_hears_of_a_stop_at_once_though_the_node_says_nothing() {
     let estate = Estate::new();
     estate.create(101);
@@ -92,6 +129,32 @@ fn the_coordinator_hears_of_a_stop_at_once_though_the_node_says_nothing() {
     let late = estate.world.run("hook 101 post-stop");
     assert!(late.succeeded().err.contains("runs again"), "{late:?}");
     assert_eq!(estate.node("exit-1").unwrap()["online"], json!(true));
+}
+
+#[test]
+fn a_router_is_drained_by_hand_and_takes_part_again() {
+    let estate = Estate::remote("pve");
+    for id in [101, 102] {
+        let words =
+            format!("create-subnet-router {id} --name router-{id} --route 192.168.70.0/24 --image {{dir}}/image.tar.gz --tun userspace");
+        estate.world.run(&words).succeeded();
+        estate.wait_online(&format!("router-{id}"));
+    }
+    let carried = |id: u32| estate.node(&format!("router-{id}")).unwrap()["carried_routes"].clone();
+    let (all, none) = (json!(["192.168.70.0/24"]), json!([]));
+    assert_eq!((carried(101), carried(102)), (all.clone(), none.clone()));
+    let drain = |words: &str| estate.world.run(&format!("coordinator nodes {words} --socket {{dir}}/c.sock"));
+    let drained = drain("drain router-101 --for 10m --json").succeeded().json();
+    assert_eq!((&drained["name"], &drained["carried_routes"]), (&json!("router-101"), &none));
+    assert_eq!((carried(101), carried(102)), (none.clone(), all.clone()));
+    // Nobody else can carry it then.
+    let last = drain("drain router-102");
+    assert!(last.succeeded().out.contains("only what no other can carry: 192.168.70.0/24"), "{last:?}");
+    assert!(drain("undrain router-101").succeeded().out.contains("router-101 takes part again"));
+    drain("undrain router-102").succeeded();
+    drain("drain router-9").failed(5, &["router-9"]);
+    drain("drain router-101 --for 2h").failed(2, &["at most 3600 seconds"]);
+    drain("drain router-101 --for soon").failed(2, &["1h"]);
 }
 
 #[test]

@@ -15,11 +15,13 @@
 mod attach;
 mod change;
 mod create;
+mod doctor;
 mod estate;
 mod every_fault;
 mod faults;
 mod fleet;
 mod fleet_sites;
+mod followed;
 mod golden;
 mod hooks;
 mod hostile;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -168,6 +169,40 @@ impl World {
             .env("TERM", "dumb");
         command.env("PVEMESH_CONFIG_DIR", self.path("config"));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+    }
+
+    /// The host's `pvesh`, in a directory of its own below the host's. It is one file for all worlds, written before any is used: a program that
+    /// is started while another thread's child still has it open for writing is "busy".
+    pub fn pvesh(&self) -> PathBuf {
+        static SHARED: LazyLock<PathBuf> = LazyLock::new(|| {
+            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("provision-pvesh");
+            let lab = crate::join::lab().expect("asked for before");
+            // By the name it is called by it knows whose it is.
+            let text = format!("#!/bin/sh\nexec {} pvesh --socket \"${{0%/bin/pvesh}}/pvesh.sock\" -- \"$@\"\n", lab.display());
+            if std::fs::read_to_string(&path).ok().as_ref() != Some(&text) {
+                std::fs::write(&path, text).unwrap();
+                std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            }
+            let free = || Command::new(&path).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+            assert!(until(Duration::from_secs(10), free), "{} stays busy", path.display());
+            path
+        });
+        let place = self.path("host/bin");
+        std::fs::create_dir_all(&place).unwrap();
+        std::os::unix::fs::symlink(&*SHARED, place.join("pvesh")).unwrap();
+        place.join("pvesh")
+    }
+
+    /// A call as root on the host, which has to succeed, and the end of its task.
+    pub fn call(&self, method: &str, path: &str, parameters: &[(&str, &str)]) {
+        use std::io::{Read as _, Write as _};
+        let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(parameters).finish();
+        let mut stream = std::os::unix::net::UnixStream::connect(self.standin.socket()).unwrap();
+        write!(stream, "{method} /api2/json{path} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{form}", form.len()).unwrap();
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).unwrap();
+        assert_eq!(&start[9..], b"200", "{method} {path}");
+        assert!(self.standin.settle(Duration::from_secs(20)));
     }
 
     pub fn start(&self, words: &str) -> Child {

@@ -10,7 +10,7 @@ use crate::cli::{Exit, Failure, Output};
 use crate::ident::NodeName;
 use crate::sys::admin::LocalAdmin;
 use crate::time::Wall;
-use crate::wire::admin::{Expire, NodeInfo, Registration};
+use crate::wire::admin::{Drain, Expire, NodeInfo, Registration};
 
 /// Nodes of the mesh.
 #[derive(Debug, clap::Subcommand)]
@@ -85,6 +85,24 @@ pub(crate) enum Nodes {
         node: String,
         /// Login name of an existing user.
         user: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Have others take over the routes that a node carries, as far as they can: before its machine is worked on. It ends after a while, with
+    /// the node's next connection, or by `undrain`.
+    Drain {
+        /// Name or number of the node.
+        node: String,
+        /// For how long, an hour at most.
+        #[arg(long = "for", value_name = "SPAN", value_parser = span::seconds, default_value = "30m")]
+        time: u64,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Let a drained node take part again. What another carries by now stays with that one.
+    Undrain {
+        /// Name or number of the node.
+        node: String,
         #[command(flatten)]
         place: Place,
     },
@@ -164,12 +182,29 @@ pub(super) fn run(command: Nodes, output: &Output) -> Result<(), Failure> {
             output.result(&node, format!("node {} belongs to {}", node.name, node.user));
             Ok(())
         }
+        Nodes::Drain { node, time, place } => drain(&place, &node, time, output),
+        Nodes::Undrain { node, place } => drain(&place, &node, 0, output),
         Nodes::Register { id, user, place } => {
             let node = place.ask("let the node in", async |admin| admin.approve(&id, &user).await)?;
             output.result(&node, format!("{} is in, as {}", node.fqdn, joined(&node.addresses)));
             Ok(())
         }
     }
+}
+
+/// For no seconds at all: ends it.
+fn drain(place: &Place, node: &str, for_secs: u64, output: &Output) -> Result<(), Failure> {
+    let tried = if for_secs == 0 { "end the draining of the node" } else { "drain the node" };
+    let wanted = Drain { for_secs, gone: false };
+    let node = on_node(place, tried, node, async |admin, node| admin.drain(node.id, wanted).await)?;
+    let carried = if node.carried_routes.is_empty() { "nothing".to_owned() } else { joined(&node.carried_routes) };
+    let text = match for_secs {
+        0 => format!("node {} takes part again; it carries {carried}", node.name),
+        _ if node.carried_routes.is_empty() => format!("node {} carries nothing for {for_secs} s", node.name),
+        _ => format!("node {} keeps for {for_secs} s only what no other can carry: {carried}", node.name),
+    };
+    output.result(&node, text);
+    Ok(())
 }
 
 #[derive(serde::Serialize)]

@@ -106,6 +106,9 @@ pub struct NodeRecord {
     pub tags_chosen: bool,
     /// It is removed some time after it disconnects.
     pub ephemeral: bool,
+    /// The join key that let it in last; none if an admin did.
+    #[serde(default)]
+    pub join_key: Option<i64>,
     /// When it first joined.
     pub created: Wall,
     /// When it was last seen connecting or disconnecting.

@@ -258,6 +258,7 @@ impl Server {
         }
         node.approved.extend(&grant.approve);
         node.ephemeral = grant.ephemeral;
+        node.join_key = grant.key;
         node.key_expiry = self.expiry_after_login(at.wall).filter(|_| node.tags.is_empty() && !node.never_expires);
         if let Some(address) = grant.address.filter(|address| *address != node.v4) {
             (node.v4, node.v6) = self.check_address_free(at.wall, address, Some(node.id), grant.key).map_err(|error| error.to_string())?;
@@ -329,6 +330,7 @@ impl Server {
             tags: Vec::new(),
             tags_chosen: false,
             ephemeral: grant.ephemeral,
+            join_key: grant.key,
             created: at.wall,
             last_seen: None,
             key_expiry: None,

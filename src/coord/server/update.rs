@@ -137,6 +137,7 @@ impl Server {
             renamed: after.renamed,
             tags_chosen: after.tags_chosen,
             never_expires: after.never_expires,
+            join_key: after.join_key,
             ..before.clone()
         };
         let whole = rest_before != after;

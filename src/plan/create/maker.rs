@@ -146,7 +146,7 @@ impl Maker<'_> {
         match self.role {
             Role::Node { join: Join::Ours(_), .. } => {
                 let before: Vec<NodeId> = self.observed.mesh.iter().map(|(id, _)| *id).collect();
-                Some(Undo::RemoveNode { name: self.name.clone(), before })
+                Some(Undo::RemoveNode { name: self.name.clone(), before, key: None })
             }
             _ => None,
         }

@@ -1,6 +1,6 @@
 //! What is wrong with a container's configuration.
 
-use super::{Finding, GuestView, Severity};
+use super::{AddressFilter, Finding, GuestView, Severity};
 use crate::pve::Properties;
 
 const TUN: &str = "/dev/net/tun";
@@ -113,22 +113,35 @@ fn firewall(guest: &GuestView, found: &mut Vec<Finding>) {
         if properties.value("firewall") != Some("1") {
             continue;
         }
-        if guest.carries() && guest.ipfilter == Some(true) {
-            let fix = format!("pvesh set /nodes/NODE/lxc/{id}/firewall/options --ipfilter 0, or take firewall=1 off {key}");
-            let why = "packets that it forwards for others have their addresses, and are thrown away";
-            found.push(guest.finding(
-                "firewall-ipfilter",
-                Severity::Fault,
-                format!("the firewall on {key} lets only its own addresses out (ipfilter)"),
-                why,
-                fix,
-            ));
+        let filter = guest.ipfilter.as_ref().filter(|filter| filter.everywhere || filter.interfaces.contains(key));
+        if let Some(filter) = filter.filter(|_| guest.carries()) {
+            found.push(ipfilter(guest, filter, key));
         } else if guest.carries() {
             let fix = format!("take firewall=1 off {key}, unless you mean it: pct set {id} --{key} ...,firewall=0");
             let why = "once the cluster's firewall is on, ways that differ there and back are broken (conntrack INVALID), and UDP 41641 has to be let in";
             found.push(guest.finding("firewall-on", Severity::Note, format!("Proxmox's firewall stands before {key}"), why, fix));
         }
     }
+}
+
+fn ipfilter(guest: &GuestView, filter: &AddressFilter, key: &str) -> Finding {
+    let host = guest.host.as_ref().map_or("NODE", crate::pve::HostName::as_str);
+    let place = format!("/nodes/{host}/lxc/{}/firewall", guest.vmid());
+    let option = filter.everywhere.then(|| format!("pvesh set {place}/options --ipfilter 0"));
+    let set = filter.interfaces.contains(key).then(|| format!("pvesh delete {place}/ipset/ipfilter-{key} --force 1"));
+    let (named, calls): (Vec<String>, Vec<String>) = option
+        .map(|call| ("ipfilter".to_owned(), call))
+        .into_iter()
+        .chain(set.map(|call| (format!("the set ipfilter-{key}"), call)))
+        .unzip();
+    let (severity, yet) = if filter.off { (Severity::Note, ", once the firewall is on") } else { (Severity::Fault, "") };
+    guest.finding(
+        "firewall-ipfilter",
+        severity,
+        format!("the firewall on {key} lets only its own addresses out ({}){yet}", named.join(" and ")),
+        "packets that it forwards for others have their addresses, and are thrown away",
+        format!("{}; or take firewall=1 off {key}", calls.join("; ")),
+    )
 }
 
 fn settings(guest: &GuestView, found: &mut Vec<Finding>) {

@@ -1,19 +1,18 @@
 //! What is wrong within a guest, by what it says of itself.
 
-use super::{Finding, GuestView, Severity, joined};
+use super::{CLOCK, CLOCK_WHY, Finding, GuestView, Severity, clock, joined};
 use crate::names::system::ResolvConf;
 use crate::plan::guest::{GuestFacts, NodeFacts};
 
 /// WireGuard over IPv6 takes 80 bytes, and the mesh promises 1280.
 const MTU: u32 = 1360;
-/// Certificates and key expiries are compared with the clock; handshakes only have to grow.
-const CLOCK: i64 = 120;
 /// What state and logs take at the least.
 const ROOM: u64 = 8 << 20;
 /// So many repairs are no accident.
 const REPAIRS: u64 = 5;
 
-pub(super) fn examine(guest: &GuestView, now: i64) -> Vec<Finding> {
+/// `host_ahead` is how far its host's clock is ahead of this machine's, if that is known.
+pub(super) fn examine(guest: &GuestView, host_ahead: Option<i64>) -> Vec<Finding> {
     let mut found = Vec::new();
     if let Some(trouble) = guest.facts_trouble.as_ref().filter(|_| guest.running) {
         let fix = "run doctor as root on the Proxmox host, or let it go there: --ssh root@HOST";
@@ -44,7 +43,7 @@ pub(super) fn examine(guest: &GuestView, now: i64) -> Vec<Finding> {
             }
         }
     }
-    system(guest, facts, now, &mut found);
+    system(guest, facts, host_ahead, &mut found);
     found
 }
 
@@ -236,19 +235,13 @@ fn member(guest: &GuestView, node: &NodeFacts, found: &mut Vec<Finding>) {
     }
 }
 
-fn system(guest: &GuestView, facts: &GuestFacts, now: i64, found: &mut Vec<Finding>) {
+fn system(guest: &GuestView, facts: &GuestFacts, host_ahead: Option<i64>, found: &mut Vec<Finding>) {
     let id = guest.vmid();
-    let off = facts.clock.unix - now;
-    if facts.clock.unix != 0 && off.abs() > CLOCK {
-        let words = if off > 0 { format!("{off} s ahead of") } else { format!("{} s behind", -off) };
+    // A container has its host's clock, of which it is said once.
+    let own = |ahead: &i64| host_ahead.is_none_or(|host| (ahead - host).abs() > CLOCK);
+    if let Some(what) = guest.ahead.filter(own).and_then(clock) {
         let fix = "a container has its host's clock: on the host, chronyc tracking; systemctl restart chrony. Or it is this machine's that is wrong";
-        found.push(guest.finding(
-            "clock",
-            Severity::Warning,
-            format!("its clock is {words} this machine's"),
-            "certificates and keys seem expired, or not valid yet",
-            fix,
-        ));
+        found.push(guest.finding("clock", Severity::Warning, what, CLOCK_WHY, fix));
     }
     for other in &facts.others {
         let fix = format!("stop and remove {other} there");

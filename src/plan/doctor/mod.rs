@@ -9,6 +9,7 @@ mod mesh;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::Serialize;
@@ -66,16 +67,29 @@ pub struct GuestView {
     pub config: ContainerConfig,
     /// The raw `lxc.` lines of its file, all sections; absent if the file could not be read.
     pub raw: Option<Vec<RawLine>>,
-    /// Whether Proxmox's firewall lets only the guest's own addresses out (`ipfilter`).
-    pub ipfilter: Option<bool>,
+    /// Whether Proxmox's firewall lets only the guest's own addresses out; absent if that could not be read.
+    pub ipfilter: Option<AddressFilter>,
     /// What it says of itself.
     pub facts: Option<GuestFacts>,
+    /// Seconds that its clock was ahead of this machine's when it said that.
+    pub ahead: Option<i64>,
     /// Why it says nothing.
     pub facts_trouble: Option<String>,
     /// What the coordinator says of its node.
     pub node: Option<NodeInfo>,
     /// Hosts that lack its hookscript, if it has one.
     pub hookscript_missing: Vec<HostName>,
+}
+
+/// What in Proxmox's firewall lets only a guest's own addresses out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AddressFilter {
+    /// Its option `ipfilter`, which is for every interface.
+    pub everywhere: bool,
+    /// Interfaces that have a set of their own, as in `net0`.
+    pub interfaces: BTreeSet<String>,
+    /// The firewall is off, for the guest or for the whole cluster: nothing of it is in force.
+    pub off: bool,
 }
 
 /// A host as seen by the API.
@@ -91,6 +105,8 @@ pub struct HostFacts {
     pub storages: Vec<Storage>,
     /// Whether it has `/dev/net/tun`; absent if it could not be looked.
     pub tun: Option<bool>,
+    /// Seconds that its clock is ahead of this machine's; absent if it does not say.
+    pub ahead: Option<i64>,
 }
 
 /// Everything at once.
@@ -159,13 +175,26 @@ pub fn examine(patient: &Patient) -> Vec<Finding> {
     let mut all = Vec::new();
     for guest in &patient.guests {
         all.extend(config::examine(guest));
-        all.extend(inside::examine(guest, patient.now));
+        let host = patient.hosts.iter().find(|host| Some(&host.name) == guest.host.as_ref());
+        all.extend(inside::examine(guest, host.and_then(|host| host.ahead)));
     }
     all.extend(mesh::examine(patient));
     all.extend(hosts(&patient.hosts, &patient.guests));
     all.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     all
 }
+
+/// Certificates and key expiries are compared with the clock; handshakes only have to grow.
+const CLOCK: i64 = 120;
+
+/// A clock in words, if it is off.
+fn clock(ahead: i64) -> Option<String> {
+    let words = if ahead > 0 { format!("{ahead} s ahead of") } else { format!("{} s behind", -ahead) };
+    (ahead.abs() > CLOCK).then(|| format!("its clock is {words} this machine's"))
+}
+
+/// Why that is bad.
+const CLOCK_WHY: &str = "certificates and keys seem expired, or not valid yet";
 
 /// Room that an uploaded image takes, twice.
 const TEMPLATE_ROOM: u64 = 64 << 20;
@@ -202,6 +231,10 @@ fn hosts(hosts: &[HostFacts], guests: &[GuestView]) -> Vec<Finding> {
             let fix = "modprobe tun; echo tun > /etc/modules-load.d/tun.conf".to_owned();
             let why = "guests with the device do not start";
             found.push(finding("host-tun", Severity::Fault, "it has no /dev/net/tun".to_owned(), why, fix));
+        }
+        if let Some(what) = host.ahead.and_then(clock) {
+            let fix = "there: chronyc tracking; systemctl restart chrony. Or it is this machine's clock that is wrong: date".to_owned();
+            found.push(finding("clock", Severity::Warning, what, CLOCK_WHY, fix));
         }
         for storage in host.storages.iter().filter(|storage| storage.usable && storage.holds("vztmpl")) {
             if let Some(free) = storage.available.filter(|free| *free < TEMPLATE_ROOM) {

@@ -1,7 +1,7 @@
 //! Each finding is provoked by the one fact that it is about, and by nothing else.
 
 use super::*;
-use crate::plan::guest::{Clock, Forwarding, NodeFacts, ProgramFacts, TunFacts};
+use crate::plan::guest::{Forwarding, NodeFacts, ProgramFacts, TunFacts};
 use crate::plan::mark::{Identity, RunId};
 
 const NOW: i64 = 1_800_000_000;
@@ -41,7 +41,6 @@ fn well() -> GuestView {
         forwarding: Forwarding { v4: true, v6: true, accept_ra: Some(2) },
         mtu: Some(1500),
         resolv_conf: "nameserver 100.100.100.100\nnameserver 192.168.1.1\n".to_owned(),
-        clock: Clock { unix: NOW },
         free_bytes: Some(100 << 20),
         program: ProgramFacts { installed: "a".to_owned(), running: "a".to_owned(), ..ProgramFacts::default() },
         node: Some(node),
@@ -54,7 +53,8 @@ fn well() -> GuestView {
         running: true,
         config,
         raw: Some(Vec::new()),
-        ipfilter: Some(false),
+        ipfilter: Some(AddressFilter::default()),
+        ahead: Some(0),
         facts: Some(facts),
         node: Some(entry("exit-1")),
         ..GuestView::default()
@@ -77,7 +77,14 @@ fn host() -> HostFacts {
         shared: false,
         available: Some(10 << 30),
     };
-    HostFacts { name: "pve".parse().unwrap(), online: true, version: Some(Version::new(9, 1, 0)), storages: vec![storage], tun: Some(true) }
+    HostFacts {
+        name: "pve".parse().unwrap(),
+        online: true,
+        version: Some(Version::new(9, 1, 0)),
+        storages: vec![storage],
+        tun: Some(true),
+        ahead: Some(1),
+    }
 }
 
 fn patient(guests: Vec<GuestView>) -> Patient {
@@ -123,7 +130,7 @@ fn a_guest_that_is_well_is_left_alone() {
     assert_eq!(codes(&patient(vec![well()])), Vec::<&str>::new());
     // One that nothing but the API is known of, too.
     let mut unknown = well();
-    (unknown.facts, unknown.raw, unknown.ipfilter) = (None, None, None);
+    (unknown.facts, unknown.raw, unknown.ipfilter, unknown.ahead) = (None, None, None, None);
     assert_eq!(codes(&patient(vec![unknown])), Vec::<&str>::new());
 }
 
@@ -155,7 +162,15 @@ fn what_keeps_packets_back_is_named() {
     provokes("firewall-on", |guest| set(guest, "net0", "name=eth0,bridge=vmbr0,firewall=1"));
     provokes("firewall-ipfilter", |guest| {
         set(guest, "net0", "name=eth0,bridge=vmbr0,firewall=1");
-        guest.ipfilter = Some(true);
+        guest.ipfilter = Some(AddressFilter { everywhere: true, ..AddressFilter::default() });
+    });
+    provokes("firewall-ipfilter", |guest| {
+        set(guest, "net0", "name=eth0,bridge=vmbr0,firewall=1");
+        guest.ipfilter = Some(AddressFilter { interfaces: ["net0".to_owned()].into(), off: true, ..AddressFilter::default() });
+    });
+    provokes("firewall-on", |guest| {
+        set(guest, "net0", "name=eth0,bridge=vmbr0,firewall=1");
+        guest.ipfilter = Some(AddressFilter { interfaces: ["net1".to_owned()].into(), ..AddressFilter::default() });
     });
     provokes("other-mesh", |guest| facts(guest).others.push("tailscaled".to_owned()));
     provokes("rules-removed", |guest| node(guest).repairs = 50);
@@ -173,8 +188,8 @@ fn names_clock_and_disk_are_looked_at() {
         guest.mark.as_mut().unwrap().role = "enrolled-exit-node".to_owned();
         set(guest, "ostype", "debian");
     });
-    provokes("clock", |guest| facts(guest).clock.unix = NOW + 3600);
-    provokes("clock", |guest| facts(guest).clock.unix = NOW - 3600);
+    provokes("clock", |guest| guest.ahead = Some(3600));
+    provokes("clock", |guest| guest.ahead = Some(-3600));
     provokes("disk-full", |guest| facts(guest).free_bytes = Some(1 << 20));
     provokes("old-program-runs", |guest| facts(guest).program.running = "b".to_owned());
     provokes("on-trial", |guest| facts(guest).program.trial = true);
@@ -250,7 +265,17 @@ fn hosts_are_looked_at() {
     assert_eq!(with(|host| host.online = false), ["host-offline"]);
     assert_eq!(with(|host| host.version = Some(Version::new(7, 4, 0))), ["host-old"]);
     assert_eq!(with(|host| host.tun = Some(false)), ["host-tun"]);
+    assert_eq!(with(|host| host.ahead = Some(-3600)), ["clock"]);
     assert_eq!(with(|host| host.storages.iter_mut().for_each(|s| s.available = Some(1 << 20))), ["template-storage-full"]);
+}
+
+#[test]
+fn a_clock_that_is_the_host_s_is_said_to_be_off_once() {
+    let mut all = patient(vec![well()]);
+    all.hosts.iter_mut().for_each(|host| host.ahead = Some(3600));
+    all.guests.iter_mut().for_each(|guest| guest.ahead = Some(3610));
+    let found: Vec<String> = examine(&all).into_iter().map(|finding| finding.subject).collect();
+    assert_eq!(found, ["node pve"]);
 }
 
 #[test]

@@ -240,7 +240,7 @@ impl Maker<'_> {
     fn undo_node(&self) -> Option<Undo> {
         let Join::Ours(_) = self.wanted.join else { return None };
         let before: Vec<NodeId> = self.found.observed.mesh.iter().map(|(id, _)| *id).collect();
-        Some(Undo::RemoveNode { name: self.name.clone(), before })
+        Some(Undo::RemoveNode { name: self.name.clone(), before, key: None })
     }
 
     fn wait(&self) -> Step {

@@ -148,6 +148,10 @@ pub fn decide(phase: Phase, facts: &Facts, ledger: &Ledger) -> Decision {
         // It comes without a lock, perhaps after the next start.
         (Phase::PostStop, _) if facts.running => decision.lines.push(format!("guest {vmid} runs again already; it stays as it is")),
         (Phase::PostStop, Kind::Node(mark)) => decision.actions.push(Action::Depart(mark.name.clone())),
+        // It has moved on meanwhile and may run there, or it was removed: both are seen by comparing.
+        (Phase::PostStop, Kind::Attached) if facts.file.is_none() => {
+            decision.lines.push(format!("guest {vmid} is on this host no more; `pvemesh sync` follows it"));
+        }
         (Phase::PostStop, Kind::Attached) => decision.actions.push(Action::Unname(vmid)),
         (Phase::PostStop, Kind::Copy(_) | Kind::Server) => {}
     }
@@ -236,6 +240,9 @@ mod tests {
         let ledger = Ledger { attached: [(vmid(200), attached)].into(), ..Ledger::default() };
         assert_eq!(decide(Phase::PostStart, &other, &ledger).actions, [Action::Settle]);
         assert_eq!(decide(Phase::PostStop, &other, &ledger).actions, [Action::Unname(vmid(200))]);
+        // After a migration it runs elsewhere.
+        assert_eq!(decide(Phase::PostStop, &gone, &ledger).actions, []);
+        assert_eq!(decide(Phase::PostStart, &gone, &ledger).actions, [Action::Settle]);
     }
 
     #[test]

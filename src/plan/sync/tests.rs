@@ -142,9 +142,10 @@ impl Scene {
         let planned = self.pass();
         for change in &planned.changes {
             match change {
-                Change::Notes { vmid, notes, .. } => {
+                Change::Notes { vmid, part, .. } => {
                     let guest = self.ours.iter_mut().find(|guest| guest.vmid == *vmid).unwrap();
                     // Proxmox gives notes back with a line break at their end.
+                    let notes = part.brought_into(&guest.config.description).unwrap();
                     guest.config.description = format!("{}\n", notes.trim_end());
                 }
                 Change::RemoveNode { node, .. } => self.nodes.retain(|there| there.id != *node),
@@ -241,10 +242,10 @@ fn a_clone_becomes_a_node_of_its_own_and_the_original_stays_as_it_is() {
     assert_eq!(names, ["exit-2", "exit-3"]);
     // What it is given in the end is recognised as its own.
     let Change::Renew(renew) = pass.changes[0].clone() else { panic!() };
-    let (notes, kept) = renewed(&renew, "http://192.168.50.100:8080", &node(2, "exit-2", json!({"addresses": ["100.64.0.6"]})));
+    let (part, kept) = renewed(&renew, "http://192.168.50.100:8080", &node(2, "exit-2", json!({"addresses": ["100.64.0.6"]})));
     scene.nodes.push(node(2, "exit-2", json!({"addresses": ["100.64.0.6"]})));
     scene.ours.pop();
-    scene.ours[1].config.description = notes;
+    scene.ours[1].config.description = part.within(&scene.ours[1].config.description);
     scene.ours[1].config.hostname = Some("exit-2".to_owned());
     scene.ledger.guests.insert(vmid(102), kept);
     assert_eq!(scene.pass(), Pass::default());

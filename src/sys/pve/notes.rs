@@ -21,12 +21,26 @@ pub async fn rewrite(
     compose: &(dyn Fn(&ContainerConfig) -> String + Sync),
     watch: &mut dyn Watch,
 ) -> Result<(), StepError> {
+    rewrite_if(executor, host, vmid, &|config| Some(compose(config)), watch).await
+}
+
+/// As [`rewrite`], for who may find that the notes are not those meant: then nothing is written.
+///
+/// # Errors
+/// As [`rewrite`], and if `compose` gives nothing.
+pub async fn rewrite_if(
+    executor: &dyn Executor,
+    host: &HostName,
+    vmid: Vmid,
+    compose: &(dyn Fn(&ContainerConfig) -> Option<String> + Sync),
+    watch: &mut dyn Watch,
+) -> Result<(), StepError> {
     let mut tries = 0;
     loop {
         tries += 1;
         let config = observe::container_config(executor, host, vmid).await?;
         let config = config.ok_or(StepError::Missing("the container vanished while it was worked on"))?;
-        let notes = compose(&config);
+        let notes = compose(&config).ok_or(StepError::Overtaken(vmid))?;
         if notes.trim_end() == config.description.trim_end() {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::handover::Handover;
 use super::provision::{StepError, Watch, run_call};
-use super::{CallError, Executor, Mesh, MeshError, observe};
+use super::{CallError, Executor, Mesh, MeshError, notes, observe};
 use crate::ident::Vmid;
 use crate::plan::attach::{is_usable, one_of_each, recorded, told};
 use crate::plan::identity::{Ours, Renew};
@@ -212,8 +212,8 @@ impl Reconciler<'_> {
     async fn one(&self, change: &Change, ledger: &mut Ledger, watch: &mut dyn Watch) -> Result<(), StepError> {
         match change {
             Change::Remember(..) | Change::Forget(_) => {}
-            Change::Notes { vmid, host, notes, .. } => {
-                run_call(self.executor, &call::set_notes(host, *vmid, notes, None)?, None, watch).await?;
+            Change::Notes { vmid, host, part, .. } => {
+                notes::rewrite_if(self.executor, host, *vmid, &|config| part.brought_into(&config.description), watch).await?;
             }
             Change::RemoveNode { node, .. } => self.mesh()?.delete_node(*node).await?,
             Change::Record { name, addresses, .. } => {
@@ -274,8 +274,8 @@ impl Reconciler<'_> {
         }
         let node = self.joined(renew).await?;
         let url = self.mesh.map_or("", |(url, _)| url);
-        let (notes, kept) = renewed(renew, url, &node);
-        run_call(self.executor, &call::set_notes(&renew.host, renew.vmid, &notes, None)?, None, watch).await?;
+        let (part, kept) = renewed(renew, url, &node);
+        notes::rewrite(self.executor, &renew.host, renew.vmid, &|config| part.within(&config.description), watch).await?;
         ledger.guests.insert(renew.vmid, kept);
         Ok(())
     }

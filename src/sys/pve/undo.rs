@@ -6,7 +6,7 @@ use super::changing;
 use super::deeds::{Doer, NO_WAY};
 use super::inside::Inside;
 use super::mesh::Mesh;
-use super::provision::{StepError, Watch, run_call};
+use super::provision::{StepError, Watch, joined_as, run_call};
 use super::{Executor, TaskError, observe};
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::plan::create::Image;
@@ -15,6 +15,7 @@ use crate::plan::mark::{Mark, RunId, TAG};
 use crate::plan::{Carrier, Undo};
 use crate::pve::{ErrorKind, HostName, VolumeId, call, reply};
 use crate::sys::config::Store;
+use crate::wire::admin::NodeInfo;
 
 /// A container being created cannot be removed; unpacking our image takes seconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(180);
@@ -160,7 +161,7 @@ impl Undoer<'_> {
                 self.mesh()?.revoke_key(*id).await?;
                 Ok(true)
             }
-            Undo::RemoveNode { name, before } => self.remove_node(name, before).await,
+            Undo::RemoveNode { name, before, key } => self.remove_node(name, before, *key).await,
             Undo::RemoveRelay { number: None, .. } => Ok(false),
             Undo::RemoveRelay { number: Some(number), .. } => {
                 let mesh = self.mesh()?;
@@ -271,10 +272,11 @@ impl Undoer<'_> {
         Ok(all.iter().any(|guest| guest.host != *host && ours(&guest.tags)))
     }
 
-    async fn remove_node(&self, name: &NodeName, before: &[NodeId]) -> Result<bool, StepError> {
+    async fn remove_node(&self, name: &NodeName, before: &[NodeId], key: Option<i64>) -> Result<bool, StepError> {
         let mesh = self.mesh()?;
         let mut removed = false;
-        for node in mesh.nodes().await?.into_iter().filter(|node| node.name == *name && !before.contains(&node.id)) {
+        let ours = |node: &NodeInfo| !before.contains(&node.id) && joined_as(node, name, key);
+        for node in mesh.nodes().await?.into_iter().filter(ours) {
             mesh.delete_node(node.id).await?;
             removed = true;
         }

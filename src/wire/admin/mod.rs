@@ -213,6 +213,9 @@ pub struct NodeInfo {
     /// It is removed some time after it disconnects.
     #[serde(default)]
     pub ephemeral: bool,
+    /// The number of the join key that let it in last; absent if an admin did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join_key: Option<i64>,
     /// When it first joined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<Wall>,

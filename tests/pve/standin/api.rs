@@ -7,7 +7,9 @@ use serde_json::Value;
 use super::access::{Caller, Login};
 use super::http::{Param, Reply, Request, percent_decode};
 use super::schema::{self, Params};
-use super::{Context, Version, accounts, clone, guests, ha, inventory, lifecycle, migrate, pmxcfs, qemu, snapshot, storage, tasks};
+use super::{
+    Context, Version, accounts, clone, firewall, guests, ha, inventory, lifecycle, migrate, pmxcfs, qemu, snapshot, storage, tasks,
+};
 
 /// The path templates known, split at slashes.
 static TEMPLATES: LazyLock<Vec<(String, Vec<String>)>> = LazyLock::new(|| {
@@ -147,7 +149,7 @@ fn declared_privileges(context: &Context, method: &str, template: &str, bound: &
             need(&guest, if version >= Version::V9_0 { "VM.GuestAgent.Audit|VM.GuestAgent.Unrestricted" } else { before })
         }
         ("POST", t) if t.starts_with("/lxc/{vmid}/status/") || t.starts_with("/qemu/{vmid}/status/") => need(&guest, "VM.PowerMgmt"),
-        ("POST", "/lxc/{vmid}/migrate") => need(&guest, "VM.Migrate"),
+        ("POST", "/lxc/{vmid}/migrate" | "/qemu/{vmid}/migrate") => need(&guest, "VM.Migrate"),
         ("POST", "/lxc/{vmid}/template") => need(&guest, "VM.Allocate"),
         ("POST", "/lxc/{vmid}/snapshot") | ("DELETE", "/lxc/{vmid}/snapshot/{snapname}") => need(&guest, "VM.Snapshot"),
         ("POST", "/lxc/{vmid}/snapshot/{snapname}/rollback") => need(&guest, "VM.Snapshot|VM.Snapshot.Rollback"),
@@ -159,7 +161,11 @@ fn declared_privileges(context: &Context, method: &str, template: &str, bound: &
             let any = "VM.Config.Disk|VM.Config.CPU|VM.Config.Memory|VM.Config.Network|VM.Config.Options";
             need(&guest, any)
         }
-        ("DELETE", "/lxc/{vmid}") => need(&guest, "VM.Allocate"),
+        ("DELETE", "/lxc/{vmid}" | "/qemu/{vmid}") => need(&guest, "VM.Allocate"),
+        ("GET", t) if t.starts_with("/lxc/{vmid}/firewall/") => need(&guest, "VM.Audit"),
+        (_, t) if t.starts_with("/lxc/{vmid}/firewall/") => need(&guest, "VM.Config.Network"),
+        ("GET", "/cluster/firewall/options") => need("/", "Sys.Audit"),
+        (_, "/cluster/firewall/options") => need("/", "Sys.Modify"),
         ("POST", "/lxc/{vmid}/clone") => need(&guest, "VM.Clone"),
         ("POST", "/access/roles") | ("PUT", "/access/roles/{roleid}") => need("/access", "Sys.Modify"),
         ("POST", "/access/users") => need("/access/realm/pve", "Realm.AllocateUser"),
@@ -171,7 +177,7 @@ fn declared_privileges(context: &Context, method: &str, template: &str, bound: &
         ("POST", "/storage/{storage}/upload") => {
             need(&format!("/storage/{}", of("storage")), "Datastore.AllocateTemplate").map_err(|refusal| Reply::empty(403, &refusal.reason))
         }
-        ("GET", "/status") => need(&format!("/nodes/{}", of("node")), "Sys.Audit"),
+        ("GET", "/status" | "/time") => need(&format!("/nodes/{}", of("node")), "Sys.Audit"),
         ("GET", "/cluster/status") => need("/", "Sys.Audit"),
         _ => Ok(()),
     }
@@ -181,6 +187,7 @@ fn declared_privileges(context: &Context, method: &str, template: &str, bound: &
 fn dispatch_wide(context: &Context, method: &str, tail: &str, params: &Params) -> Option<Result<Reply, Reply>> {
     Some(match (method, tail) {
         (_, t) if t.starts_with("/cluster/ha/") => ha::answer(context, method, t, params),
+        (_, t) if t.contains("/firewall/") => firewall::answer(context, method, t, params),
         (_, t) if t == "/qemu" || t.starts_with("/qemu/") => qemu::answer(context, method, t, params),
         ("GET", "/cluster/config/join") => Ok(inventory::join(context)),
         ("GET", "/cluster/config/nodes") => Ok(inventory::members(context)),
@@ -217,6 +224,7 @@ fn dispatch(context: &Context, method: &str, template: &str, params: &Params) ->
         ("GET", "/version") => Ok(inventory::version(context)),
         ("GET", "/nodes") => Ok(inventory::nodes(context)),
         ("GET", "/status") => Ok(inventory::node_status(context)),
+        ("GET", "/time") => Ok(inventory::time(context)),
         ("GET", "/network") => Ok(inventory::network(context, params)),
         ("GET", "/certificates/info") => Ok(inventory::certificates(context)),
         ("GET", "/cluster/nextid") => inventory::next_id(context, params),

@@ -1,6 +1,6 @@
 //! The cluster: its hosts, which of them are up, and which guest is on which.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::guest_config::Config;
 use super::http::Reply;
@@ -36,6 +36,8 @@ pub struct Condition {
     no_quorum: bool,
     /// Devices that hosts lack although this machine has them.
     no_device: BTreeSet<(String, String)>,
+    /// Seconds that hosts' clocks are ahead of this machine's.
+    ahead: BTreeMap<String, i64>,
 }
 
 impl Core {
@@ -66,6 +68,12 @@ impl Inner {
         !self.condition.no_device.contains(&(host.to_owned(), path.to_owned()))
     }
 
+    /// What a host's clock shows, seconds since 1970.
+    pub fn clock_of(&self, host: &str) -> i64 {
+        let now = i64::try_from(super::tasks::now()).unwrap_or_default();
+        now + self.condition.ahead.get(host).copied().unwrap_or_default()
+    }
+
     /// The host a guest is on.
     pub fn place_of(&self, id: u32) -> Option<&str> {
         self.places.get(&id).map(String::as_str)
@@ -82,6 +90,7 @@ impl Inner {
         self.machines.remove(&id);
         self.places.remove(&id);
         self.started.remove(&id);
+        self.firewall.forget(id);
     }
 
     /// Why no guest of this number can be made, if so.
@@ -136,6 +145,11 @@ impl Inside {
     /// Takes a device away from a host.
     pub fn take_device(&self, host: &str, path: &str) {
         self.core.inner.lock().unwrap().condition.no_device.insert((host.to_owned(), path.to_owned()));
+    }
+
+    /// Puts a host's clock ahead of this machine's, or behind.
+    pub fn set_clock(&self, host: &str, ahead: i64) {
+        self.core.inner.lock().unwrap().condition.ahead.insert(host.to_owned(), ahead);
     }
 
     /// Limits the free bytes of a storage, on one host or, for a shared one, on all.

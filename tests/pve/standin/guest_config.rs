@@ -162,6 +162,11 @@ impl Config {
         self.raw.push((key.to_owned(), value.to_owned()));
     }
 
+    /// Takes the lines of a key out again.
+    pub fn drop_raw(&mut self, key: &str) {
+        self.raw.retain(|(known, _)| known != key);
+    }
+
     /// Keeps what is now as a snapshot; replaces one of that name.
     pub fn keep_as(&mut self, snapshot: &str, description: &str) {
         let mut values = self.values.clone();
@@ -240,7 +245,7 @@ impl Config {
 }
 
 /// A section of the file: the notes as comments, the values by name, the environment, LXC's own lines.
-fn section(values: &Params, raw: &[(String, String)], lock: Option<&str>) -> String {
+pub fn section(values: &Params, raw: &[(String, String)], lock: Option<&str>) -> String {
     let mut text = String::new();
     for line in values.get("description").map(String::as_str).unwrap_or_default().lines() {
         let _ = writeln!(text, "#{}", encoded(line));

@@ -48,6 +48,12 @@ pub fn node_status(context: &Context) -> Reply {
     }))
 }
 
+/// `GET time`.
+pub fn time(context: &Context) -> Reply {
+    let now = context.core.inner.lock().unwrap().clock_of(&context.host);
+    Reply::data(json!({ "time": now, "localtime": now, "timezone": "UTC" }))
+}
+
 pub fn network(context: &Context, params: &Params) -> Reply {
     let inner = context.core.inner.lock().unwrap();
     let wanted = params.get("type").is_none_or(|t| matches!(t.as_str(), "bridge" | "any_bridge" | "any_local_bridge" | "include_sdn"));

@@ -1,7 +1,7 @@
 //! Start, stop, shutdown, reboot and removal, with the hookscript's phases and the locks a real host takes.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use super::guests::{id_of, no_config};
 use super::http::Reply;
 use super::schema::Params;
 use super::tasks::{TaskLog, spawn};
-use super::{Context, Core, clone, ha, pmxcfs, storage};
+use super::{Context, Core, clone, ha, on_host, pmxcfs, storage};
 
 /// The file of a hookscript.
 ///
@@ -38,11 +38,26 @@ fn script(core: &Core, host: &str, volume: &str) -> Result<PathBuf, String> {
 
 /// Runs a phase; its output goes to the task's log.
 pub fn run_hook(core: &Core, at: (&str, u32), volume: Option<&str>, phase: &str, log: &TaskLog) -> Result<(), String> {
+    run_hook_after(core, at, volume, (phase, None), log)
+}
+
+/// As [`run_hook`]; on the target of a live migration the hook is told the host that the guest comes from.
+pub fn run_hook_after(
+    core: &Core,
+    at: (&str, u32),
+    volume: Option<&str>,
+    (phase, from): (&str, Option<&str>),
+    log: &TaskLog,
+) -> Result<(), String> {
     let (host, id) = at;
     let Some(volume) = volume else { return Ok(()) };
     let failed = |why: String| format!("hookscript error for {id} on {phase}: {why}");
     let path = script(core, host, volume).map_err(&failed)?;
-    let output = Command::new(&path).arg(id.to_string()).arg(phase).stdin(Stdio::null()).output().map_err(|e| failed(e.to_string()))?;
+    let mut command = on_host::command(core, host, &path);
+    if let Some(from) = from {
+        command.env("PVE_MIGRATED_FROM", from);
+    }
+    let output = command.arg(id.to_string()).arg(phase).stdin(Stdio::null()).output().map_err(|e| failed(e.to_string()))?;
     for line in String::from_utf8_lossy(&output.stdout).lines().chain(String::from_utf8_lossy(&output.stderr).lines()) {
         log.line(line);
     }
@@ -119,7 +134,7 @@ pub fn vm_start(core: &Core, host: &str, id: u32, log: &TaskLog) -> Result<(), S
         log.line("lxc_mknod: 29 File exists - Script exited with status 17");
         return Err(format!("startup for container '{id}' failed"));
     }
-    let post_stop = hook.and_then(|volume| script(core, host, volume).ok());
+    let post_stop = hook.and_then(|volume| script(core, host, volume).ok()).map(|path| on_host::wrapped(core, host, id, path));
     core.options.backend.start(id, &config, post_stop.as_deref())?;
     core.inner.lock().unwrap().started.insert(id, Instant::now());
     run_hook_and_warn(core, (host, id), hook, "post-start", log);

@@ -93,7 +93,9 @@ impl Lxc {
         set("lxc.uts.name", &config.get("hostname").map_or_else(|| format!("CT{id}"), str::to_owned));
         set("lxc.rootfs.path", &format!("dir:{}", home.join("rootfs").display()));
         set("lxc.mount.auto", "cgroup:mixed proc:mixed sys:mixed");
-        set("lxc.seccomp.profile", "/usr/share/lxc/config/common.seccomp");
+        // One of the few of LXC's own keys that Proxmox passes on from a container's file.
+        let profile = config.raw().iter().find(|(key, _)| key == "lxc.seccomp.profile").map(|(_, path)| path.as_str());
+        set("lxc.seccomp.profile", profile.unwrap_or("/usr/share/lxc/config/common.seccomp"));
         set("lxc.monitor.unshare", "1");
         set("lxc.pty.max", "1024");
         set("lxc.tty.max", config.get("tty").unwrap_or("2"));

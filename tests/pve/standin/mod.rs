@@ -24,6 +24,7 @@ mod clone;
 pub mod cluster;
 pub mod factor;
 pub mod faults;
+mod firewall;
 mod formats;
 pub mod guest_config;
 mod guests;
@@ -33,6 +34,7 @@ mod inventory;
 mod lifecycle;
 pub mod lxc;
 mod migrate;
+mod on_host;
 pub mod pct;
 mod pmxcfs;
 pub mod qemu;
@@ -128,6 +130,9 @@ pub struct Options {
     pub task_delay: Duration,
     /// How long 401 replies are held back; 3 s on a real host.
     pub hold_back: Duration,
+    /// Where the tools of the hosts are (`pvesh`, `pct`). With it, hookscripts see one host of several: its name, its files, its storages; that
+    /// needs root. Without it, they see this machine.
+    pub tools: Option<PathBuf>,
     /// What runs the containers.
     pub backend: Box<dyn Backend>,
 }
@@ -148,6 +153,7 @@ impl Options {
             shared: Vec::new(),
             task_delay: Duration::ZERO,
             hold_back: Duration::ZERO,
+            tools: None,
             backend: Box::new(Paper::default()),
         }
     }
@@ -165,6 +171,7 @@ struct Inner {
     /// What the files in /etc/pve held when they were written.
     written: BTreeMap<u32, String>,
     condition: Condition,
+    firewall: firewall::Firewall,
     /// Free bytes of storages that are limited, by host and name; the host is empty for a shared one.
     room: BTreeMap<(String, String), u64>,
     ha: ha::Ha,
@@ -243,7 +250,7 @@ impl Standin {
             storages: options.storages.clone(),
         };
         let hosts: Vec<Host> = std::iter::once(first).chain(options.others.iter().cloned()).collect();
-        pmxcfs::make(&options.dir, &hosts)?;
+        pmxcfs::make(&options, &hosts)?;
         std::fs::create_dir_all(options.dir.join("storage"))?;
         for host in &hosts {
             for storage in host.storages.iter().filter(|s| s.kind == "dir") {

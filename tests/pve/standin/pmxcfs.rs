@@ -5,29 +5,70 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::guest_config::Config;
-use super::{Core, Inner};
+use super::{Core, Inner, Options, on_host, qemu};
 
 /// Makes the directories and the links that a host shows of itself, and the one for locks.
 ///
 /// # Errors
 /// If they cannot be made.
-pub fn make(dir: &Path, hosts: &[super::cluster::Host]) -> std::io::Result<()> {
-    let root = dir.join("etc/pve");
-    std::fs::create_dir_all(dir.join("run/lock/lxc"))?;
+pub fn make(options: &Options, hosts: &[super::cluster::Host]) -> std::io::Result<()> {
+    let root = options.dir.join("etc/pve");
+    for sub in ["run/lock/lxc", "run/qemu-server"] {
+        std::fs::create_dir_all(options.dir.join(sub))?;
+    }
     for host in hosts {
         for kind in ["lxc", "qemu-server"] {
             std::fs::create_dir_all(root.join("nodes").join(&host.name).join(kind))?;
         }
     }
-    let first = hosts.first().map_or("pve", |host| &host.name);
-    let nodes = format!("nodes/{first}");
-    for (name, target) in [("local", nodes.clone()), ("lxc", format!("{nodes}/lxc")), ("qemu-server", format!("{nodes}/qemu-server"))] {
-        let link = root.join(name);
-        if !link.is_symlink() {
-            std::os::unix::fs::symlink(target, link)?;
+    own_links(&root, hosts.first().map_or("pve", |host| &host.name))?;
+    if options.tools.is_none() {
+        return Ok(());
+    }
+    // The directory that is root's alone, and the same tree as the other hosts see it.
+    std::fs::create_dir_all(root.join("priv"))?;
+    for host in hosts.iter().skip(1) {
+        let home = on_host::home(options, &host.name);
+        std::fs::create_dir_all(home.join("etc/pve"))?;
+        std::fs::create_dir_all(home.join("run/qemu-server"))?;
+        for shared in ["etc/pve/nodes", "etc/pve/priv", "run/lock"] {
+            link(&std::path::absolute(options.dir.join(shared))?, &home.join(shared))?;
         }
+        own_links(&home.join("etc/pve"), &host.name)?;
     }
     Ok(())
+}
+
+/// What a host shows as its own.
+fn own_links(root: &Path, host: &str) -> std::io::Result<()> {
+    let nodes = format!("nodes/{host}");
+    for (name, target) in [("local", nodes.clone()), ("lxc", format!("{nodes}/lxc")), ("qemu-server", format!("{nodes}/qemu-server"))] {
+        link(Path::new(&target), &root.join(name))?;
+    }
+    Ok(())
+}
+
+fn link(target: &Path, link: &Path) -> std::io::Result<()> {
+    if link.is_symlink() { Ok(()) } else { std::os::unix::fs::symlink(target, link) }
+}
+
+/// Writes a virtual machine's file where it is now, or removes it, and says there by its process number whether it runs.
+pub fn save_machine(core: &Core, inner: &Inner, id: u32) {
+    for host in &core.hosts {
+        let file = core.options.dir.join("etc/pve/nodes").join(&host.name).join(format!("qemu-server/{id}.conf"));
+        let pid = on_host::home(&core.options, &host.name).join(format!("run/qemu-server/{id}.pid"));
+        let here = inner.machines.get(&id).filter(|_| inner.place_of(id) == Some(&host.name));
+        let set = |path: &Path, text: Option<String>| match text {
+            Some(text) => {
+                let fresh = path.with_extension("tmp");
+                let _ = std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, path));
+            }
+            None => drop(std::fs::remove_file(path)),
+        };
+        set(&file, here.map(qemu::Machine::file));
+        // It runs on paper: a process that is there as long as this.
+        set(&pid, here.filter(|machine| machine.running).map(|_| format!("{}\n", std::process::id())));
+    }
 }
 
 /// The file of a container on a host.

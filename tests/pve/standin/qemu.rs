@@ -5,10 +5,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::guests::id_of;
 use super::http::Reply;
-use super::lifecycle::{hookscript, run_hook, run_hook_and_warn, under_lock};
+use super::lifecycle::{hookscript, run_hook, run_hook_after, run_hook_and_warn, under_lock};
 use super::schema::Params;
-use super::tasks::spawn;
-use super::{Context, Inner, Inside};
+use super::tasks::{TaskLog, spawn};
+use super::{Context, Core, Inner, Inside, guest_config, pmxcfs};
 
 /// A virtual machine.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +39,11 @@ impl Machine {
             status["template"] = json!(1);
         }
         status
+    }
+
+    /// The file in /etc/pve.
+    pub fn file(&self) -> String {
+        guest_config::section(&self.values, &[], self.lock.as_deref())
     }
 
     fn digest(&self) -> String {
@@ -95,6 +100,8 @@ pub(super) fn answer(context: &Context, method: &str, tail: &str, params: &Param
                 (Some(interfaces), true) => Ok(Reply::data(json!({ "result": interfaces }))),
             }
         }
+        ("POST", "/qemu/{vmid}/migrate") => migrate(context, params),
+        ("DELETE", "/qemu/{vmid}") => destroy(context, id),
         ("POST", "/qemu/{vmid}/status/start") => switch(context, id, true),
         ("POST", "/qemu/{vmid}/status/stop" | "/qemu/{vmid}/status/shutdown") => switch(context, id, false),
         _ => Err(Reply::error(501, &format!("Method '{method} {tail}' is not played by the stand-in"))),
@@ -124,6 +131,7 @@ fn set_config(context: &Context, params: &Params) -> Result<Reply, Reply> {
         let values =
             params.iter().filter(|(k, _)| !matches!(k.as_str(), "vmid" | "node" | "digest" | "delete" | "revert" | "skiplock" | "force"));
         machine.values.extend(values.map(|(k, v)| (k.clone(), v.clone())));
+        pmxcfs::save_machine(&context.core, &inner, id);
         Ok(())
     });
     set.map_err(|why| Reply::died(&why))??;
@@ -152,9 +160,7 @@ fn switch(context: &Context, id: u32, on: bool) -> Result<Reply, Reply> {
                 true => run_hook(&core, (&host, id), hook, phases[0], log).map_err(|why| format!("{why} "))?,
                 false => run_hook_and_warn(&core, (&host, id), hook, phases[0], log),
             }
-            if let Some(machine) = core.inner.lock().unwrap().machines.get_mut(&id) {
-                machine.running = on;
-            }
+            core.set_machine(id, |machine| machine.running = on);
             run_hook_and_warn(&core, (&host, id), hook, phases[1], log);
             Ok(())
         })
@@ -162,12 +168,102 @@ fn switch(context: &Context, id: u32, on: bool) -> Result<Reply, Reply> {
     Ok(Reply::data(json!(upid)))
 }
 
+/// `POST migrate`: a running machine goes on on the other host, where it is started from here: the hook is called there while the
+/// configuration still lies here, and not at all here.
+fn migrate(context: &Context, params: &Params) -> Result<Reply, Reply> {
+    let (core, id, from) = (context.core.clone(), id_of(params), context.host.clone());
+    let target = params.get("target").cloned().unwrap_or_default();
+    let running = machine(context, &mut core.inner.lock().unwrap(), id)?.running;
+    if target == from {
+        return Err(Reply::parameter("target", "target is local node."));
+    }
+    if core.host(&target).is_none() {
+        return Err(Reply::died(&format!("no such cluster node '{target}'")));
+    }
+    if running && params.get("online").is_none_or(|online| online != "1") {
+        return Err(Reply::parameter("online", "can't migrate running VM without --online"));
+    }
+    let upid = spawn(context, "qmigrate", &id.to_string(), move |log| {
+        let moved = under_lock(&core, id, || relocate(&core, id, (&from, &target), log));
+        moved.map_err(|why| {
+            log.line(format!("ERROR: migration aborted (duration 00:00:00): {why}"));
+            "migration aborted".to_owned()
+        })
+    });
+    Ok(Reply::data(json!(upid)))
+}
+
+fn relocate(core: &Core, id: u32, (from, to): (&str, &str), log: &TaskLog) -> Result<(), String> {
+    log.line(format!("starting migration of VM {id} to node '{to}'"));
+    let machine = core.inner.lock().unwrap().machines.get(&id).cloned().unwrap_or_default();
+    if let Some(lock) = &machine.lock {
+        return Err(format!("VM is locked ({lock})"));
+    }
+    log.checkpoint()?;
+    if !core.inner.lock().unwrap().is_up(to) {
+        return Err("Can't connect to destination address using public key".to_owned());
+    }
+    if machine.running {
+        log.line(format!("starting VM {id} on remote node '{to}'"));
+        let hook = machine.values.get("hookscript").map(String::as_str);
+        run_hook_after(core, (to, id), hook, ("pre-start", Some(from)), log)?;
+        if let Err(why) = run_hook_after(core, (to, id), hook, ("post-start", Some(from)), log) {
+            log.line(why);
+        }
+    }
+    core.inner.lock().unwrap().places.insert(id, to.to_owned());
+    core.set_machine(id, |_| {});
+    log.line("migration finished successfully (duration 00:00:01)");
+    Ok(())
+}
+
+/// `DELETE qemu/{vmid}`.
+fn destroy(context: &Context, id: u32) -> Result<Reply, Reply> {
+    let core = context.core.clone();
+    {
+        let mut inner = core.inner.lock().unwrap();
+        let machine = machine(context, &mut inner, id)?;
+        if let Some(lock) = &machine.lock {
+            return Err(Reply::died(&format!("VM is locked ({lock})")));
+        }
+        if machine.running {
+            return Err(Reply::died(&format!("VM {id} is running - destroy failed")));
+        }
+    }
+    let upid = spawn(context, "qmdestroy", &id.to_string(), move |log| {
+        under_lock(&core, id, || {
+            log.checkpoint()?;
+            let mut inner = core.inner.lock().unwrap();
+            inner.forget(id);
+            pmxcfs::save_machine(&core, &inner, id);
+            Ok(())
+        })
+    });
+    Ok(Reply::data(json!(upid)))
+}
+
+impl Core {
+    fn set_machine(&self, id: u32, change: impl FnOnce(&mut Machine)) {
+        let mut inner = self.inner.lock().unwrap();
+        if let Some(machine) = inner.machines.get_mut(&id) {
+            change(machine);
+        }
+        pmxcfs::save_machine(self, &inner, id);
+    }
+}
+
 impl Inside {
+    /// Changes what a virtual machine's agent reports; without anything, it does not answer.
+    pub fn set_agent(&self, id: u32, interfaces: Option<Value>) {
+        self.core.set_machine(id, |machine| machine.interfaces = interfaces);
+    }
+
     /// Adds a virtual machine on a host.
     pub fn add_machine(&self, host: &str, id: u32, machine: Machine) {
         let mut inner = self.core.inner.lock().unwrap();
         inner.places.insert(id, host.to_owned());
         inner.machines.insert(id, machine);
+        pmxcfs::save_machine(&self.core, &inner, id);
     }
 
     /// A virtual machine.

@@ -93,6 +93,9 @@ pub fn definitions(context: &Context) -> Reply {
         if storage.kind == "dir" {
             row["path"] = json!(context.core.options.dir.join("storage").join(&storage.name));
         }
+        if context.core.options.shared.contains(&storage.name) {
+            row["shared"] = json!(1);
+        }
         row
     };
     Reply::data(visible(context, &inner).map(shown).collect())
@@ -115,7 +118,9 @@ fn folder(context: &Context, storage: &str, content: &str) -> PathBuf {
 pub fn content(context: &Context, params: &Params) -> Result<Reply, Reply> {
     let storage = find(context, &params["storage"])?;
     let mut rows = Vec::new();
-    for content in ["iso", "snippets", "vztmpl"].into_iter().filter(|c| params.get("content").is_none_or(|w| w == c)) {
+    // A file is listed only where the storage is said to hold its kind.
+    let listed = |content: &&str| storage.holds(content) && params.get("content").is_none_or(|wanted| wanted == content);
+    for content in ["iso", "snippets", "vztmpl"].into_iter().filter(listed) {
         for entry in std::fs::read_dir(folder(context, &storage.name, content)).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let Ok(meta) = entry.metadata() else { continue };

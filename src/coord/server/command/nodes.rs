@@ -185,6 +185,7 @@ impl Server {
             home_relay: node.home_derp,
             machine_key: node.machine,
             ephemeral: node.ephemeral,
+            join_key: node.join_key,
             created: Some(node.created),
         }
     }

@@ -21,6 +21,7 @@ use crate::settings::{DEFAULT_STUN_PORT, Guest};
 use crate::sys::config::Store;
 use crate::sys::pve::deeds::{Doer, Known};
 use crate::sys::pve::{Door, Executor, Inside, Mesh, changing, notes, observe};
+use crate::wire::admin::NodeInfo;
 use crate::wire::control::DerpRegion;
 
 /// Performs the actions of one plan.
@@ -71,7 +72,7 @@ impl Actor<'_> {
             }
             Action::MintKey(wanted) => {
                 let made = self.mesh()?.create_key(wanted).await?;
-                carried.minted = Some(made.id);
+                (carried.minted, carried.key) = (Some(made.id), Some(made.id));
                 carried.join_key = Some(made.key);
                 Ok(())
             }
@@ -104,10 +105,11 @@ impl Actor<'_> {
                 Ok(())
             }
             Action::AwaitNode { name, limit } => {
-                let mesh = self.mesh()?;
+                let (mesh, key) = (self.mesh()?, carried.key);
                 carried.findings.mesh_addresses = until(*limit, || async {
                     let nodes = mesh.nodes().await?;
-                    match nodes.into_iter().find(|node| node.name == *name) {
+                    match nodes.into_iter().find(|node| joined_as(node, name, key)) {
+                        Some(node) if node.name != *name => Err(StepError::NameLost { wanted: name.clone(), given: node.name }),
                         Some(node) if node.online => Ok(Ok(node.addresses)),
                         Some(_) => Ok(Err("it has joined but is not connected".to_owned())),
                         None => Ok(Err("the coordinator has not heard of it; its console in Proxmox shows why".to_owned())),
@@ -271,6 +273,15 @@ fn with_key(guest: &Guest, carried: &Carried) -> Guest {
         node.auth_key = Some(key);
     }
     guest
+}
+
+/// Whether a node is the one that joined with our key: two runs at once may have the same name in mind, and the coordinator gives it to one.
+/// An older coordinator does not say by which key, and then it is the name.
+pub(in crate::sys::pve) fn joined_as(node: &NodeInfo, name: &NodeName, key: Option<i64>) -> bool {
+    match (node.join_key, key) {
+        (Some(with), Some(ours)) => with == ours,
+        _ => node.name == *name,
+    }
 }
 
 /// Removes a file when dropped.

@@ -15,7 +15,7 @@ use super::inside::{Inside, InsideError};
 use super::mesh::{Door, Mesh, MeshError};
 use super::undo::Undoer;
 use super::{CallError, Executor, GuestConfigError, TaskError};
-use crate::ident::Secret;
+use crate::ident::{NodeName, Secret, Vmid};
 use crate::plan::create::Plan;
 use crate::plan::journal::Journal;
 use crate::plan::options::KnownCoordinator;
@@ -26,6 +26,7 @@ use crate::sys::config::{ConfigError, Store};
 use crate::sys::image::{Image, ImageError};
 use crate::wire::admin::NodeInfo;
 use actor::Actor;
+pub(super) use actor::joined_as;
 pub use calls::upload_image;
 pub(super) use calls::{Unwatched, run_call, until};
 
@@ -67,6 +68,17 @@ pub enum StepError {
         /// What the last look showed.
         last: Option<String>,
     },
+    /// Another run's node joined at the same time.
+    #[error("the name {wanted} went to another node, which joined at the same time; {given} was left for this one")]
+    NameLost {
+        /// The name it was to have.
+        wanted: NodeName,
+        /// The name the coordinator gave it.
+        given: NodeName,
+    },
+    /// Somebody changed a guest's notes so that what was decided of it no longer holds.
+    #[error("the notes of guest {0} were changed meanwhile, and are another's, of another time, or full")]
+    Overtaken(Vmid),
     /// The admin pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -173,6 +185,8 @@ struct Carried {
     join_key: Option<Secret>,
     /// The number of a join key just made, until the journal has it.
     minted: Option<i64>,
+    /// The same for good.
+    key: Option<i64>,
     /// The number of a relay's region just added, until the journal has it.
     relayed: Option<i32>,
     /// A node that has joined in another's place.
@@ -245,7 +259,11 @@ impl<'a> Provisioner<'a> {
 
     async fn step(&mut self, step: &Step, journal: &mut Journal, carried: &mut Carried) -> Result<(), StepError> {
         if let Some(undo) = &step.undo {
-            journal.undo.push(undo.clone());
+            let mut undo = undo.clone();
+            if let Undo::RemoveNode { key, .. } = &mut undo {
+                *key = carried.key;
+            }
+            journal.undo.push(undo);
             self.store.save_journal(journal)?;
         }
         let under_way = AtomicU32::new(0);
