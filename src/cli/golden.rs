@@ -6,6 +6,7 @@ use super::connect::{ConnectArgs, Session, call_failure, config_failure, refusal
 use super::create::{architecture, image_failure};
 use super::interrupt::Interrupt;
 use super::progress::Progress;
+use super::ways::WayArgs;
 use super::{Exit, Failure, Output, carry};
 use crate::plan::create::{Image, Plan};
 use crate::plan::golden::{self, Golden as There, Outcome};
@@ -56,7 +57,7 @@ pub(super) async fn run(args: Golden, output: &Output) -> Result<(), Failure> {
     let mut progress = Progress::new(output);
     let lock = if args.dry_run { None } else { Some(session.store.lock(options.vmid).map_err(config_failure)?) };
     if lock.is_some() {
-        carry::recover(&session, None, options.vmid, output, &mut progress).await?;
+        carry::recover(&session, &WayArgs::default(), None, options.vmid, output, &mut progress).await?;
     }
     let stock = progress.during("prepare the image", || Stock::prepare(&session.store, args.image.as_deref()));
     let stock = stock.map_err(|e| image_failure(&tried, &e))?;

@@ -9,6 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::show::Row;
 use crate::cli::connect::{Session, call_failure, config_failure};
 use crate::cli::interrupt::Interrupt;
+use crate::cli::ways::WayArgs;
 use crate::cli::{Exit, Failure, Output, carry};
 use crate::ident::Vmid;
 use crate::plan::create::Plan;
@@ -87,7 +88,7 @@ impl Crew<'_> {
         let mut watch = board.guest(plan);
         let outcome = async {
             let _lock = self.session.store.lock(plan.vmid).map_err(config_failure)?;
-            carry::recover(self.session, self.mesh, plan.vmid, self.output, &mut watch).await?;
+            carry::recover(self.session, &WayArgs::default(), self.mesh, plan.vmid, self.output, &mut watch).await?;
             let mut interrupted = interrupt.for_one();
             let provisioner = Provisioner {
                 executor: &*self.session.executor,

@@ -7,6 +7,7 @@ use crate::cli::connect::{Session, call_failure, config_failure, refusal};
 use crate::cli::hook;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::progress::Progress;
+use crate::cli::ways::WayArgs;
 use crate::cli::{Exit, Failure, Output, carry, rights};
 use crate::ident::{NodeId, NodeName};
 use crate::plan::create::{self, Existing, Image, Outcome, Plan};
@@ -43,7 +44,7 @@ impl Making<'_> {
         let mut progress = Progress::new(self.how.output);
         let lock = if self.how.dry_run { None } else { Some(self.session.store.lock(vmid).map_err(config_failure)?) };
         if lock.is_some() {
-            carry::recover(self.session, self.mesh, vmid, self.how.output, &mut progress).await?;
+            carry::recover(self.session, &WayArgs::default(), self.mesh, vmid, self.how.output, &mut progress).await?;
         }
         let stock = progress.during("prepare the image", || Stock::prepare(&self.session.store, self.how.image));
         let stock = stock.map_err(|e| image_failure(&self.tried, &e))?;
