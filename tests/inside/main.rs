@@ -15,10 +15,12 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "test code")]
 
+mod distributions;
 mod doctor;
 mod enroll;
 mod site;
 #[path = "../pve/standin/mod.rs"]
 mod standin;
+mod undo;
 mod upgrade;
 mod way;
