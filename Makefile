@@ -38,6 +38,9 @@ test-deps: deps
 		if fetch || { apt-get update -qq && fetch; }; then \
 			mkdir -p target/name-programs && chmod 755 $$new/unpacked && mv $$new/unpacked target/name-programs/$$p; \
 		else echo "skipped: tests with $$p (Debian's packages cannot be reached from here)"; fi; rm -rf $$new; done
+	@test -e target/guests/runit.tar.zst || { mkdir -p target/guests && \
+		{ sh tests/inside/guests.sh target/guests 2>/dev/null || { apt-get update -qq && sh tests/inside/guests.sh target/guests; }; } || \
+		{ rm -rf target/guests; echo "skipped: tests with other distributions as guests (Debian's packages cannot be reached from here)"; }; }
 
 build: ## the release binary and the lab
 	cargo build --release --bin pvemesh --example pvemesh-lab

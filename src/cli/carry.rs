@@ -1,10 +1,11 @@
 //! What every command says of a run that failed, or of what an earlier run left.
 
-use super::connect::{Session, config_failure, step_advice};
+use super::connect::{Session, call_failure, config_failure, step_advice};
 use super::ways::WayArgs;
 use super::{Exit, Failure, Output};
 use crate::ident::Vmid;
-use crate::sys::pve::{Mesh, RunError, StepError, Undoer, Watch};
+use crate::plan::journal::Journal;
+use crate::sys::pve::{Inside, Mesh, RunError, StepError, Undoer, Watch, observe};
 
 /// The failure of a run whose steps were taken back.
 pub(super) fn failed(output: &Output, tried: &str, error: &RunError) -> Failure {
@@ -29,25 +30,38 @@ pub(super) fn failed(output: &Output, tried: &str, error: &RunError) -> Failure 
     Failure::new(tried, happened, next).exit(exit)
 }
 
-/// Takes back what an earlier run left for this guest; the caller holds the right to work on it.
+/// Takes back what an earlier run left for this guest; gives what that was. The caller holds the right to work on it.
 pub(super) async fn recover(
-    (session, way): (&Session, &WayArgs),
+    session: &Session,
+    way: &WayArgs,
     mesh: Option<&dyn Mesh>,
     vmid: Vmid,
     output: &Output,
     watch: &mut dyn Watch,
-) -> Result<(), Failure> {
-    let Some(journal) = session.store.journal(vmid).map_err(config_failure)? else { return Ok(()) };
+) -> Result<Vec<String>, Failure> {
+    let Some(journal) = session.store.journal(vmid).map_err(config_failure)? else { return Ok(Vec::new()) };
     output.note(format!("an earlier run for {vmid} did not come to its end; taking back what it left"));
-    let inside = way.back(session, &journal)?;
-    let undoer = Undoer { executor: &*session.executor, mesh, inside: inside.as_deref(), store: &session.store };
     let tried = format!("take back what an earlier run left for {vmid}");
+    let inside = way_back(session, way, &journal, &tried).await?;
+    let undoer = Undoer { executor: &*session.executor, mesh, inside: inside.as_deref(), store: &session.store };
     match undoer.recover(&journal, watch).await {
-        Ok((_, left)) if left.is_empty() => Ok(()),
+        Ok((undone, left)) if left.is_empty() => Ok(undone),
         Ok((_, left)) => Err(Failure::new(tried, left.join("; "), "clear that up, then run the command again").exit(Exit::Left)),
         Err(error) => {
             let (next, exit, _) = step_advice(&error);
             Err(Failure::new(tried, &error, next).exit(exit))
         }
+    }
+}
+
+/// The way into the guest of a journal, if something was done in it and there is one from here.
+pub(super) async fn way_back(session: &Session, way: &WayArgs, journal: &Journal, tried: &str) -> Result<Option<Box<dyn Inside>>, Failure> {
+    if journal.enters().is_none() {
+        return Ok(None);
+    }
+    let guests = observe::guests(&*session.executor).await.map_err(|e| call_failure(tried, &e))?;
+    match guests.iter().find(|guest| guest.vmid == journal.vmid) {
+        Some(guest) => way.find(session, &guest.host),
+        None => Ok(None),
     }
 }

@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
+use super::carry::recover;
 use super::connect::{ConnectArgs, Session, call_failure, config_failure, refusal, step_advice};
 use super::interrupt::Interrupt;
 use super::progress::Progress;
@@ -14,7 +15,7 @@ use crate::plan::options::OptionError;
 use crate::plan::{Action, Refusal};
 use crate::sys::config::ConfigError;
 use crate::sys::image::{Image, ImageError};
-use crate::sys::pve::{Images, Inside, Mesh, Provisioner, Undoer, Watch, observe};
+use crate::sys::pve::{Images, Mesh, Provisioner, Watch, observe};
 
 /// Removes a guest that pvemesh made: the container, its node at the coordinator, and the image if no other guest is left.
 #[derive(Debug, clap::Args)]
@@ -63,12 +64,8 @@ pub(super) async fn run(args: Destroy, output: &Output) -> Result<(), Failure> {
     // Removing the coordinator itself must work when it does not answer.
     let mesh = if known == Some(Some(vmid)) { None } else { reachable_mesh(&session, output).await };
     let mut progress = Progress::new(output);
-    let journal = session.store.journal(vmid).map_err(config_failure)?;
-    let inside = journal.map_or(Ok(None), |journal| args.way.back(&session, &journal))?;
-    let undone = match &lock {
-        Some(_) => recover(&session, vmid, mesh.as_deref(), inside.as_deref(), &mut progress).await?,
-        None => Vec::new(),
-    };
+    let undone =
+        if lock.is_some() { recover(&session, &args.way, mesh.as_deref(), vmid, output, &mut progress).await? } else { Vec::new() };
     let observed = observe::observe(&*session.executor, vmid, Vec::new()).await.map_err(|e| call_failure(&tried, &e))?;
     if observed.guest(vmid).is_none() && !undone.is_empty() {
         output.result(&serde_json::json!({ "vmid": vmid, "taken_back": undone }), format!("what a run for {vmid} had left is gone"));
@@ -147,27 +144,6 @@ async fn reachable_mesh(session: &Session, output: &Output) -> Option<Box<dyn Me
         Err(failure) => {
             output.note(format!("{}: {}; its entry for this guest will stay", failure.tried, failure.happened));
             None
-        }
-    }
-}
-
-/// Takes back what an earlier run for this guest left; gives what that was.
-pub(super) async fn recover(
-    session: &Session,
-    vmid: Vmid,
-    mesh: Option<&dyn Mesh>,
-    inside: Option<&dyn Inside>,
-    progress: &mut Progress<'_>,
-) -> Result<Vec<String>, Failure> {
-    let Some(journal) = session.store.journal(vmid).map_err(config_failure)? else { return Ok(Vec::new()) };
-    let undoer = Undoer { executor: &*session.executor, mesh, inside, store: &session.store };
-    let tried = format!("take back what an earlier run left for {vmid}");
-    match undoer.recover(&journal, progress).await {
-        Ok((undone, left)) if left.is_empty() => Ok(undone),
-        Ok((_, left)) => Err(Failure::new(tried, left.join("; "), "clear that up, then run the command again").exit(Exit::Left)),
-        Err(error) => {
-            let (next, exit, _) = step_advice(&error);
-            Err(Failure::new(tried, &error, next).exit(exit))
         }
     }
 }

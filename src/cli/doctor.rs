@@ -185,7 +185,7 @@ async fn hookscript_missing(entry: &Entry<'_>, script: Option<&String>, hosts: &
         let kept = host.storages.iter().find(|kept| kept.name.as_str() == storage);
         let there = match kept {
             // Only root is shown every storage.
-            None => executor.identity().is_root().then_some(false),
+            None => executor.principal().is_root().then_some(false),
             Some(kept) if kept.holds("snippets") => is_listed(executor, &host.name, kept, script).await,
             // Proxmox runs what lies there all the same, but does not list it.
             Some(kept) => match (entry.way.find(entry.session, &host.name)?, directory(executor, kept).await) {

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::carry::{failed, recover};
 use super::connect::{ConnectArgs, Session, call_failure, config_failure, refusal, step_advice};
 use super::create::{Report, Timed, dry_run_text, dry_run_value};
-use super::destroy::{NoImages, confirm_removal, recover, removal_text, removal_value};
+use super::destroy::{NoImages, confirm_removal, removal_text, removal_value};
 use super::interrupt::Interrupt;
 use super::progress::Progress;
 use super::ways::{WayArgs, inside_failure};
@@ -135,8 +136,7 @@ pub(super) async fn enroll(args: Enroll, output: &Output) -> Result<(), Failure>
     let lock = if args.dry_run { None } else { Some(session.store.lock(vmid).map_err(config_failure)?) };
     let entry = Entry { session: &session, way: &args.way, mesh: mesh.as_deref(), tried: &tried };
     if lock.is_some() {
-        let inside = entry.of_guest(vmid).await?;
-        recover(&session, vmid, mesh.as_deref(), inside.as_deref(), &mut progress).await?;
+        recover(&session, &args.way, mesh.as_deref(), vmid, output, &mut progress).await?;
     }
     let (found, inside) = entry.look(vmid).await?;
     let random = entropy::bytes::<16>().map_err(|e| Failure::new(&tried, e, "this system has no randomness"))?;
@@ -168,14 +168,12 @@ pub(super) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// The way into a guest, wherever it is; none if there is no such guest.
-    pub(super) async fn of_guest(&self, vmid: Vmid) -> Result<Option<Box<dyn Inside>>, Failure> {
+    async fn is_enrolled(&self, vmid: Vmid) -> Result<bool, Failure> {
         let failed = |e| call_failure(self.tried, &e);
         let guests = observe::guests(&*self.session.executor).await.map_err(failed)?;
-        match guests.iter().find(|guest| guest.vmid == vmid) {
-            Some(guest) => self.way.find(self.session, &guest.host),
-            None => Ok(None),
-        }
+        let Some(guest) = guests.iter().find(|guest| guest.vmid == vmid) else { return Ok(false) };
+        let config = observe::container_config(&*self.session.executor, &guest.host, vmid).await.map_err(failed)?;
+        Ok(config.and_then(|config| Mark::of_container(vmid, &config)).is_some_and(|mark| mark.role.starts_with(enroll::ENROLLED)))
     }
 
     pub(super) async fn nodes(&self) -> Result<Vec<NodeInfo>, Failure> {
@@ -270,19 +268,7 @@ impl Entry<'_> {
             watch: progress,
             interrupted: interrupt.requested(),
         };
-        provisioner.run(plan).await.map_err(|error| {
-            let (mut next, mut exit, log) = step_advice(&error.error);
-            log.iter().for_each(|line| output.note(format!("    | {line}")));
-            let mut happened = format!("{}: {}", error.step, error.error);
-            if error.left.is_empty() {
-                happened.push_str("; what had been done was taken back");
-            } else {
-                happened.push_str(&format!("; not taken back: {}", error.left.join(", ")));
-                next = format!("run the same command again, which takes that back first ({next})");
-                exit = Exit::Left;
-            }
-            Failure::new(self.tried, happened, next).exit(exit)
-        })
+        provisioner.run(plan).await.map_err(|error| failed(output, self.tried, &error))
     }
 }
 
@@ -296,9 +282,9 @@ pub(super) async fn unenroll(args: Unenroll, output: &Output) -> Result<(), Fail
     let entry = Entry { session: &session, way: &args.way, mesh: mesh.as_deref(), tried: &tried };
     let mut progress = Progress::new(output);
     if lock.is_some() {
-        let inside = entry.of_guest(vmid).await?;
-        let undone = recover(&session, vmid, mesh.as_deref(), inside.as_deref(), &mut progress).await?;
-        if !undone.is_empty() {
+        // Of a node that was put in but half nothing is left then; one that was only to be changed is still there.
+        let undone = recover(&session, &args.way, mesh.as_deref(), vmid, output, &mut progress).await?;
+        if !undone.is_empty() && !entry.is_enrolled(vmid).await? {
             output.result(&serde_json::json!({ "vmid": vmid, "taken_back": undone }), format!("what a run for {vmid} had left is gone"));
             return Ok(());
         }

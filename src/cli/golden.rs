@@ -57,7 +57,7 @@ pub(super) async fn run(args: Golden, output: &Output) -> Result<(), Failure> {
     let mut progress = Progress::new(output);
     let lock = if args.dry_run { None } else { Some(session.store.lock(options.vmid).map_err(config_failure)?) };
     if lock.is_some() {
-        carry::recover((&session, &WayArgs::default()), None, options.vmid, output, &mut progress).await?;
+        carry::recover(&session, &WayArgs::default(), None, options.vmid, output, &mut progress).await?;
     }
     let stock = progress.during("prepare the image", || Stock::prepare(&session.store, args.image.as_deref()));
     let stock = stock.map_err(|e| image_failure(&tried, &e))?;

@@ -1,8 +1,8 @@
 //! `pvemesh rekey`: new keys for a node, from outside.
 
+use super::carry::recover;
 use super::connect::{ConnectArgs, Session, config_failure, refusal};
 use super::create::{dry_run_text, dry_run_value};
-use super::destroy::recover;
 use super::enroll::Entry;
 use super::progress::Progress;
 use super::ways::WayArgs;
@@ -43,7 +43,7 @@ pub(super) async fn run(args: Rekey, output: &Output) -> Result<(), Failure> {
     let resident = entry.resident(vmid).await?;
     let mut progress = Progress::new(output);
     if lock.is_some() {
-        recover(&session, vmid, Some(&*mesh), Some(&*resident.inside), &mut progress).await?;
+        recover(&session, &args.way, Some(&*mesh), vmid, output, &mut progress).await?;
     }
     let nodes = entry.nodes().await?;
     let random = entropy::bytes::<16>().map_err(|e| Failure::new(&tried, e, "this system has no randomness"))?;

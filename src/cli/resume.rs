@@ -1,5 +1,6 @@
 //! `pvemesh resume`: what runs that were killed or could not be taken back have left.
 
+use super::carry::way_back;
 use super::connect::{ConnectArgs, Session, config_failure, refusal, step_advice};
 use super::progress::Progress;
 use super::ways::WayArgs;
@@ -76,7 +77,7 @@ pub(super) async fn run(args: Resume, output: &Output) -> Result<(), Failure> {
     let mesh = if vmids.is_empty() { None } else { reachable_mesh(&session, output).await };
     let mut rows = Vec::new();
     for vmid in vmids {
-        rows.extend(one((&session, &args.way), vmid, mesh.as_deref(), args.dry_run, output).await?);
+        rows.extend(one(&session, vmid, mesh.as_deref(), &args, output).await?);
     }
     output.result(&serde_json::json!({ "dry_run": args.dry_run, "runs": rows }), text(&rows));
     let left: Vec<String> = rows.iter().flat_map(|row| row.left.iter().map(move |what| format!("{}: {what}", row.vmid))).collect();
@@ -98,13 +99,7 @@ async fn reachable_mesh(session: &Session, output: &Output) -> Option<Box<dyn Me
     }
 }
 
-async fn one(
-    (session, way): (&Session, &WayArgs),
-    vmid: Vmid,
-    mesh: Option<&dyn Mesh>,
-    dry_run: bool,
-    output: &Output,
-) -> Result<Option<Row>, Failure> {
+async fn one(session: &Session, vmid: Vmid, mesh: Option<&dyn Mesh>, args: &Resume, output: &Output) -> Result<Option<Row>, Failure> {
     let _lock = match session.store.lock(vmid) {
         Ok(lock) => lock,
         Err(ConfigError::Busy(_)) => {
@@ -114,13 +109,14 @@ async fn one(
         Err(error) => return Err(config_failure(error)),
     };
     let Some(journal) = session.store.journal(vmid).map_err(config_failure)? else { return Ok(None) };
-    let inside = way.back(session, &journal)?;
+    let tried = format!("take back what an earlier run left for {vmid}");
+    let inside = way_back(session, &args.way, &journal, &tried).await?;
     let undoer = Undoer { executor: &*session.executor, mesh, inside: inside.as_deref(), store: &session.store };
     let failed = |error: crate::sys::pve::StepError| {
         let (next, exit, _) = step_advice(&error);
-        Failure::new(format!("take back what an earlier run left for {vmid}"), &error, next).exit(exit)
+        Failure::new(&tried, &error, next).exit(exit)
     };
-    if dry_run {
+    if args.dry_run {
         let recovery = undoer.look(&journal).await.map_err(failed)?;
         return Ok(Some(match recovery {
             Recovery::Finished => Row::new(&journal, State::Finished),

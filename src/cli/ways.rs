@@ -7,7 +7,6 @@ use super::{Exit, Failure};
 use crate::ident::Vmid;
 use crate::plan::Refusal;
 use crate::plan::create::Plan;
-use crate::plan::journal::Journal;
 use crate::plan::observed::{HostView, Observed};
 use crate::pve::{HostName, Version};
 use crate::sys::pve::{Inside, InsideError, Pct, Pvesh, SshTarget};
@@ -35,11 +34,6 @@ impl WayArgs {
             return Ok(None);
         }
         Ok(Some(if Pvesh::local_host().as_ref() == Some(host) { Box::new(Pct::here()) } else { Box::new(Pct::cluster(host)) }))
-    }
-
-    /// The way that taking back what a journal lists needs; none if it needs none, or there is none, which the undoing says then.
-    pub(super) fn back(&self, session: &Session, journal: &Journal) -> Result<Option<Box<dyn Inside>>, Failure> {
-        journal.enters().map_or(Ok(None), |host| self.find(session, host))
     }
 
     /// The way that a plan about a guest that is there needs, if it needs one.

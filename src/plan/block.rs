@@ -47,6 +47,19 @@ pub fn replaced(notes: &str, text: &str, mark: &Mark) -> String {
     }
 }
 
+/// Our part of the notes, to be put back by [`put_back`].
+pub fn part(notes: &str) -> Option<&str> {
+    parts(notes).map(|(_, ours, _)| ours)
+}
+
+/// The same notes with our part as it was, or without it if there was none.
+pub fn put_back(notes: &str, part: Option<&str>) -> String {
+    match (parts(notes), part) {
+        (Some((before, _, after)), Some(part)) => format!("{before}{part}{after}"),
+        _ => removed(notes),
+    }
+}
+
 /// The same notes with another mark; the readable part stays.
 pub fn remarked(notes: &str, mark: &Mark) -> String {
     let Some((before, ours, after)) = parts(notes) else { return notes.to_owned() };
@@ -119,6 +132,14 @@ mod tests {
         assert_eq!(replaced(&refreshed, "# pvemesh node: b", &mark(2)), refreshed, "nothing to do");
         let anew = replaced(&refreshed, &format!("# pvemesh node: b\n{}", told(2)), &mark(2));
         assert!(anew.contains(&told(2)) && !anew.contains(&told(1)), "{anew}");
+    }
+
+    #[test]
+    fn our_part_is_put_back_and_what_the_admin_wrote_meanwhile_stays() {
+        let old = replaced("mine", "# pvemesh node: a", &mark(1));
+        let new = replaced(&old, "# pvemesh exit node: a", &mark(2)).replace("mine", "mine, and more");
+        assert_eq!(put_back(&new, part(&old)), old.replace("mine", "mine, and more"));
+        assert_eq!((put_back(&new, part("mine")).as_str(), put_back("mine", part(&old)).as_str()), ("mine, and more", "mine"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::guest::Command;
-use super::mark::Mark;
+use super::mark::{Mark, RunId};
 use super::render::Notes;
 use crate::ident::{NodeId, NodeName, Vmid};
 use crate::pve::HostName;
@@ -162,12 +162,31 @@ pub struct InsideUndo {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "deed", rename_all = "kebab-case")]
 pub enum UndoDeed {
-    /// Remove these files; with our program, which is among them.
+    /// Remove these files; with our program, which is among them, or without it if it is not there yet.
     Remove {
         /// Our program there.
         program: String,
         /// The files.
         paths: Vec<String>,
+        /// What is run when they are gone.
+        #[serde(default)]
+        then: Vec<Command>,
+    },
+    /// Write these files as they were, then run these programs.
+    Rewrite {
+        /// Our program there.
+        program: String,
+        /// The files.
+        files: Vec<FileBefore>,
+        /// What has their readers read them again.
+        then: Vec<Command>,
+    },
+    /// Give the guest's Notes our part back as it was, if this run has written it.
+    Notes {
+        /// The run.
+        run: RunId,
+        /// Our part before; absent if there was none.
+        before: Option<String>,
     },
     /// Run these programs; that one of them fails is told, and the rest is run.
     Run {
@@ -198,8 +217,19 @@ pub enum UndoDeed {
 impl UndoDeed {
     /// Whether the guest has to be entered for it.
     pub fn enters(&self) -> bool {
-        matches!(self, Self::Remove { .. } | Self::Run { .. } | Self::Unrekey { .. })
+        matches!(self, Self::Remove { .. } | Self::Rewrite { .. } | Self::Run { .. } | Self::Unrekey { .. })
     }
+}
+
+/// A file as it was. No secret is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileBefore {
+    /// The file.
+    pub path: String,
+    /// Its permission bits.
+    pub mode: u32,
+    /// What it held; absent if it was not there.
+    pub text: Option<String>,
 }
 
 /// A key's value before and after.
@@ -220,6 +250,11 @@ impl fmt::Display for InsideUndo {
                 let lines: Vec<String> = commands.iter().map(|command| command.join(" ")).collect();
                 write!(f, "run in container {vmid}: {}", lines.join("; "))
             }
+            UndoDeed::Rewrite { files, .. } => {
+                let paths: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
+                write!(f, "put back {} in container {vmid}", paths.join(" "))
+            }
+            UndoDeed::Notes { .. } => write!(f, "put our part of the notes of container {vmid} back"),
             UndoDeed::Restore { keys } => {
                 let names: Vec<&str> = keys.keys().map(String::as_str).collect();
                 write!(f, "put back {} of container {vmid}", names.join(", "))

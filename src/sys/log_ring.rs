@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,6 +33,10 @@ impl Ring {
     }
 
     fn reopen(&mut self) {
+        // The first to write here may come before whoever makes the directory.
+        if let Some(parent) = self.path.parent() {
+            let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
+        }
         let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path);
         self.size = opened.as_ref().ok().and_then(|file| file.metadata().ok()).map_or(0, |meta| meta.len());
         self.file = opened.ok();
@@ -136,6 +140,14 @@ mod tests {
         ring.write_all(b"again").unwrap();
         assert_eq!(text(2), "line 099\nagain");
         assert_eq!(std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions()) & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_log_is_there_from_the_first_line_though_its_directory_was_not() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("pvemesh/log");
+        Ring::open(&path).write_all(b"first\n").unwrap();
+        assert_eq!(tail(&path, 1).unwrap(), b"first\n");
     }
 
     #[test]

@@ -88,7 +88,7 @@ fn new_keys(site: &Site, address: &str) {
     let text = std::fs::read_to_string(&script).unwrap();
     std::fs::write(&script, text.replace("restart)", "restart) exit 0")).unwrap();
     let failed = site.run("rekey 105 --ssh root@pve");
-    failed.failed(4, &["has not heard of a node with new keys", "what had been done was taken back"]);
+    failed.failed(4, &["has not heard of a node with new keys", "what had been made was taken back"]);
     std::fs::write(&script, text).unwrap();
     assert_eq!(listed().as_array().unwrap().len(), 1);
     assert_eq!((&listed()[0]["key"], &listed()[0]["machine_key"]), (&before["key"], &before["machine_key"]));

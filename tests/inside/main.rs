@@ -17,10 +17,12 @@
 
 mod admin;
 mod change;
+mod distributions;
 mod doctor;
 mod enroll;
 mod site;
 #[path = "../pve/standin/mod.rs"]
 mod standin;
+mod undo;
 mod upgrade;
 mod way;

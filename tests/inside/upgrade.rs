@@ -12,7 +12,7 @@ use crate::enroll::with_coordinator;
 use crate::site::{Ran, Site, program, read};
 
 /// The program again, told apart by a few bytes behind its end.
-fn good(site: &Site, mark: &str) -> PathBuf {
+pub fn good(site: &Site, mark: &str) -> PathBuf {
     let path = site.path(&format!("good-{mark}"));
     std::fs::copy(program(), &path).unwrap();
     let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();

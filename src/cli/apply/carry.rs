@@ -152,7 +152,7 @@ impl Crew<'_> {
         let session = &planned.site.session;
         let mut watch = board.guest(format!("{} {}", plan.vmid, plan.name));
         let _lock = session.store.lock(plan.vmid).map_err(config_failure)?;
-        carry::recover((session, self.way), self.mesh, plan.vmid, self.output, &mut watch).await?;
+        carry::recover(session, self.way, self.mesh, plan.vmid, self.output, &mut watch).await?;
         let inside = self.way.of_plan(session, plan, &planned.view.observed, tried)?;
         let door = session.door()?;
         let mut interrupted = self.interrupt.for_one();
@@ -174,7 +174,7 @@ impl Crew<'_> {
         let session = &planned.site.session;
         let mut watch = board.guest(format!("{} {}", removal.vmid, removal.name));
         let _lock = session.store.lock(removal.vmid).map_err(config_failure)?;
-        carry::recover((session, self.way), self.mesh, removal.vmid, self.output, &mut watch).await?;
+        carry::recover(session, self.way, self.mesh, removal.vmid, self.output, &mut watch).await?;
         let mut interrupted = self.interrupt.for_one();
         let left = destroy::carry_out((session, self.mesh), removal, &mut watch, &mut interrupted, (tried, self.output)).await?;
         if left.is_empty() {

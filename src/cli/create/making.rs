@@ -45,7 +45,7 @@ impl Making<'_> {
         let mut progress = Progress::new(self.how.output);
         let lock = if self.how.dry_run { None } else { Some(self.session.store.lock(vmid).map_err(config_failure)?) };
         if lock.is_some() {
-            carry::recover((self.session, self.how.way), self.mesh, vmid, self.how.output, &mut progress).await?;
+            carry::recover(self.session, self.how.way, self.mesh, vmid, self.how.output, &mut progress).await?;
         }
         let stock = progress.during("prepare the image", || Stock::prepare(&self.session.store, self.how.image));
         let stock = stock.map_err(|e| image_failure(&self.tried, &e))?;

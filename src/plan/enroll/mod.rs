@@ -11,6 +11,7 @@ mod steps;
 #[cfg(test)]
 #[allow(clippy::indexing_slicing, clippy::panic, reason = "test code")]
 mod tests;
+mod undo;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ use super::observed::{Observed, Target};
 use super::options::{Join, NodeKind, OptionError};
 use super::refusal::Refusal;
 use crate::ident::{NodeName, Vmid};
+use crate::pve::conf::TunForm;
 use crate::pve::{HostName, Request, Version};
 use crate::settings::Guest;
 use steps::Maker;
@@ -89,6 +91,13 @@ pub struct Record {
     /// Keys of the container's configuration that were changed, with what was there.
     #[serde(default)]
     pub before: BTreeMap<String, Option<String>>,
+}
+
+impl std::fmt::Display for Record {
+    /// As its file holds it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&serde_json::to_string_pretty(self).unwrap_or_default())
+    }
 }
 
 /// What is there.
@@ -241,6 +250,8 @@ fn name(wanted: &Wanted, target: &Target, mark: Option<&Mark>, observed: &Observ
 enum Device {
     /// Nothing to do.
     There,
+    /// It is there, and passed through under this key so that it is after the next start: nothing in the configuration brings it.
+    Kept(String),
     /// Passed through under this key, into the running container.
     HotPlugged(String),
     /// Passed through under this key, at the next start.
@@ -255,7 +266,7 @@ fn device(wanted: &Wanted, seen: &Seen, target: &Target, found: &Found) -> Resul
         return Ok(Device::There);
     }
     match seen.tun {
-        TunSeen::Usable => return Ok(Device::There),
+        TunSeen::Usable => return Ok(kept(target, found)),
         TunSeen::Wrong => {
             return Err(refused(
                 format!("{TUN} in container {vmid} is no device; something else was put there under its name"),
@@ -281,12 +292,7 @@ fn device(wanted: &Wanted, seen: &Seen, target: &Target, found: &Found) -> Resul
             "let it be restarted once: add --restart; or do without the device: --tun userspace",
         ))
     };
-    if target
-        .config
-        .values
-        .iter()
-        .any(|(key, value)| is_device_key(key) && value.split(',').next().is_some_and(|path| path.trim_start_matches("path=") == TUN))
-    {
+    if TunForm::of(&target.config) == TunForm::Device {
         return restart(Device::RestartAlone);
     }
     if !found.observed.principal.is_root() {
@@ -294,17 +300,32 @@ fn device(wanted: &Wanted, seen: &Seen, target: &Target, found: &Found) -> Resul
         let step = format!("pass the device through to container {vmid}");
         return Err(Refusal::RootOnly { principal: found.observed.principal.clone(), parameter, step });
     }
-    let version = found.observed.host(&target.host).and_then(|host| host.version).unwrap_or(Version::new(0, 0, 0));
+    let version = version(target, found);
     if version < Version::DEVICES {
         return Err(Refusal::TooOld { host: target.host.clone(), version, needed: Version::DEVICES });
     }
-    let free = (0..256).map(|number| format!("dev{number}")).find(|key| !target.config.values.contains_key(key));
-    let key = free.ok_or_else(|| refused(format!("container {vmid} has 256 devices"), "remove one"))?;
+    let key = free_key(target).ok_or_else(|| refused(format!("container {vmid} has 256 devices"), "remove one"))?;
     if version >= Version::HOT_PLUG { Ok(Device::HotPlugged(key)) } else { restart(Device::AtRestart(key)) }
 }
 
-fn is_device_key(key: &str) -> bool {
-    key.strip_prefix("dev").is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+/// One that was plugged in, or left there by a `dev[n]` that is gone, would be missing after the next start.
+fn kept(target: &Target, found: &Found) -> Device {
+    // What such lines bring cannot be told from here, and a container with two devices of one name does not start.
+    let ways = ["lxc.mount", "lxc.hook", "lxc.include"];
+    let otherwise = target.config.raw.iter().any(|(key, _)| ways.iter().any(|way| key.starts_with(way)));
+    let settable = found.observed.principal.is_root() && version(target, found) >= Version::DEVICES;
+    match free_key(target) {
+        Some(key) if settable && !otherwise && TunForm::of(&target.config) == TunForm::Absent => Device::Kept(key),
+        _ => Device::There,
+    }
+}
+
+fn free_key(target: &Target) -> Option<String> {
+    (0..256).map(|number| format!("dev{number}")).find(|key| !target.config.values.contains_key(key))
+}
+
+fn version(target: &Target, found: &Found) -> Version {
+    found.observed.host(&target.host).and_then(|host| host.version).unwrap_or(Version::new(0, 0, 0))
 }
 
 /// A request that sets these keys, or deletes those without a value.

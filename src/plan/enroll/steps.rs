@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
+
 use super::{Device, ENROLLED, Found, KEY_LIFE_SECS, ONLINE_LIMIT, Outcome, REBOOT_LIMIT, Record, TUN, Wanted, names, restored};
-use crate::ident::{NodeId, NodeName, Secret};
+use crate::ident::{NodeName, Secret};
+use crate::plan::block;
 use crate::plan::choose::Choice;
 use crate::plan::create::{OWNER, Plan};
-use crate::plan::guest::{RECORD, SETTINGS, Service};
-use crate::plan::inside::{Changed, Content, Deed, InsideAction, InsideUndo, UndoDeed};
+use crate::plan::guest::{Command, RECORD, SETTINGS, Service};
+use crate::plan::inside::{Changed, Content, Deed, InsideAction, UndoDeed};
 use crate::plan::mark::{Mark, RunId, TAG};
 use crate::plan::observed::Target;
 use crate::plan::options::{Join, NodeKind};
@@ -68,6 +71,7 @@ impl Maker<'_> {
         choices.push(match &self.device {
             Device::There if self.wanted.userspace => choice("TUN", "none".to_owned(), "--tun userspace"),
             Device::There => choice("TUN", "as it is".to_owned(), "the container can open it"),
+            Device::Kept(key) => choice("TUN", key.clone(), "it is there, and passed through for the next start"),
             Device::HotPlugged(key) => choice("TUN", key.clone(), "plugged into the running container"),
             Device::AtRestart(key) => choice("TUN", key.clone(), "the container is restarted (--restart)"),
             Device::RestartAlone => choice("TUN", "as it is".to_owned(), "the container is restarted (--restart)"),
@@ -80,11 +84,7 @@ impl Maker<'_> {
         Action::Inside(InsideAction { host: self.target.host.clone(), vmid: self.wanted.vmid, deed })
     }
 
-    fn undo(&self, deed: UndoDeed) -> Undo {
-        Undo::Inside(InsideUndo { host: self.target.host.clone(), vmid: self.wanted.vmid, deed })
-    }
-
-    fn is_new(&self) -> bool {
+    pub(super) fn is_new(&self) -> bool {
         self.found.record.is_none() || self.mark.is_none()
     }
 
@@ -102,27 +102,27 @@ impl Maker<'_> {
         }
         self.push_device(&mut steps)?;
         if self.is_new() {
-            let mut paths = vec![SETTINGS, RECORD, "/etc/pvemesh", "/var/lib/pvemesh", "/run/pvemesh"];
-            paths.extend(self.service.owned());
-            let program = self.program.clone();
-            let paths = paths.into_iter().map(str::to_owned).chain([format!("{program}.before"), program.clone()]).collect();
-            let action = self.inside(Deed::Program { source: self.wanted.program.clone(), to: program.clone() });
-            steps.push(Step::undone_by("put the program in", action, self.undo(UndoDeed::Remove { program, paths })));
+            let action = self.inside(Deed::Program { source: self.wanted.program.clone(), to: self.program.clone() });
+            steps.push(Step::undone_by("put the program in", action, self.undo_all()));
         }
+        let files = steps.len();
         let record = self.record();
         if self.found.record.as_ref() != Some(&record) {
-            let text = serde_json::to_string_pretty(&record).unwrap_or_default();
-            steps.push(Step::plain("record what is changed", self.write(RECORD, 0o600, Content::Text(text))));
+            steps.push(Step::plain("record what is changed", self.write(RECORD, 0o600, Content::Text(record.to_string()))));
         }
         if new_settings {
-            let undo = joins.then(|| self.undo_node()).flatten();
             let action = self.write(SETTINGS, 0o600, Content::Settings(Box::new(settings)));
+            let undo = (joins && self.is_new()).then(|| self.undo_node()).flatten();
             steps.push(Step { title: "write the node's settings".to_owned(), action, undo });
         }
         if let (true, Some(text), Some((path, mode))) = (new_service, service_text, self.service.file()) {
             steps.push(Step::plain(format!("describe the service to {}", self.service), self.write(path, mode, Content::Text(text))));
         }
-        self.push_start(&mut steps, new_settings, new_service)?;
+        // What was never there goes with the program; what was there is put back, by the first step that may change a file.
+        if let Some(first) = steps.get_mut(files).filter(|_| !self.is_new()) {
+            first.undo = Some(self.undo_files()?);
+        }
+        self.push_start(&mut steps, joins, new_settings, new_service)?;
         self.push_approval(&mut steps, joins);
         if new_settings {
             steps.push(self.wait());
@@ -133,7 +133,7 @@ impl Maker<'_> {
     }
 
     fn push_device(&self, steps: &mut Vec<Step>) -> Result<(), Refusal> {
-        let (Device::HotPlugged(key) | Device::AtRestart(key)) = &self.device else { return Ok(()) };
+        let (Device::Kept(key) | Device::HotPlugged(key) | Device::AtRestart(key)) = &self.device else { return Ok(()) };
         let request = self.put().with(key, TUN);
         let keys = BTreeMap::from([(key.clone(), Changed { before: None, after: Some(TUN.to_owned()) })]);
         let title = format!("pass {TUN} through ({key})");
@@ -141,19 +141,23 @@ impl Maker<'_> {
         Ok(())
     }
 
-    fn push_start(&self, steps: &mut Vec<Step>, new_settings: bool, new_service: bool) -> Result<(), Refusal> {
+    fn push_start(&self, steps: &mut Vec<Step>, joins: bool, new_settings: bool, new_service: bool) -> Result<(), Refusal> {
         let needs_restart = matches!(self.device, Device::AtRestart(_) | Device::RestartAlone);
         if needs_restart {
             // Nothing is started before it: the service could not open the device.
             let request = call::reboot(&self.target.host, self.wanted.vmid, GRACE_SECS)?;
             steps.push(Step::plain(format!("restart container {}", self.wanted.vmid), Action::Call { request, task: Some(REBOOT_LIMIT) }));
         }
-        if new_service || self.is_new() {
-            let action = self.inside(Deed::Run { commands: self.service.enable(), with_key: false });
+        let run = |commands: Vec<Command>| self.inside(Deed::Run { commands, with_key: false });
+        if self.is_new() {
             let undo = self.undo(UndoDeed::Run { commands: self.service.disable() });
-            steps.push(Step::undone_by("start the service", action, undo));
-        } else if new_settings && let Some(restart) = self.service.restart() {
-            steps.push(Step::plain("restart the service", self.inside(Deed::Run { commands: vec![restart], with_key: false })));
+            steps.push(Step::undone_by("start the service", run(self.service.enable()), undo));
+        } else if new_service || new_settings {
+            // It ran before, and runs again when the files are as they were.
+            let enable = if new_service { self.service.enable() } else { Vec::new() };
+            let commands: Vec<Command> = enable.into_iter().chain(self.service.restart()).collect();
+            let undo = joins.then(|| self.undo_node()).flatten();
+            steps.push(Step { title: "restart the service".to_owned(), action: run(commands), undo });
         }
         Ok(())
     }
@@ -164,8 +168,10 @@ impl Maker<'_> {
         if let Some(approved) = self.found.approved.as_ref().filter(|_| !joins) {
             let same = approved.len() == routes.len() && routes.iter().all(|route| approved.contains(route));
             if !same {
-                let action = self.inside(Deed::Approve { name: self.name.clone(), routes });
-                steps.push(Step::plain("let it carry these networks", action));
+                let only = |one: &[IpNet], other: &[IpNet]| one.iter().filter(|net| !other.contains(net)).copied().collect();
+                let (name, add, remove) = (self.name.clone(), only(approved, &routes), only(&routes, approved));
+                let action = self.inside(Deed::Approve { name: name.clone(), routes });
+                steps.push(Step::undone_by("let it carry these networks", action, Undo::ApproveRoutes { name, add, remove }));
             }
         }
     }
@@ -207,7 +213,8 @@ impl Maker<'_> {
             fleet: None,
         };
         let deed = Deed::Notes { ours: Some(Box::new((self.notes(), mark))) };
-        steps.push(Step::plain("write the notes", self.inside(deed)));
+        let before = block::part(&self.target.config.description).map(str::to_owned);
+        steps.push(Step::undone_by("write the notes", self.inside(deed), self.undo(UndoDeed::Notes { run: self.run, before })));
     }
 
     fn role(&self) -> String {
@@ -237,12 +244,6 @@ impl Maker<'_> {
         Some(Step::undone_by(format!("make a join key for {}", self.name), Action::MintKey(key), Undo::RevokeKey { id: None }))
     }
 
-    fn undo_node(&self) -> Option<Undo> {
-        let Join::Ours(_) = self.wanted.join else { return None };
-        let before: Vec<NodeId> = self.found.observed.mesh.iter().map(|(id, _)| *id).collect();
-        Some(Undo::RemoveNode { name: self.name.clone(), before, key: None })
-    }
-
     fn wait(&self) -> Step {
         let (host, vmid, name) = (self.target.host.clone(), self.wanted.vmid, self.name.clone());
         let title = format!("wait for {name} to join");
@@ -259,7 +260,7 @@ impl Maker<'_> {
             before.entry(key).or_insert(changed.before);
         }
         let device = match &self.device {
-            Device::HotPlugged(key) | Device::AtRestart(key) => Some(key.clone()),
+            Device::Kept(key) | Device::HotPlugged(key) | Device::AtRestart(key) => Some(key.clone()),
             Device::There | Device::RestartAlone => old.and_then(|record| record.device),
         };
         Record { program: self.program.clone(), service: self.service, device, before }

@@ -3,12 +3,12 @@
 use super::*;
 use crate::ident::{MachinePublic, NodeId};
 use crate::plan::guest::RECORD;
-use crate::plan::inside::{Content, Deed, InsideAction};
+use crate::plan::inside::{Content, Deed, InsideAction, InsideUndo, UndoDeed};
 use crate::plan::mark::TAG;
 use crate::plan::observed::HostView;
 use crate::plan::options::KnownCoordinator;
 use crate::plan::render;
-use crate::plan::step::Action;
+use crate::plan::step::{Action, Undo};
 use crate::pve::Principal;
 use crate::pve::reply::{ContainerConfig, GuestSummary};
 
@@ -163,6 +163,42 @@ fn the_second_run_has_nothing_to_do_and_a_changed_option_changes_just_that() {
 }
 
 #[test]
+fn what_takes_a_new_node_back_leaves_nothing_and_a_changed_one_is_what_it_was() {
+    let undos = |plan: &Plan| -> Vec<String> {
+        let undos = plan.steps.iter().rev().filter_map(|step| step.undo.as_ref());
+        undos.map(|undo| serde_json::to_string(undo).unwrap()).collect()
+    };
+    let first = found(NINE);
+    let new = plan(&wanted(), &first);
+    let shown = undos(&new);
+    let at = |words: &str| shown.iter().position(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: {shown:#?}"));
+    // The service ends before its node goes, and that one before the files.
+    assert!(at("disable --now") < at("remove-node") && at("remove-node") < at("pvemesh.new") && at("pvemesh.new") < at("revoke-key"));
+    assert!(shown[at("pvemesh.new")].contains("daemon-reload") && shown[0].contains("notes"), "{shown:#?}");
+
+    let after = done(first, &new);
+    let before = after.observed.target.as_ref().unwrap().config.description.clone();
+    let router = Wanted { kind: kind(false, vec!["10.1.0.0/16".parse().unwrap()]).unwrap(), ..wanted() };
+    let change = plan(&router, &after);
+    let shown = undos(&change);
+    let at = |words: &str| shown.iter().position(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: {shown:#?}"));
+    assert!(!shown.iter().any(|line| line.contains("disable --now") || line.contains("revoke-key")), "{shown:#?}");
+    assert!(shown[at("approve-routes")].contains(r#""add":[],"remove":["10.1.0.0/16"]"#), "{shown:#?}");
+    assert!(shown[at("restore")].contains("node;prod;pvemesh"), "{shown:#?}");
+    let Some(Undo::Inside(InsideUndo { deed: UndoDeed::Notes { before: Some(part), .. }, .. })) = change.steps.last().unwrap().undo.clone()
+    else {
+        panic!("{shown:#?}")
+    };
+    assert!(before.contains(&part), "{part}");
+    let Some(Undo::Inside(InsideUndo { deed: UndoDeed::Rewrite { files, then, .. }, .. })) = change.steps[0].undo.clone() else {
+        panic!("{shown:#?}")
+    };
+    assert_eq!(files.iter().map(|file| file.text.as_deref().unwrap()).filter(|text| text.contains("10.1.0.0/16")).count(), 0);
+    assert_eq!(Guest::from_toml(files[1].text.as_deref().unwrap()).ok(), after.settings);
+    assert_eq!(then.last().unwrap().join(" "), "systemctl restart pvemesh.service");
+}
+
+#[test]
 fn taking_out_gives_back_what_was_there() {
     let first = found(NINE);
     let after = done(first.clone(), &plan(&wanted(), &first));
@@ -226,6 +262,14 @@ fn a_device_comes_in_as_the_host_can_give_it() {
     let mut there = token;
     there.seen.as_mut().unwrap().tun = TunSeen::Usable;
     assert!(!lines(&plan(&wanted(), &there)).iter().any(|line| line.contains("dev0")));
+    let raw = ("lxc.mount.entry".to_owned(), "/dev/net/tun dev/net/tun none bind,create=file".to_owned());
+    there = found(NINE);
+    there.seen.as_mut().unwrap().tun = TunSeen::Usable;
+    there.observed.target.as_mut().unwrap().config.raw.push(raw);
+    assert!(!lines(&plan(&wanted(), &there)).iter().any(|line| line.contains("dev0")));
+    // What nothing in the configuration brings would be missing after the next start.
+    there.observed.target.as_mut().unwrap().config.raw.clear();
+    assert!(lines(&plan(&wanted(), &there)).iter().any(|line| line.contains("dev0=/dev/net/tun")));
     let mut taken = found(NINE);
     taken.observed.target.as_mut().unwrap().config.values.insert("dev0".to_owned(), "/dev/dri/card0".to_owned());
     assert!(lines(&plan(&wanted(), &taken)).iter().any(|line| line.contains("dev1=/dev/net/tun")));

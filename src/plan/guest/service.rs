@@ -86,9 +86,15 @@ impl Service {
     pub fn disable(self) -> Vec<Command> {
         match self {
             Self::Appliance => Vec::new(),
-            Self::Systemd => vec![words("systemctl disable --now pvemesh.service")],
-            Self::Openrc => vec![words("rc-service pvemesh stop"), words("rc-update delete pvemesh default")],
-            Self::Runit => vec![sh("sv down pvemesh; for d in /var/service /etc/service /service; do rm -f $d/pvemesh; done; exit 0")],
+            // What is not there is no failure: it may be ended a second time, by the next run.
+            Self::Systemd => vec![sh("[ ! -e /etc/systemd/system/pvemesh.service ] || exec systemctl disable --now pvemesh.service")],
+            Self::Openrc => vec![
+                sh("[ ! -e /etc/init.d/pvemesh ] || exec rc-service pvemesh stop"),
+                sh("[ ! -e /etc/runlevels/default/pvemesh ] || exec rc-update delete pvemesh default"),
+            ],
+            // Without its link nobody starts it again; that its supervisor has ended is waited for, for that one writes into its directory.
+            Self::Runit => vec![sh("for d in /var/service /etc/service /service; do rm -f $d/pvemesh; done; \
+                [ ! -e /etc/sv/pvemesh/supervise ] || sv force-shutdown /etc/sv/pvemesh; exit 0")],
             Self::Sysv => vec![
                 words("/etc/init.d/pvemesh stop"),
                 sh("if command -v update-rc.d >/dev/null; then exec update-rc.d -f pvemesh remove; fi; rm -f /etc/rc?.d/S99pvemesh"),

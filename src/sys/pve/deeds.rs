@@ -1,4 +1,4 @@
-//! Carries out the steps within a guest, and takes them back.
+//! Carries out the steps within a guest.
 
 use std::time::Duration;
 
@@ -9,16 +9,14 @@ use super::provision::{StepError, Unwatched, until};
 use super::{Executor, observe};
 use crate::ident::{NodeId, NodeName, Secret, Vmid, is_mesh_address};
 use crate::plan::enroll;
-use crate::plan::guest::Command;
-use crate::plan::inside::{Content, Deed, InsideAction, InsideUndo, UndoDeed, is_successor_name};
+use crate::plan::inside::{Content, Deed, InsideAction, is_successor_name};
 use crate::plan::render;
 use crate::pve::reply::ContainerConfig;
-use crate::pve::{ErrorKind, Method, Request};
 use crate::settings::Guest;
 use crate::wire::admin::NodeInfo;
 
 /// How long a service manager may take to start or stop something.
-const SERVICE_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const SERVICE_LIMIT: Duration = Duration::from_secs(60);
 /// How often giving the new node the old one's name is tried: by then the old one is gone, so giving up is no way back.
 const SUCCESSION_TRIES: u32 = 5;
 
@@ -41,11 +39,11 @@ pub(super) struct Known<'a> {
 }
 
 impl Doer<'_> {
-    fn inside(&self) -> Result<&dyn Inside, StepError> {
+    pub(super) fn inside(&self) -> Result<&dyn Inside, StepError> {
         self.inside.ok_or(StepError::Missing(NO_WAY))
     }
 
-    fn mesh(&self) -> Result<&dyn Mesh, StepError> {
+    pub(super) fn mesh(&self) -> Result<&dyn Mesh, StepError> {
         self.mesh.ok_or(StepError::Missing("the coordinator is not known"))
     }
 
@@ -129,7 +127,7 @@ impl Doer<'_> {
         self.name_successor(new, name, addresses).await
     }
 
-    async fn name_successor(&self, new: NodeId, name: &NodeName, addresses: &[std::net::IpAddr]) -> Result<(), StepError> {
+    pub(super) async fn name_successor(&self, new: NodeId, name: &NodeName, addresses: &[std::net::IpAddr]) -> Result<(), StepError> {
         let mesh = self.mesh()?;
         let mut tries = 0;
         loop {
@@ -148,69 +146,6 @@ impl Doer<'_> {
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-    }
-
-    /// Takes it back; true if there was something to take back.
-    pub(super) async fn take_back(&self, undo: &InsideUndo) -> Result<bool, StepError> {
-        let (host, vmid) = (&undo.host, undo.vmid);
-        match &undo.deed {
-            UndoDeed::Remove { program, paths } => {
-                let run = Run::new([program.as_str(), "inside", "remove"].into_iter().chain(paths.iter().map(String::as_str)));
-                match run_well(self.inside()?, vmid, &run).await {
-                    Ok(_) => Ok(true),
-                    // The program itself is not there: nothing was put there, for it was the first.
-                    Err(InsideError::NoProgram { .. } | InsideError::NotThere { .. }) => Ok(false),
-                    Err(error) => Err(error.into()),
-                }
-            }
-            UndoDeed::Run { commands } => self.run_all(vmid, commands).await,
-            UndoDeed::Restore { keys } => {
-                let Some(config) = observe::container_config(self.executor, host, vmid).await? else { return Ok(false) };
-                // What somebody has changed since is his.
-                let ours = keys
-                    .iter()
-                    .filter(|(key, changed)| config.values.get(*key).cloned() == changed.after && changed.before != changed.after);
-                let ours = ours.map(|(key, changed)| (key.clone(), changed.clone())).collect();
-                let put = Request::new(Method::Put, format!("/nodes/{host}/lxc/{vmid}/config"));
-                let request = enroll::restored(put, &ours, |changed| changed.before.clone());
-                if request.params.is_empty() {
-                    return Ok(false);
-                }
-                match self.executor.call(&request).await {
-                    Err(error) if error.kind() == Some(ErrorKind::NoSuchGuest) => Ok(false),
-                    other => Ok(other.map(|_| true)?),
-                }
-            }
-            UndoDeed::Unrekey { old, name, addresses, before, back } => {
-                let mesh = self.mesh()?;
-                let nodes = mesh.nodes().await?;
-                let mut joined = nodes.iter().filter(|node| !before.contains(&node.id) && is_successor_name(&node.name, name));
-                if nodes.iter().any(|node| node.id == *old) {
-                    let was = self.run_all(vmid, std::slice::from_ref(back)).await?;
-                    for node in joined {
-                        mesh.delete_node(node.id).await?;
-                    }
-                    return Ok(was);
-                }
-                match joined.next() {
-                    Some(node) => self.name_successor(node.id, name, addresses).await.map(|()| true),
-                    None => Ok(false),
-                }
-            }
-        }
-    }
-
-    async fn run_all(&self, vmid: Vmid, commands: &[Command]) -> Result<bool, StepError> {
-        let mut first = None;
-        for command in commands {
-            match run_well(self.inside()?, vmid, &Run::new(command.clone()).limit(SERVICE_LIMIT)).await {
-                Ok(_) => {}
-                // What was never set up cannot be taken down.
-                Err(InsideError::NoProgram { .. } | InsideError::NotThere { .. }) => {}
-                Err(error) => first = first.or(Some(error)),
-            }
-        }
-        first.map_or(Ok(true), |error| Err(error.into()))
     }
 }
 

@@ -25,6 +25,7 @@ mod stock;
 mod task;
 mod ticket;
 mod trust;
+mod undeeds;
 mod undo;
 mod upgrade;
 

@@ -231,7 +231,7 @@ impl Pct {
         };
         let (pct, to, (user, group)) = (quoted(&self.pct), quoted(&push.to), push.owner);
         let line = format!(
-            "{SCRATCH}cat > \"$d/in\" && {pct} push {vmid} \"$d/in\" {to} --perms {:04o} --user {user} --group {group} && \
+            "{SCRATCH}cat > \"$d/in\" && [ \"$(sha256sum < \"$d/in\")\" = \"{digest}  -\" ] && {pct} push {vmid} \"$d/in\" {to} --perms {:04o} --user {user} --group {group} && \
              {pct} pull {vmid} {to} \"$d/out\" && sha256sum < \"$d/out\"",
             push.mode
         );

@@ -53,8 +53,9 @@ push)
     running; locked
     shift_by=$(awk '$2 > 0 || $1 == 0 { print $2; exit }' "/proc/$pid/uid_map")
     inside="/proc/$pid/root$to"
-    # The copy is a task of its own, whose failure the command does not tell.
-    { cat "$from" > "$inside" && chown $((shift_by + user)):$((shift_by + group)) "$inside" && { [ -z "$perms" ] || chmod "$perms" "$inside"; }; } ||
+    # The copy is a task of its own, whose failure the command does not tell. It is made by the container's root, within its quotas and mounts.
+    as=; if [ "$shift_by" != 0 ]; then as="nsenter -t $pid -U -S 0 -G 0"; fi
+    $as sh -c 'cat > "$1" && chown "$2" "$1" && { [ -z "$3" ] || chmod "$3" "$1"; }' sh "$inside" "$user:$group" "$perms" < "$from" ||
         echo "failed to copy: open $to failed" >&2
     exit 0 ;;
 pull)
