@@ -41,19 +41,20 @@ impl Shares {
             return true;
         }
         let bytes = u64::try_from(bytes).unwrap_or_default();
-        self.total += bytes;
-        let own = self.by_peer.entry(index).or_default();
-        *own += bytes;
-        let own = *own;
         if self.total > LONG {
             self.total /= 2;
             for count in self.by_peer.values_mut() {
                 *count /= 2;
             }
         }
+        let total = self.total;
+        let own = self.by_peer.entry(index).or_default();
+        let before = *own;
+        self.total += bytes;
+        *own += bytes;
         let peers = u64::try_from(self.by_peer.len()).unwrap_or(u64::MAX);
-        // An eighth more than an equal share, so that equals are left alone.
-        self.total < ENOUGH || own.saturating_mul(peers) <= self.total + self.total / 8
+        // An eighth more than an equal share, so that equals are left alone. What comes now does not count yet: others may follow it.
+        peers == 1 || total < ENOUGH || before.saturating_mul(peers) <= total + total / 8
     }
 }
 
@@ -107,7 +108,6 @@ mod tests {
         #[test]
         fn who_stays_below_an_equal_share_loses_nothing(each in prop::collection::vec(1_usize..60_000, 2..20), rounds in 1_usize..200) {
             let mean = each.iter().sum::<usize>() / each.len();
-            // While the first few peers are counted alone, even a light one may seem heavy; then too little is known to give anything up.
             for (bytes, opened) in each.iter().zip(opened(&each, rounds)).filter(|(bytes, _)| **bytes <= mean) {
                 prop_assert_eq!(opened, bytes * rounds);
             }

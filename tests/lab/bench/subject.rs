@@ -139,12 +139,24 @@ pub fn engine(options: &EngineOptions) -> Done {
 pub struct Program {
     binary: PathBuf,
     dir: PathBuf,
+    /// The coordinator's address.
+    address: &'static str,
 }
 
 impl Program {
     pub fn new(binary: &Path, dir: &Path) -> Done<Self> {
         let binary = binary.canonicalize().map_err(|e| format!("{}: {e}", binary.display()))?;
-        Ok(Self { binary, dir: dir.to_owned() })
+        Ok(Self { binary, dir: dir.to_owned(), address: "192.0.2.1" })
+    }
+
+    /// The same with another address for the coordinator.
+    pub fn with_coordinator_at(mut self, address: &'static str) -> Self {
+        self.address = address;
+        self
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}:8080", self.address)
     }
 
     pub fn at(&self, name: &str) -> String {
@@ -166,10 +178,14 @@ impl Program {
         if listens(Path::new(socket)) { Ok(running) } else { Err(format!("{name} does not start: see {}", log.display())) }
     }
 
-    /// A coordinator on the machine with 192.0.2.1, and a key for all nodes.
+    /// A coordinator on the machine with its address, and a key for all nodes.
     pub fn coordinator(&self, machine: &Machine) -> Done<Running> {
         let (admin, state) = (self.at("coordinator.sock"), self.at("coordinator"));
-        let serve = format!("coordinator serve --url {URL} --listen 192.0.2.1:8080 --state-dir {state} --socket {admin}");
+        let serve = format!(
+            "coordinator serve --url {} --listen {}:8080 --state-dir {state} --socket {admin}",
+            self.url(),
+            self.address
+        );
         let running = self.background(machine, "coordinator", &serve, &admin)?;
         let key = self.at("join.key");
         self.once(
@@ -185,12 +201,10 @@ impl Program {
     pub fn node(&self, machine: &Machine, name: &str, run: &str, up: &str) -> Done<Running> {
         let (socket, state, key) = (self.at(&format!("{name}.sock")), self.at(name), self.at("join.key"));
         let running = self.background(machine, name, &format!("node run --socket {socket} --state-dir {state} {run}"), &socket)?;
-        self.once(machine, &format!("node up --socket {socket} --login-server {URL} --auth-key-file {key} --hostname {name} {up}"))?;
+        self.once(machine, &format!("node up --socket {socket} --login-server {} --auth-key-file {key} --hostname {name} {up}", self.url()))?;
         Ok(running)
     }
 }
-
-const URL: &str = "http://192.0.2.1:8080";
 
 impl Subject {
     pub fn bare(asked: Asked) -> Self {

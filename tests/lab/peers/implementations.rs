@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::stage::{EXIT, PLAIN, SUBNET, Stage};
+use super::stage::{COORDINATOR, EXIT, PLAIN, SUBNET, Stage};
 use crate::bench::machines::Machine;
 use crate::bench::measure::{Running, bound, start};
 use crate::bench::subject::{Program, answers, configure, listens};
@@ -194,7 +194,7 @@ impl Subject {
 
 /// Two of tailscaled, the router first, and the router's address. Our coordinator is the third process.
 fn stock_pair(binary: &Path, peers: &Path, dir: &Path, stage: &Stage, beyond: bool) -> Done<(Vec<Running>, String)> {
-    let program = Program::new(binary, dir)?;
+    let program = Program::new(binary, dir)?.with_coordinator_at(COORDINATOR);
     let coordinator = program.coordinator(&stage.near)?;
     let key = program.at("join.key");
     let mut processes = Vec::new();
@@ -219,7 +219,8 @@ fn stock_pair(binary: &Path, peers: &Path, dir: &Path, stage: &Stage, beyond: bo
             return Err(format!("tailscaled does not start: see {log}"));
         }
         let up =
-            format!("up --login-server=http://192.0.2.1:8080 --auth-key=file:{key} --hostname={name} --accept-dns=false --timeout=30s");
+            format!("up --login-server={} --auth-key=file:{key} --hostname={name} --accept-dns=false --timeout=30s",
+            program.url());
         say(machine, name, &up)?;
         if !options.is_empty() {
             say(machine, name, &format!("set {options}"))?;

@@ -17,6 +17,9 @@ pub const SUBNET: &str = "10.90.2.2";
 /// The far machine behind an exit node, which leads to no network of its own.
 pub const EXIT: &str = "198.51.100.2";
 
+/// The coordinator's address on the near machine: a private one, for stock nodes go on by HTTPS where it is not.
+pub const COORDINATOR: &str = "10.90.9.1";
+
 /// Three machines, with a server of the measuring program on the last two.
 pub struct Stage {
     /// Ends first: it runs in the machines.
@@ -41,6 +44,8 @@ impl Stage {
         far.ip("route add default via 10.90.1.1");
         router.ip(&format!("route add {EXIT}/32 via 10.90.1.2"));
         near.ip("route add 10.90.1.0/24 via 192.0.2.2");
+        near.ip(&format!("addr add {COORDINATOR}/24 dev data-a"));
+        router.ip("addr add 10.90.9.2/24 dev data-b");
         router.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")).map_err(|e| format!("switch forwarding on: {e}"))?;
         let servers = [Server::start(&router)?, Server::start(&far)?];
         Ok(Self { _servers: servers, near, router, _far: far })
