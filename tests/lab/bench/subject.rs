@@ -181,11 +181,7 @@ impl Program {
     /// A coordinator on the machine with its address, and a key for all nodes.
     pub fn coordinator(&self, machine: &Machine) -> Done<Running> {
         let (admin, state) = (self.at("coordinator.sock"), self.at("coordinator"));
-        let serve = format!(
-            "coordinator serve --url {} --listen {}:8080 --state-dir {state} --socket {admin}",
-            self.url(),
-            self.address
-        );
+        let serve = format!("coordinator serve --url {} --listen {}:8080 --state-dir {state} --socket {admin}", self.url(), self.address);
         let running = self.background(machine, "coordinator", &serve, &admin)?;
         let key = self.at("join.key");
         self.once(
@@ -201,7 +197,10 @@ impl Program {
     pub fn node(&self, machine: &Machine, name: &str, run: &str, up: &str) -> Done<Running> {
         let (socket, state, key) = (self.at(&format!("{name}.sock")), self.at(name), self.at("join.key"));
         let running = self.background(machine, name, &format!("node run --socket {socket} --state-dir {state} {run}"), &socket)?;
-        self.once(machine, &format!("node up --socket {socket} --login-server {} --auth-key-file {key} --hostname {name} {up}", self.url()))?;
+        self.once(
+            machine,
+            &format!("node up --socket {socket} --login-server {} --auth-key-file {key} --hostname {name} {up}", self.url()),
+        )?;
         Ok(running)
     }
 }

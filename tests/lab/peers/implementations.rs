@@ -218,9 +218,7 @@ fn stock_pair(binary: &Path, peers: &Path, dir: &Path, stage: &Stage, beyond: bo
         if !listens(Path::new(&socket)) {
             return Err(format!("tailscaled does not start: see {log}"));
         }
-        let up =
-            format!("up --login-server={} --auth-key=file:{key} --hostname={name} --accept-dns=false --timeout=30s",
-            program.url());
+        let up = format!("up --login-server={} --auth-key=file:{key} --hostname={name} --accept-dns=false --timeout=30s", program.url());
         say(machine, name, &up)?;
         if !options.is_empty() {
             say(machine, name, &format!("set {options}"))?;

@@ -48,8 +48,14 @@ fn look(members: &mut Members, sent: &mut [Option<Instant>], times: &mut Vec<f64
     });
 }
 
-/// Without and with the heavy peer, and how much of what it sent arrived at the machine, in Mbit/s.
-fn once() -> Done<([f64; 3], [f64; 3], f64)> {
+/// What the light peers saw without and with the heavy one, and what it sent, in Mbit/s.
+struct Round {
+    alone: [f64; 3],
+    beside: [f64; 3],
+    rate: f64,
+}
+
+fn once() -> Done<Round> {
     let stage = Stage::new(LIGHT + 1)?;
     let sink = stage.far.run(|| UdpSocket::bind("0.0.0.0:9")).map_err(|e| format!("port 9: {e}"))?;
     let mut light = stage.near.run(|| Members::join(0..LIGHT))?;
@@ -69,7 +75,7 @@ fn once() -> Done<([f64; 3], [f64; 3], f64)> {
     done.store(true, Ordering::Relaxed);
     let rate = sender.join().map_err(|_| "the heavy peer")?;
     drop(sink);
-    Ok((alone, beside, rate))
+    Ok(Round { alone, beside, rate })
 }
 
 pub fn measure(rounds: usize) -> Done<Value> {
@@ -78,10 +84,10 @@ pub fn measure(rounds: usize) -> Done<Value> {
         eprintln!("round {round} of {rounds}: a heavy peer and nine light ones");
         all.push(once()?);
     }
-    let of = |pick: fn(&([f64; 3], [f64; 3], f64)) -> f64| median(&all.iter().map(pick).collect::<Vec<_>>());
-    let alone = [of(|r| r.0[0]), of(|r| r.0[1]), of(|r| r.0[2])];
-    let beside = [of(|r| r.1[0]), of(|r| r.1[1]), of(|r| r.1[2])];
-    let rate = of(|r| r.2);
+    let of = |pick: fn(&Round) -> f64| median(&all.iter().map(pick).collect::<Vec<_>>());
+    let alone = [of(|r| r.alone[0]), of(|r| r.alone[1]), of(|r| r.alone[2])];
+    let beside = [of(|r| r.beside[0]), of(|r| r.beside[1]), of(|r| r.beside[2])];
+    let rate = of(|r| r.rate);
     println!("echoes of nine light peers: p50 ms, p99 ms, lost %");
     println!("   alone {:>8.3} {:>8.3} {:>8.2}", alone[0], alone[1], alone[2]);
     println!("   beside one that sends {rate:.0} Mbit/s {:>8.3} {:>8.3} {:>8.2}", beside[0], beside[1], beside[2]);
