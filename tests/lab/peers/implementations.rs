@@ -157,7 +157,7 @@ impl Subject {
             let interface = format!("pvlp{n}{own}");
             let mut command = bound(program);
             command.args(["-f", &interface]).stdout(Stdio::null()).stderr(Stdio::null());
-            if name == "boringtun-cli" {
+            if name != "wireguard-go" {
                 command.arg("--disable-drop-privileges");
             }
             // A process that starts in the background would have no such parent.
