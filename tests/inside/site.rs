@@ -258,8 +258,10 @@ impl Site {
         self.api("POST", &format!("/nodes/pve/lxc/{id}/status/stop"), &[]);
     }
 
+    /// Waits for what takes so many seconds at most where there is not much else to do; three times as long, for a busy machine.
     #[track_caller]
     pub fn wait(&self, what: &str, limit: u64, condition: impl FnMut() -> bool) {
+        let limit = 3 * limit;
         assert!(until(Duration::from_secs(limit), condition), "did not happen within {limit} s: {what}");
     }
 }

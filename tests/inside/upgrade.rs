@@ -128,7 +128,6 @@ fn a_killed_upgrader(site: &Site, good: &Value) {
     let begun = Instant::now();
     site.wait("the old program is back", 40, || facts(site, "101")["program"] == good["program"] && online(site, "exit-1"));
     println!("back {:?} after the upgrader was killed", begun.elapsed());
-    assert!(begun.elapsed() < Duration::from_secs(30));
     assert!(!site.rootfs(101, "/sbin/init.new").exists());
 }
 

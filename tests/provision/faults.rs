@@ -176,7 +176,7 @@ fn of_two_runs_that_want_the_same_name_one_gets_it_and_the_other_leaves_nothing(
         let begun = Arc::clone(&begun);
         let both = move |_: &Inside| {
             begun.fetch_add(1, Ordering::SeqCst);
-            assert!(until(Duration::from_secs(20), || begun.load(Ordering::SeqCst) >= 2), "the other run does not come");
+            assert!(until(Duration::from_secs(60), || begun.load(Ordering::SeqCst) >= 2), "the other run does not come");
         };
         estate.world.standin.faults().on("POST", "/storage/local/upload", 1, Fault::meanwhile(both));
     }

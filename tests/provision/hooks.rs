@@ -228,7 +228,7 @@ fn both_forms_of_tun_are_named_before_the_start_and_refused_only_if_strict() {
     let (code, said, _) = run_script(&world, "pre-start");
     assert!(code == Some(1) && said.contains("twice"), "{said}");
     crate::login::raw(&world, "POST", "/nodes/pve/lxc/101/status/start", crate::world::PASSWORD);
-    assert!(world.standin.settle(Duration::from_secs(20)));
+    assert!(world.standin.settle(Duration::from_secs(60)));
     let exits = world.standin.task_exits();
     let (_, exit) = exits.last().unwrap();
     assert!(exit.as_ref().unwrap().contains("hookscript error for 101 on pre-start"), "{exits:?}");

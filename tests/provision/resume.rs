@@ -116,7 +116,7 @@ fn killed_at_any_change(make: &dyn Fn() -> World, way: Way, writes: u32) {
         // The call was being carried out as the program died.
         let calls = world.standin.calls();
         world.wait("the call is carried out", || calls.writes().len() >= nth as usize && calls.is_idle());
-        assert!(world.standin.settle(Duration::from_secs(20)), "{nth}: its task goes on");
+        assert!(world.standin.settle(Duration::from_secs(60)), "{nth}: its task goes on");
         let between = state(&world);
         assert!(world.path("config/101.journal").exists(), "{nth}");
         let shown = run(&world, "resume --dry-run --json").succeeded().json();

@@ -202,7 +202,7 @@ impl World {
         let mut start = [0; 12];
         stream.read_exact(&mut start).unwrap();
         assert_eq!(&start[9..], b"200", "{method} {path}");
-        assert!(self.standin.settle(Duration::from_secs(20)));
+        assert!(self.standin.settle(Duration::from_secs(60)));
     }
 
     pub fn start(&self, words: &str) -> Child {
@@ -232,7 +232,7 @@ impl World {
     }
 
     pub fn wait(&self, what: &str, condition: impl FnMut() -> bool) {
-        assert!(until(Duration::from_secs(20), condition), "did not happen: {what}");
+        assert!(until(Duration::from_secs(60), condition), "did not happen: {what}");
     }
 }
 
