@@ -3,6 +3,9 @@
 //! What the kernel's queue cannot hold it drops, whoever sent it: a peer that sends without measure would take the others' packets with it.
 //! So before the queue is full, those of whoever takes more than an equal share are dropped unopened, which costs a fraction of opening
 //! them, until the queue is short again. Whoever stays below an equal share loses nothing, and one peer alone is never cut short.
+//!
+//! Whose packet it is, its receiver index says, before anything proves it. Who has read one on its way can send enough under that index to have the peer's
+//! own given up; he stands where he could keep them back, and would fill the queue otherwise.
 
 use std::collections::HashMap;
 

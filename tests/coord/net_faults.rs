@@ -58,7 +58,7 @@ async fn kill_9_loses_nothing_that_was_confirmed() {
 }
 
 #[tokio::test]
-async fn sigterm_ends_it_cleanly_within_a_second_with_streams_open() {
+async fn sigterm_ends_it_cleanly_and_promptly_with_streams_open() {
     let dir = tempfile::tempdir().unwrap();
     let process = Process::start(dir.path(), free_port()).await;
     let key = new_key(&process.admin(), |_| {}).await;

@@ -94,7 +94,7 @@ async fn nginx(dir: &Path, upstream: SocketAddr, made: &tls::Made) -> Result<(Ng
 }
 
 #[tokio::test]
-async fn trap_26_through_nginx_the_upgrade_passes_and_a_change_arrives_within_a_second() {
+async fn trap_26_through_nginx_the_upgrade_passes_and_a_change_arrives_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let server = Running::start_with(tempfile::tempdir().unwrap(), |options| {
         options.settings.url = format!("https://{}", tls::NAME);

@@ -136,7 +136,7 @@ pub(crate) fn encode(guest: &Guest) -> String {
 }
 
 #[test]
-fn a_fixed_address_comes_up_and_it_stops_within_a_second() {
+fn a_fixed_address_comes_up_and_it_stops_promptly() {
     if !root() || !has("unshare") {
         return;
     }

@@ -115,7 +115,7 @@ impl Drop for Container<'_> {
 }
 
 #[test]
-fn the_image_runs_as_an_unprivileged_container_and_halts_within_a_second() {
+fn the_image_runs_as_an_unprivileged_container_and_halts_promptly() {
     if !root() || !has("lxc-start") || !has("dnsmasq") {
         return;
     }

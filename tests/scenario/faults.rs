@@ -29,7 +29,7 @@ fn a_laptop_in_a_cafe_leaves_through_home_and_stays_so_through_faults() {
     }
     traffic_goes_on_while_the_coordinator_restarts(&stage);
     a_killed_node_comes_back_as_itself_without_leftovers(&stage);
-    a_container_stops_within_a_second(&stage);
+    a_container_stops_promptly(&stage);
     a_node_waits_for_a_coordinator_that_is_not_up_yet(&stage);
     a_plain_node_gets_its_lan_address_by_dhcp(&stage);
     others_take_the_exit_nodes_place(&stage);
@@ -134,7 +134,7 @@ fn a_killed_node_comes_back_as_itself_without_leftovers(stage: &Stage) {
     assert!(until(Duration::from_secs(10), || rules(new) == before), "rules before {before:#?}, after {:#?}", rules(new));
 }
 
-fn a_container_stops_within_a_second(stage: &Stage) {
+fn a_container_stops_promptly(stage: &Stage) {
     let start = Instant::now();
     let stopped = stage.pvesh("create /nodes/pve/lxc/101/status/shutdown --timeout 10");
     let took = start.elapsed();

@@ -223,15 +223,7 @@ impl<'a> Table<'a> {
         if let Some(group) = member.group.as_deref() {
             self.groups.entry(group).or_default().push((plan.vmid, plan.host.clone()));
         }
-        self.observed.guests.push(GuestSummary {
-            vmid: plan.vmid,
-            host: plan.host.clone(),
-            container: true,
-            name: plan.name.to_string(),
-            running: false,
-            tags: vec![TAG.to_owned()],
-            managed: false,
-        });
+        self.observed.guests.push(planned(plan));
         self.observed.mesh.push((NodeId::default(), plan.name.clone()));
         let chosen = |what: &str| plan.choices.iter().find(|choice| choice.what == what).map(|choice| choice.value.clone());
         let storage = chosen("storage").unwrap_or_default();
@@ -264,5 +256,18 @@ impl<'a> Table<'a> {
             }
         }
         remarks
+    }
+}
+
+/// A guest as it will stand in the list once its plan is carried out.
+fn planned(plan: &Plan) -> GuestSummary {
+    GuestSummary {
+        vmid: plan.vmid,
+        host: plan.host.clone(),
+        container: true,
+        name: plan.name.to_string(),
+        running: false,
+        tags: vec![TAG.to_owned()],
+        managed: false,
     }
 }

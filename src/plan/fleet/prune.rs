@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Blocked, Draft, View, Work};
+use super::{Blocked, Draft, View, Work, planned};
 use crate::ident::Vmid;
 use crate::plan::destroy::{self, Removal};
-use crate::plan::mark::{FleetName, Mark, TAG};
+use crate::plan::mark::{FleetName, Mark};
 use crate::plan::observed::{Observed, Target};
-use crate::pve::reply::GuestSummary;
 
 /// What goes, and what is of the fleet and stays all the same.
 #[derive(Debug, Default)]
@@ -35,15 +34,7 @@ pub fn prune(
     let mut pruned = Pruned::default();
     // The image stays as long as some guest is made from it, be it in this very run.
     let made = draft.works.iter().filter_map(|(_, work)| match work {
-        Work::Create(plan) => Some(GuestSummary {
-            vmid: plan.vmid,
-            host: plan.host.clone(),
-            container: true,
-            name: plan.name.to_string(),
-            running: false,
-            tags: vec![TAG.to_owned()],
-            managed: false,
-        }),
+        Work::Create(plan) => Some(planned(plan)),
         _ => None,
     });
     let mut observed = Observed { guests: view.observed.guests.iter().cloned().chain(made).collect(), ..view.observed.clone() };
@@ -71,11 +62,13 @@ pub fn prune(
 #[allow(clippy::indexing_slicing, reason = "test code")]
 mod tests {
     use super::*;
+    use crate::plan::mark::TAG;
     use crate::plan::mark::{Identity, RunId};
     use crate::plan::observed::Hookscript;
     use crate::plan::refusal::Refusal;
     use crate::pve::Principal;
     use crate::pve::reply::ContainerConfig;
+    use crate::pve::reply::GuestSummary;
 
     fn vmid(number: u32) -> Vmid {
         number.try_into().unwrap()

@@ -182,13 +182,13 @@ impl Shared {
 
     /// Waits until one of the descriptors is ready, the time is up or the engine stops. Whoever calls tries again either way.
     fn wait<const N: usize>(&self, fds: [(BorrowedFd<'_>, PollFlags); N], limit: Option<Timespec>) {
+        const { assert!(N < 4, "there is a place for each, and one for the stop") };
         // A lone packet is waited for anew each time: no allocation for that.
         let mut all: [PollFd<'_>; 4] = std::array::from_fn(|_| PollFd::new(&self.wake, PollFlags::IN));
         for (place, (fd, flags)) in all.iter_mut().skip(1).zip(fds) {
             *place = PollFd::from_borrowed_fd(fd, flags);
         }
-        let count = (N + 1).min(all.len());
-        if let Err(error) = rustix::event::poll(all.get_mut(..count).unwrap_or_default(), limit.as_ref())
+        if let Err(error) = rustix::event::poll(all.get_mut(..=N).unwrap_or_default(), limit.as_ref())
             && error != rustix::io::Errno::INTR
         {
             tracing::error!(%error, "cannot wait for the TUN or the socket");

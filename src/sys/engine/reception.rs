@@ -50,7 +50,7 @@ struct Reception {
 }
 
 impl Reception {
-    /// While there is always more than can be taken, the queue is looked at now and then.
+    /// While there is always more than can be taken of the main socket, its queue is looked at now and then.
     fn note_queue(&mut self, socket: &Socket, count: usize) {
         if count < MESSAGES {
             self.full = 0;
@@ -81,7 +81,9 @@ impl Reception {
                 &mut self.shares,
             );
         }
-        self.note_queue(socket, count);
+        if local == Local::MAIN {
+            self.note_queue(socket, count);
+        }
         self.opening.write(shared);
         Ok(())
     }
